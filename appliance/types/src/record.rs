@@ -1,0 +1,128 @@
+//! What is known of one request when it has ended: the edge makes it, the ledger keeps it, the caller is shown it.
+//!
+//! All durations are of one monotonic clock in one process; the wall clock only stamps `ended_unix_ms`.
+
+use crate::{FunctionName, KeyName, Tier};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Names one request for its whole life: header `x-request-id`, logs, ledger. 128 random bits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(into = "String")]
+#[serde(try_from = "String")]
+pub struct RequestId(u128);
+
+impl RequestId {
+    /// An identifier from 128 random bits.
+    pub const fn from_random(bits: u128) -> Self {
+        Self(bits)
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "req-{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl From<RequestId> for String {
+    fn from(id: RequestId) -> String {
+        id.to_string()
+    }
+}
+
+impl TryFrom<String> for RequestId {
+    type Error = &'static str;
+    fn try_from(text: String) -> Result<Self, &'static str> {
+        text.strip_prefix("req-")
+            .filter(|hex| hex.len() == 32)
+            .and_then(|hex| u128::from_str_radix(hex, 16).ok())
+            .map(Self)
+            .ok_or("a request id is `req-` and 32 hexadecimal digits")
+    }
+}
+
+/// How a request ended; exactly one for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Answered in full.
+    Completed,
+    /// Refused before any work: a fault of the caller, a limit, or a full queue.
+    Refused,
+    /// The client went away; work stopped within a token.
+    Cancelled,
+    /// `timeout` or a deadline cut it.
+    DeadlineExceeded,
+    /// The instance crashed, was killed for its memory, or broke protocol.
+    RunnerFailed,
+    /// A fault of ours.
+    Failed,
+}
+
+/// One request, ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// The request.
+    pub request: RequestId,
+    /// Wall clock at the end, milliseconds since the Unix epoch.
+    pub ended_unix_ms: u64,
+    /// The key that pays.
+    pub key: KeyName,
+    /// The function called.
+    pub function: FunctionName,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// HTTP status that was sent.
+    pub status: u16,
+    /// Where the function was found.
+    pub tier: Tier,
+    /// Time waiting for a slot, µs.
+    pub queue_us: u64,
+    /// Time waking an instance, µs.
+    pub wake_us: u64,
+    /// Time feeding the prompt, µs.
+    pub prefill_us: u64,
+    /// Time producing tokens, µs.
+    pub decode_us: u64,
+    /// Tokens of the prompt.
+    pub tokens_in: u32,
+    /// Of these, tokens found in the KV cache.
+    pub tokens_cached: u32,
+    /// Tokens produced.
+    pub tokens_out: u32,
+    /// Memory reserved for the instance, bytes.
+    pub memory_bytes: u64,
+    /// Bytes of the request body.
+    pub bytes_in: u64,
+    /// Bytes of the response body.
+    pub bytes_out: u64,
+}
+
+impl Record {
+    /// Milliseconds to pay: wake and execution, rounded up to a whole one.
+    pub fn billed_ms(&self) -> u64 {
+        (self.wake_us + self.prefill_us + self.decode_us).div_ceil(1_000)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn request_id_reads_what_it_writes() {
+        let id = RequestId::from_random(0x1234_5678_9abc_def0_0fed_cba9_8765_4321);
+        assert_eq!(id.to_string(), "req-123456789abcdef00fedcba987654321");
+        assert_eq!(RequestId::try_from(id.to_string()), Ok(id));
+        for bad in ["", "req-", "req-12", "123456789abcdef00fedcba987654321", "req-+23456789abcdef00fedcba98765432g"] {
+            assert!(RequestId::try_from(bad.to_owned()).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! Server ↔ warden: one packet a message on a SOCK_SEQPACKET socket pair.
+//!
+//! A [`Request`] is answered by one [`Message::Reply`] with its id; replies may come in any order. A reply to
+//! [`Call::Wake`] carries one descriptor, the server's end of the instance's socket; a [`Call::ModelAdd`] carries one
+//! to the warden, from which it reads the file. [`Message::Exited`] comes by itself, once for each instance that was
+//! awake. The warden trusts nothing here beyond what a holder of the admin key may do anyway: it clamps limits by its
+//! own and runs only models that are in its store.
+
+use crate::runner::ModelInfo;
+use appliance_types::{FunctionName, ModelDigest, Task, Tier};
+use serde::{Deserialize, Serialize};
+
+/// Longest packet, either way.
+pub const PACKET_BYTES_MAX: usize = 128 << 10;
+/// Longest system prompt, so that a [`RunnerSpec`] fits a packet.
+pub const SYSTEM_BYTES_MAX: usize = 64 << 10;
+
+/// An instance's number; never used again while the warden lives.
+pub type InstanceId = u64;
+
+/// One call to the warden.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Request {
+    /// Chosen by the server; comes back in the reply.
+    pub id: u64,
+    /// What to do.
+    pub call: Call,
+}
+
+/// What the warden can do.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Call {
+    /// Start an instance; answered once its model is loaded.
+    Wake(RunnerSpec),
+    /// End an instance and leave nothing of it.
+    Stop {
+        /// The instance.
+        instance: InstanceId,
+    },
+    /// Say what instances there are and hold.
+    Instances,
+    /// Read a model file from the descriptor that comes along, to its end, into the store.
+    ModelAdd {
+        /// What its SHA-256 must be, where that is known.
+        expected: Option<ModelDigest>,
+    },
+    /// Say what models there are.
+    Models,
+    /// Remove a model; refused while an instance uses it.
+    ModelRemove {
+        /// The model.
+        digest: ModelDigest,
+    },
+}
+
+/// What an instance needs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunnerSpec {
+    /// Whose instance it is; names its cgroup, and logs.
+    pub function: FunctionName,
+    /// The model.
+    pub model: ModelDigest,
+    /// What the model is for.
+    pub task: Task,
+    /// Cap of private memory, bytes.
+    pub memory_bytes: u64,
+    /// Cores it may use.
+    pub cpus: u32,
+    /// Tokens a sequence may hold.
+    pub context_tokens: u32,
+    /// Sequences at once.
+    pub slots: u32,
+    /// The function's system prompt.
+    pub system: Option<String>,
+}
+
+/// What the warden says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Message {
+    /// The answer to a request.
+    Reply {
+        /// The request.
+        id: u64,
+        /// The answer.
+        result: Result<Reply, WardenError>,
+    },
+    /// An instance is gone and cleaned up.
+    Exited {
+        /// The instance.
+        instance: InstanceId,
+        /// What ended it.
+        cause: ExitCause,
+    },
+}
+
+/// Answers, one a call.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Reply {
+    /// To [`Call::Wake`]; a descriptor comes along.
+    Awake(Awake),
+    /// To [`Call::Stop`].
+    Stopped,
+    /// To [`Call::Instances`].
+    Instances(Vec<InstanceStatus>),
+    /// To [`Call::ModelAdd`].
+    ModelAdded(ModelEntry),
+    /// To [`Call::Models`].
+    Models(Vec<ModelEntry>),
+    /// To [`Call::ModelRemove`].
+    ModelRemoved,
+}
+
+/// An instance that is ready.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Awake {
+    /// Its number.
+    pub instance: InstanceId,
+    /// Where the function was found.
+    pub tier: Tier,
+    /// From the call to the loaded model, µs.
+    pub wake_us: u64,
+    /// Threads that compute in it.
+    pub threads: u32,
+    /// What was loaded.
+    pub model: ModelInfo,
+}
+
+/// What an instance holds now.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InstanceStatus {
+    /// Its number.
+    pub instance: InstanceId,
+    /// Whose it is.
+    pub function: FunctionName,
+    /// Memory of its own, bytes.
+    pub private_bytes: u64,
+    /// Memory it shares (weights in the page cache), bytes.
+    pub shared_bytes: u64,
+    /// CPU time used, µs.
+    pub cpu_us: u64,
+}
+
+/// A model in the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelEntry {
+    /// Its name.
+    pub digest: ModelDigest,
+    /// Its length.
+    pub bytes: u64,
+}
+
+/// What ended an instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExitCause {
+    /// [`Call::Stop`].
+    Stopped,
+    /// It went past its memory limit and was killed.
+    OutOfMemory {
+        /// The limit, bytes.
+        limit_bytes: u64,
+    },
+    /// A signal ended it.
+    Signal(i32),
+    /// It ended by itself.
+    Exit(i32),
+}
+
+impl std::fmt::Display for ExitCause {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Stopped => write!(f, "it was stopped"),
+            Self::OutOfMemory { limit_bytes } => {
+                write!(f, "it went past its memory limit of {} MiB; raise `limits.memory`", limit_bytes >> 20)
+            }
+            Self::Signal(signal) => write!(f, "it was ended by signal {signal}"),
+            Self::Exit(code) => write!(f, "it ended with exit code {code}"),
+        }
+    }
+}
+
+/// Why the warden did not do it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum WardenError {
+    /// No such model in the store.
+    #[error("model {digest} is not in the store; add it with `ember model add`")]
+    ModelMissing {
+        /// The model.
+        digest: ModelDigest,
+    },
+    /// The file is not a usable GGUF.
+    #[error("not a usable model: {reason}")]
+    ModelInvalid {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Instances run on it.
+    #[error("model {digest} is in use by {instances} instances")]
+    ModelInUse {
+        /// The model.
+        digest: ModelDigest,
+        /// How many.
+        instances: u32,
+    },
+    /// llama.cpp could not load it.
+    #[error("the runner could not load the model: {reason}")]
+    LoadFailed {
+        /// The runner's own reason.
+        reason: String,
+    },
+    /// The instance ended before its model was loaded.
+    #[error("the instance ended while loading the model: {cause}")]
+    DiedLoading {
+        /// What ended it.
+        cause: ExitCause,
+    },
+    /// Loading took too long.
+    #[error("the model was not loaded within {limit_ms} ms")]
+    LoadTimeout {
+        /// The limit.
+        limit_ms: u64,
+    },
+    /// A layer of the sandbox could not be set up. Nothing runs without it.
+    #[error("sandbox layer `{layer}` failed: {reason}")]
+    Sandbox {
+        /// The layer.
+        layer: String,
+        /// What the kernel said.
+        reason: String,
+    },
+    /// Too many instances.
+    #[error("{limit} instances are up, which is the most")]
+    InstancesMax {
+        /// The most.
+        limit: u32,
+    },
+    /// No such instance.
+    #[error("no instance {instance}")]
+    InstanceMissing {
+        /// The instance.
+        instance: InstanceId,
+    },
+    /// Storage failed.
+    #[error("{action}: {reason}")]
+    Storage {
+        /// What was attempted, with the path.
+        action: String,
+        /// What the kernel said.
+        reason: String,
+    },
+    /// The call made no sense.
+    #[error("bad request to the warden: {reason}")]
+    BadRequest {
+        /// What was wrong.
+        reason: String,
+    },
+}
