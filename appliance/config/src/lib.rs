@@ -1,1 +1,24 @@
-//! Placeholder.
+//! What an operator writes: function manifests and emberd's own configuration, both TOML, both read strictly.
+//!
+//! ```text
+//!  text ──▶ toml (spans) ──▶ section: keys ──▶ unit: sizes, durations, ranges ──▶ Manifest | ServeConfig
+//!                                 └────────────── ConfigError: line, column, what is wrong ◀──┘
+//! ```
+//!
+//! Invariants: a parsed value lies within every range named here; an unknown key is an error, so a typing error never
+//! becomes a default; every error points at the character that has to change. Pure: no file is opened and no host is
+//! looked at. Left out: whether the model exists, and whether this machine can hold what is asked.
+
+mod error;
+mod manifest;
+mod section;
+mod serve;
+mod unit;
+
+pub use error::ConfigError;
+pub use manifest::{
+    CONCURRENCY_MAX, CONTEXT_TOKENS_MAX, CONTEXT_TOKENS_MIN, Limits, Manifest, ModelReference, Prompt,
+    REQUEST_BYTES_MAX, SYSTEM_BYTES_MAX, Scale,
+};
+pub use serve::{EdgeLimits, ServeConfig};
+pub use unit::{duration_text, size_text};

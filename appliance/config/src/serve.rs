@@ -1,0 +1,211 @@
+//! emberd's own configuration file, `emberd serve --config FILE`. Every key is optional; a flag on the command line
+//! goes before it.
+//!
+//! ```toml
+//! data = "./ember-data"
+//! listen = "127.0.0.1:8443"
+//! telemetry_listen = "127.0.0.1:9443"
+//! drain = "10s"
+//! inference_cores = 2
+//! [limits]
+//! connections = 4096
+//! connections_per_address = 256
+//! request_bytes = "16MiB"
+//! headers = 64
+//! header_bytes = "32KiB"
+//! streams = 128
+//! handshake_timeout = "10s"
+//! header_timeout = "10s"
+//! body_timeout = "60s"
+//! idle_timeout = "75s"
+//! ```
+
+use crate::{
+    ConfigError, REQUEST_BYTES_MAX,
+    section::{Schema, Section, duration, number, parsed, size, text},
+};
+use std::{net::SocketAddr, ops::RangeInclusive};
+use toml::de::DeTable;
+
+/// How emberd serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServeConfig {
+    /// Folder that holds everything.
+    pub data: String,
+    /// Where requests are answered.
+    pub listen: SocketAddr,
+    /// Where telemetry is answered, if anywhere.
+    pub telemetry_listen: Option<SocketAddr>,
+    /// Time that running requests get when it stops, ms.
+    pub drain_ms: u64,
+    /// Cores for inference; all when absent.
+    pub inference_cores: Option<u32>,
+    /// What one client may use.
+    pub limits: EdgeLimits,
+}
+
+/// What clients may use before they are known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EdgeLimits {
+    /// Connections at once.
+    pub connections: u32,
+    /// Connections at once from one address.
+    pub connections_per_address: u32,
+    /// Bytes of a request body; a function's own limit may be lower.
+    pub request_bytes: u64,
+    /// Header lines of a request.
+    pub headers: u32,
+    /// Bytes of a request's headers.
+    pub header_bytes: u64,
+    /// HTTP/2 streams at once on a connection.
+    pub streams: u32,
+    /// Time for the TLS handshake, ms.
+    pub handshake_timeout_ms: u64,
+    /// Time for a request's headers, ms.
+    pub header_timeout_ms: u64,
+    /// Time for a request's body, ms.
+    pub body_timeout_ms: u64,
+    /// Time a connection may stay without a request, ms.
+    pub idle_timeout_ms: u64,
+}
+
+const SCHEMA: Schema = &[
+    ("", &["data", "listen", "telemetry_listen", "drain", "inference_cores", "limits"]),
+    (
+        "limits",
+        &[
+            "connections",
+            "connections_per_address",
+            "request_bytes",
+            "headers",
+            "header_bytes",
+            "streams",
+            "handshake_timeout",
+            "header_timeout",
+            "body_timeout",
+            "idle_timeout",
+        ],
+    ),
+];
+
+const HOUR_MS: u64 = 3_600_000;
+const DRAIN_MS: RangeInclusive<u64> = 0..=HOUR_MS;
+const TIMEOUT_MS: RangeInclusive<u64> = 100..=HOUR_MS;
+const CONNECTIONS: RangeInclusive<u32> = 1..=1 << 20;
+const HEADERS: RangeInclusive<u32> = 8..=1024;
+const STREAMS: RangeInclusive<u32> = 1..=1024;
+const HEADER_BYTES: RangeInclusive<u64> = 8 << 10..=1 << 20;
+const REQUEST_BYTES: RangeInclusive<u64> = 1 << 10..=REQUEST_BYTES_MAX;
+
+impl Default for ServeConfig {
+    fn default() -> Self {
+        Self {
+            data: "./ember-data".to_owned(),
+            listen: SocketAddr::from(([127, 0, 0, 1], 8443)),
+            telemetry_listen: None,
+            drain_ms: 10_000,
+            inference_cores: None,
+            limits: EdgeLimits::default(),
+        }
+    }
+}
+
+impl Default for EdgeLimits {
+    fn default() -> Self {
+        Self {
+            connections: 4096,
+            connections_per_address: 256,
+            request_bytes: REQUEST_BYTES_MAX,
+            headers: 64,
+            header_bytes: 32 << 10,
+            streams: 128,
+            handshake_timeout_ms: 10_000,
+            header_timeout_ms: 10_000,
+            body_timeout_ms: 60_000,
+            idle_timeout_ms: 75_000,
+        }
+    }
+}
+
+impl ServeConfig {
+    /// Reads a configuration.
+    ///
+    /// # Errors
+    /// The first thing wrong with it, and where.
+    pub fn parse(document: &str) -> Result<Self, ConfigError> {
+        let table = DeTable::parse(document).map_err(|error| ConfigError::syntax(document, &error))?;
+        let top = Section::top(document, table.get_ref(), SCHEMA)?;
+        let default = Self::default();
+        Ok(Self {
+            data: top.get("data", &text)?.unwrap_or(default.data),
+            listen: top.get("listen", &parsed)?.unwrap_or(default.listen),
+            telemetry_listen: top.get("telemetry_listen", &parsed)?,
+            drain_ms: top.get("drain", &duration(DRAIN_MS))?.unwrap_or(default.drain_ms),
+            inference_cores: top.get("inference_cores", &number(1..=1024))?,
+            limits: limits(&top.section("limits")?)?,
+        })
+    }
+}
+
+fn limits(section: &Section<'_>) -> Result<EdgeLimits, ConfigError> {
+    let default = EdgeLimits::default();
+    let count = |key, range, default| Ok(section.get(key, &number(range))?.unwrap_or(default));
+    let bytes = |key, range, default| Ok(section.get(key, &size(range))?.unwrap_or(default));
+    let time = |key, default| Ok(section.get(key, &duration(TIMEOUT_MS))?.unwrap_or(default));
+    Ok(EdgeLimits {
+        connections: count("connections", CONNECTIONS, default.connections)?,
+        connections_per_address: count("connections_per_address", CONNECTIONS, default.connections_per_address)?,
+        request_bytes: bytes("request_bytes", REQUEST_BYTES, default.request_bytes)?,
+        headers: count("headers", HEADERS, default.headers)?,
+        header_bytes: bytes("header_bytes", HEADER_BYTES, default.header_bytes)?,
+        streams: count("streams", STREAMS, default.streams)?,
+        handshake_timeout_ms: time("handshake_timeout", default.handshake_timeout_ms)?,
+        header_timeout_ms: time("header_timeout", default.header_timeout_ms)?,
+        body_timeout_ms: time("body_timeout", default.body_timeout_ms)?,
+        idle_timeout_ms: time("idle_timeout", default.idle_timeout_ms)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn every_key_is_read() {
+        assert_eq!(ServeConfig::parse(""), Ok(ServeConfig::default()));
+        let documented: String = include_str!("serve.rs")
+            .lines()
+            .skip_while(|line| !line.contains("```toml"))
+            .skip(1)
+            .take_while(|line| !line.contains("```"))
+            .map(|line| format!("{}\n", line.trim_start_matches("//! ")))
+            .collect();
+        let read = ServeConfig::parse(&documented).unwrap();
+        let telemetry_listen = Some(SocketAddr::from(([127, 0, 0, 1], 9443)));
+        assert_eq!(read, ServeConfig { telemetry_listen, inference_cores: Some(2), ..ServeConfig::default() });
+    }
+
+    #[test]
+    fn errors_point_at_their_cause() {
+        let check = |text: &str, expected: &str| {
+            assert_eq!(ServeConfig::parse(text).unwrap_err().to_string(), expected, "{text}");
+        };
+        check("listen = 8443", "line 1, column 10: `listen`: expected a string, got a whole number");
+        check("listen = \"localhost\"", "line 1, column 10: `listen`: invalid socket address syntax");
+        check(
+            "drain = \"10\"",
+            "line 1, column 9: `drain`: `10` is not a duration: write a whole number and ms, s, m or h",
+        );
+        check("drian = \"10s\"", "line 1, column 1: unknown key `drian`; did you mean `drain`?");
+        check("connections = 1", "line 1, column 1: unknown key `connections`; it belongs in `[limits]`");
+        check("\n[limits]\nconnections = 0", "line 3, column 15: `connections`: 0 is outside 1 to 1048576");
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_or_refused(text in "[a-z_=\\[\\]\"0-9\\n é.]{0,80}") {
+            let _ = ServeConfig::parse(&text);
+        }
+    }
+}
