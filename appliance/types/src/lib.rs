@@ -8,7 +8,7 @@ mod name;
 mod record;
 
 pub use digest::{ModelDigest, ParseDigestError};
-pub use name::{FunctionName, KeyName, ParseNameError};
+pub use name::{FunctionName, KeyName, NAME_BYTES_MAX, ParseNameError};
 pub use record::{Outcome, Record, RequestId};
 
 use serde::{Deserialize, Serialize};

@@ -105,13 +105,6 @@ pub struct Record {
     pub bytes_out: u64,
 }
 
-impl Record {
-    /// Milliseconds to pay: wake and execution, rounded up to a whole one.
-    pub fn billed_ms(&self) -> u64 {
-        (self.wake_us + self.prefill_us + self.decode_us).div_ceil(1_000)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

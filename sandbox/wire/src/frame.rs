@@ -86,7 +86,7 @@ impl Decoder {
     ///
     /// # Errors
     /// The peer broke the protocol; every later call says so again.
-    pub fn next<M: DeserializeOwned>(&mut self) -> Result<Option<M>, FrameError> {
+    pub fn next_message<M: DeserializeOwned>(&mut self) -> Result<Option<M>, FrameError> {
         if let Some(error) = &self.broken {
             return Err(error.clone());
         }
@@ -165,7 +165,7 @@ mod tests {
             let mut received = Vec::new();
             for piece in bytes.chunks(cut) {
                 decoder.push(piece);
-                while let Some(message) = decoder.next::<FromRunner>().unwrap() {
+                while let Some(message) = decoder.next_message::<FromRunner>().unwrap() {
                     received.push(message);
                 }
             }
@@ -177,7 +177,7 @@ mod tests {
         fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let mut decoder = Decoder::new(64);
             decoder.push(&bytes);
-            while let Ok(Some(_)) = decoder.next::<FromRunner>() {}
+            while let Ok(Some(_)) = decoder.next_message::<FromRunner>() {}
             let _ = decode_packet::<crate::warden::Request>(&bytes);
         }
     }
@@ -186,12 +186,12 @@ mod tests {
     fn a_broken_decoder_stays_broken() {
         let mut decoder = Decoder::new(16);
         decoder.push(&u32::MAX.to_le_bytes());
-        let error = decoder.next::<FromRunner>().unwrap_err();
+        let error = decoder.next_message::<FromRunner>().unwrap_err();
         assert_eq!(error, FrameError::TooLong { length: u32::MAX as usize, limit: 16 });
         let mut good = Vec::new();
         encode(&text(1, "x"), 16, &mut good).unwrap();
         decoder.push(&good);
-        assert_eq!(decoder.next::<FromRunner>().unwrap_err(), error);
+        assert_eq!(decoder.next_message::<FromRunner>().unwrap_err(), error);
     }
 
     #[test]

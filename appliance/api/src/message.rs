@@ -1,0 +1,62 @@
+//! The messages of a chat.
+
+use crate::field::{Fault, Field, Kind, Object, Read};
+use sandbox_wire::runner::{Message, Role};
+
+/// A chat's messages: at least one, each of text alone.
+pub(crate) fn messages(list: Field<'_>) -> Read<Vec<Message>> {
+    let messages = list.list(message)?;
+    if messages.is_empty() { Err(Fault::here("expected at least one message")) } else { Ok(messages) }
+}
+
+fn message(field: Field<'_>) -> Read<Message> {
+    let object = field.object()?;
+    let role = object.require("role", role)?;
+    object.get("tool_calls", refuse_calls)?;
+    object.get("function_call", |_| Err::<(), _>(Fault::here("calls of functions are not supported")))?;
+    object.get("audio", |_| Err::<(), _>(Fault::here("audio is not supported")))?;
+    Ok(Message { role, content: content(&object, role)?, name: object.get("name", Field::string)? })
+}
+
+fn role(field: Field<'_>) -> Read<Role> {
+    match &*field.cow()? {
+        "system" | "developer" => Ok(Role::System),
+        "user" => Ok(Role::User),
+        "assistant" => Ok(Role::Assistant),
+        "tool" => Ok(Role::Tool),
+        other => Err(Fault::here(format!(
+            "`{}` is not a role: use system, developer, user, assistant or tool",
+            other.escape_debug()
+        ))),
+    }
+}
+
+/// An assistant may have said nothing; all others say something.
+fn content(message: &Object<'_>, role: Role) -> Read<String> {
+    match role {
+        Role::Assistant => Ok(message.get("content", text)?.unwrap_or_default()),
+        Role::System | Role::User | Role::Tool => message.require("content", text),
+    }
+}
+
+/// A string, or a list of text parts, which become lines.
+fn text(field: Field<'_>) -> Read<String> {
+    match field.kind() {
+        Kind::String => field.string(),
+        Kind::List => Ok(field.list(part)?.join("\n")),
+        _ => Err(field.expected("a string or a list of text parts")),
+    }
+}
+
+fn part(field: Field<'_>) -> Read<String> {
+    let object = field.object()?;
+    object.require("type", |kind| match &*kind.cow()? {
+        "text" => Ok(()),
+        other => Err(Fault::here(format!("only `text` parts are supported, got `{}`", other.escape_debug()))),
+    })?;
+    object.require("text", Field::string)
+}
+
+fn refuse_calls(calls: Field<'_>) -> Read<()> {
+    if calls.list(|_| Ok(()))?.is_empty() { Ok(()) } else { Err(Fault::here("calls of tools are not supported")) }
+}
