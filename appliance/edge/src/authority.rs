@@ -1,0 +1,179 @@
+//! The device's own certificate authority, and the server certificates that it issues.
+//!
+//! ECDSA P-256 throughout, which every client of the last decade verifies. The extensions are those that the strictest
+//! take for granted: key identifiers on both ends (Python 3.13), basic constraints, key usages, server authentication,
+//! and a life of no more than 825 days (Apple). Nothing here touches a file: texts in, texts out.
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
+};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::{Duration, SystemTime},
+};
+use x509_parser::{extensions::GeneralName, pem::parse_x509_pem};
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const AUTHORITY_LIFE: Duration = Duration::from_secs(3653 * 24 * 3600);
+const SERVER_LIFE: Duration = Duration::from_secs(397 * 24 * 3600);
+/// A server certificate is renewed when less than this is left of it.
+const SERVER_RENEWAL: Duration = Duration::from_secs(132 * 24 * 3600);
+
+/// Why a certificate could not be made or read.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthorityError {
+    /// The key pair or the certificate could not be made.
+    #[error("cannot make a certificate: {0}")]
+    Make(#[from] rcgen::Error),
+    /// A certificate's text cannot be read.
+    #[error("cannot read the certificate: {0}")]
+    Read(String),
+}
+
+/// A certificate and its private key, both PEM.
+#[derive(Clone)]
+pub struct Identity {
+    /// The certificate; not secret.
+    pub certificate_pem: String,
+    /// Its private key, PKCS#8; secret.
+    pub key_pem: String,
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Identity").field("certificate_pem", &self.certificate_pem).finish_non_exhaustive()
+    }
+}
+
+/// Makes a device's authority, valid for ten years. `device` tells it from those of other devices.
+pub fn make_authority(device: &str, now: SystemTime) -> Result<Identity, AuthorityError> {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    let mut params = params(&format!("Ember device CA {device}"), now, AUTHORITY_LIFE);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+    let certificate = params.self_signed(&key)?;
+    Ok(Identity { certificate_pem: certificate.pem(), key_pem: key.serialize_pem() })
+}
+
+/// Issues a server certificate with a new key for `names`, valid for 397 days.
+pub fn issue_server(authority: &Identity, names: &ServerNames, now: SystemTime) -> Result<Identity, AuthorityError> {
+    let issuer = Issuer::from_ca_cert_pem(&authority.certificate_pem, KeyPair::from_pem(&authority.key_pem)?)?;
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    let mut params = params("Ember server", now, SERVER_LIFE);
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.use_authority_key_identifier_extension = true;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    params.subject_alt_names = names.alternatives()?;
+    let certificate = params.signed_by(&key, &issuer)?;
+    Ok(Identity { certificate_pem: certificate.pem(), key_pem: key.serialize_pem() })
+}
+
+/// True when a server certificate runs out within a third of its life, or lacks one of `names`.
+pub fn needs_renewal(certificate_pem: &str, names: &ServerNames, now: SystemTime) -> Result<bool, AuthorityError> {
+    let (_, pem) = parse_x509_pem(certificate_pem.as_bytes()).map_err(unreadable)?;
+    let certificate = pem.parse_x509().map_err(unreadable)?;
+    let ends = SystemTime::UNIX_EPOCH + Duration::from_secs(certificate.validity().not_after.timestamp().max(0) as u64);
+    let alternatives = certificate.subject_alternative_name().map_err(unreadable)?;
+    let held = alternatives.map_or(&[][..], |extension| &extension.value.general_names);
+    Ok(now + SERVER_RENEWAL > ends || !names.are_in(held))
+}
+
+/// What clients may call the server by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerNames {
+    addresses: Vec<IpAddr>,
+    hosts: Vec<String>,
+}
+
+impl ServerNames {
+    /// The loopback addresses, `localhost`, the machine's `hostname` and the address listened on. What no certificate can
+    /// name is left out: an unspecified address, a host name that is none.
+    pub fn new(hostname: &str, listen: IpAddr) -> Self {
+        let mut addresses = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        if !listen.is_unspecified() && !addresses.contains(&listen) {
+            addresses.push(listen);
+        }
+        let mut hosts = vec!["localhost".to_owned()];
+        let hostname = hostname.to_ascii_lowercase();
+        if is_host(&hostname) && !hosts.contains(&hostname) {
+            hosts.push(hostname);
+        }
+        Self { addresses, hosts }
+    }
+
+    fn alternatives(&self) -> Result<Vec<SanType>, rcgen::Error> {
+        let addresses = self.addresses.iter().map(|address| Ok(SanType::IpAddress(*address)));
+        let hosts = self.hosts.iter().map(|host| Ok(SanType::DnsName(host.as_str().try_into()?)));
+        addresses.chain(hosts).collect()
+    }
+
+    fn are_in(&self, held: &[GeneralName<'_>]) -> bool {
+        let address = |wanted: &IpAddr| {
+            held.iter().any(|name| matches!(name, GeneralName::IPAddress(b) if is_address(b, wanted)))
+        };
+        let host = |wanted: &String| held.iter().any(|name| matches!(name, GeneralName::DNSName(h) if h == wanted));
+        self.addresses.iter().all(address) && self.hosts.iter().all(host)
+    }
+}
+
+fn is_address(bytes: &[u8], wanted: &IpAddr) -> bool {
+    match wanted {
+        IpAddr::V4(address) => bytes == address.octets(),
+        IpAddr::V6(address) => bytes == address.octets(),
+    }
+}
+
+fn is_host(name: &str) -> bool {
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    name.len() <= 253 && name.split('.').all(label)
+}
+
+/// Valid from an hour ago, for clients whose clock is behind.
+fn params(common_name: &str, now: SystemTime, life: Duration) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, common_name);
+    params.not_before = (now - DAY / 24).into();
+    params.not_after = (now - DAY / 24 + life).into();
+    params
+}
+
+fn unreadable(error: impl std::fmt::Display) -> AuthorityError {
+    AuthorityError::Read(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LISTEN: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7));
+
+    #[test]
+    fn names_leave_out_what_no_certificate_can_say() {
+        let names = ServerNames::new("Edge_1", IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        assert_eq!(names.hosts, ["localhost"]);
+        assert_eq!(names.addresses.len(), 2);
+        assert_eq!(ServerNames::new("Edge-1.lan", LISTEN).hosts, ["localhost", "edge-1.lan"]);
+    }
+
+    #[test]
+    fn a_certificate_is_renewed_late_in_life_and_when_a_name_is_new() {
+        let now = SystemTime::UNIX_EPOCH + 20_000 * DAY;
+        let authority = make_authority("test", now).unwrap();
+        let names = ServerNames::new("edge", LISTEN);
+        let pem = issue_server(&authority, &names, now).unwrap().certificate_pem;
+        let needed = |names: &ServerNames, days: u32| needs_renewal(&pem, names, now + days * DAY).unwrap();
+        assert!(!needed(&names, 0) && !needed(&names, 264) && needed(&names, 266));
+        assert!(!needed(&ServerNames::new("edge", Ipv4Addr::LOCALHOST.into()), 0), "fewer names are fine");
+        assert!(needed(&ServerNames::new("other", LISTEN), 0));
+        assert!(!needed(&ServerNames::new("edge", Ipv6Addr::UNSPECIFIED.into()), 0));
+        assert!(needs_renewal("no pem", &names, now).is_err());
+    }
+}
