@@ -1,1 +1,220 @@
-//! Placeholder.
+//! What to do next with waiting requests: run one, wake an instance, or leave them waiting. Pure: values in, decision out.
+//!
+//! ```text
+//!  oldest request first ─▶ a free slot in a busy instance ───────────▶ Dispatch   (costs no core more)
+//!                        ├▶ an idle instance, cores free ────────────▶ Dispatch
+//!                        ├▶ more waiting than will wake, cores free ─▶ Wake
+//!                        └▶ no cores: nobody younger gets them either
+//! ```
+//!
+//! Why cores are leased: ggml's threads spin at barriers, so two busy instances with more threads than cores run many
+//! times slower than one. Invariant: the threads of busy and of waking instances never exceed the cores.
+//! Left out: memory, fairness between keys, priorities.
+
+use std::time::Instant;
+
+/// A function with requests to serve.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Function {
+    /// When its oldest waiting request came; `None` when none waits.
+    pub oldest: Option<Instant>,
+    /// Requests that wait.
+    pub waiting: usize,
+    /// Cores that one of its instances computes on.
+    pub threads: u32,
+    /// Instances being woken.
+    pub waking: usize,
+    /// Slots that each of those will have, as far as known.
+    pub slots: u32,
+    /// Most instances.
+    pub instances_max: usize,
+    /// Instances that take requests.
+    pub instances: Vec<Instance>,
+}
+
+/// An instance that takes requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Instance {
+    /// Requests that it can run at once.
+    pub slots: u32,
+    /// Requests that it runs.
+    pub busy: u32,
+}
+
+/// What to do; indices are those of the arguments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Give the function's oldest request to this instance.
+    Dispatch {
+        /// Which function.
+        function: usize,
+        /// Which of its instances.
+        instance: usize,
+    },
+    /// Start another instance of the function.
+    Wake {
+        /// Which function.
+        function: usize,
+    },
+}
+
+/// The next thing to do when `cores_free` cores are not leased; `None` when all that waits has to wait.
+pub fn next_step(functions: &[Function], mut cores_free: u32) -> Option<Step> {
+    let mut order: Vec<usize> = (0..functions.len()).filter(|&f| functions[f].oldest.is_some()).collect();
+    order.sort_by_key(|&f| functions[f].oldest);
+    for function in order {
+        match functions[function].wants() {
+            Want::Slot(instance) => return Some(Step::Dispatch { function, instance }),
+            Want::Nothing => {}
+            _ if functions[function].threads > cores_free => cores_free = 0,
+            Want::Idle(instance) => return Some(Step::Dispatch { function, instance }),
+            Want::Wake => return Some(Step::Wake { function }),
+        }
+    }
+    None
+}
+
+/// Whether a function's queue, of `queue_max` at most, has room for the requests that wait. Those that a waking instance
+/// is being woken for are not in it.
+pub fn queue_has_room(function: &Function, queue_max: usize) -> bool {
+    function.waiting <= queue_max.saturating_add(function.waking * function.slots as usize)
+}
+
+/// What would serve a function's oldest request.
+enum Want {
+    /// A slot of a busy instance: takes no core more.
+    Slot(usize),
+    /// An idle instance: takes its cores.
+    Idle(usize),
+    /// A new instance: takes its cores from the wake on.
+    Wake,
+    /// To wait for a slot.
+    Nothing,
+}
+
+impl Function {
+    fn wants(&self) -> Want {
+        let free = |i: &Instance| i.busy < i.slots;
+        if let Some(shared) = self.instances.iter().position(|i| i.busy > 0 && free(i)) {
+            return Want::Slot(shared);
+        }
+        if let Some(idle) = self.instances.iter().position(free) {
+            return Want::Idle(idle);
+        }
+        let will_be_served = self.waking * self.slots as usize;
+        let may_grow = self.instances.len() + self.waking < self.instances_max;
+        if may_grow && self.waiting > will_be_served { Want::Wake } else { Want::Nothing }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::time::Duration;
+
+    fn function(waiting: usize, instances: &[(u32, u32)]) -> Function {
+        Function {
+            oldest: (waiting > 0).then(Instant::now),
+            waiting,
+            threads: 2,
+            waking: 0,
+            slots: 1,
+            instances_max: 1,
+            instances: instances.iter().map(|&(slots, busy)| Instance { slots, busy }).collect(),
+        }
+    }
+
+    #[test]
+    fn a_cold_function_wakes_once() {
+        let mut cold = function(1, &[]);
+        assert_eq!(next_step(&[cold.clone()], 2), Some(Step::Wake { function: 0 }));
+        cold.waking = 1;
+        assert_eq!(next_step(&[cold], 0), None);
+    }
+
+    #[test]
+    fn a_busy_instance_is_filled_before_an_idle_one_starts() {
+        let f = function(1, &[(4, 0), (4, 1)]);
+        assert_eq!(next_step(&[f], 2), Some(Step::Dispatch { function: 0, instance: 1 }));
+    }
+
+    #[test]
+    fn nobody_younger_takes_the_cores_that_the_oldest_waits_for() {
+        let older = function(1, &[(1, 0)]);
+        let mut younger = function(1, &[(1, 0)]);
+        younger.threads = 1;
+        younger.oldest = older.oldest.map(|t| t + Duration::from_millis(1));
+        assert_eq!(next_step(&[older.clone(), younger.clone()], 1), None);
+        assert_eq!(next_step(&[younger, older], 2), Some(Step::Dispatch { function: 1, instance: 0 }));
+    }
+
+    #[test]
+    fn a_slot_that_costs_no_core_is_taken_while_older_ones_wait_for_cores() {
+        let older = function(1, &[(1, 0)]);
+        let mut younger = function(1, &[(2, 1)]);
+        younger.oldest = older.oldest.map(|t| t + Duration::from_millis(1));
+        assert_eq!(next_step(&[older, younger], 0), Some(Step::Dispatch { function: 1, instance: 0 }));
+    }
+
+    #[test]
+    fn a_queue_of_none_still_takes_the_request_that_wakes_the_function() {
+        let mut f = function(1, &[]);
+        f.waking = 1;
+        assert!(queue_has_room(&f, 0));
+        f.waiting = 2;
+        assert!(!queue_has_room(&f, 0));
+        assert!(queue_has_room(&f, 1));
+    }
+
+    prop_compose! {
+        fn any_function()(
+            age in 0u64..100, waiting in 0usize..5, threads in 1u32..4, slots in 1u32..4,
+            instances_max in 1usize..4, busy in prop::collection::vec(0u32..4, 0..4),
+        ) -> Function {
+            let base = Instant::now();
+            let instances: Vec<_> =
+                busy.into_iter().take(instances_max).map(|b| Instance { slots, busy: b.min(slots) }).collect();
+            Function {
+                oldest: (waiting > 0).then(|| base + Duration::from_millis(age)),
+                waiting, threads, waking: 0, slots, instances_max, instances,
+            }
+        }
+    }
+
+    fn leased(functions: &[Function]) -> u32 {
+        functions
+            .iter()
+            .map(|f| f.threads * (f.waking + f.instances.iter().filter(|i| i.busy > 0).count()) as u32)
+            .sum()
+    }
+
+    proptest! {
+        /// Steps taken until there are none: cores and slots hold, and work never waits beside what could do it.
+        #[test]
+        fn steps_never_oversubscribe(mut functions in prop::collection::vec(any_function(), 1..5), spare in 0u32..6) {
+            let cores = leased(&functions) + spare;
+            for _ in 0..200 {
+                match next_step(&functions, cores - leased(&functions)) {
+                    None => break,
+                    Some(Step::Wake { function }) => functions[function].waking += 1,
+                    Some(Step::Dispatch { function, instance }) => {
+                        let f = &mut functions[function];
+                        f.waiting -= 1;
+                        f.oldest = f.oldest.filter(|_| f.waiting > 0);
+                        f.instances[instance].busy += 1;
+                    }
+                }
+                prop_assert!(leased(&functions) <= cores);
+                for f in &functions {
+                    prop_assert!(f.instances.len() + f.waking <= f.instances_max.max(f.instances.len()));
+                    prop_assert!(f.instances.iter().all(|i| i.busy <= i.slots));
+                }
+            }
+            prop_assert_eq!(next_step(&functions, cores - leased(&functions)), None);
+            for f in functions.iter().filter(|f| f.waiting > 0) {
+                prop_assert!(f.instances.iter().all(|i| i.busy == 0 || i.busy == i.slots));
+            }
+        }
+    }
+}
