@@ -1,2 +1,74 @@
-//! Placeholder.
-fn main() {}
+//! `ember`, the operator's command line: each command is one or two requests to a server's HTTP API.
+//!
+//! ```text
+//!  args ──▶ target (which server, which key) ──▶ client ──▶ one file a command group ──▶ output
+//! ```
+//!
+//! Invariants: results go to stdout and nothing else does; progress and messages go to stderr; what can be refused
+//! without the server (usage, a manifest's syntax, a missing file) is refused before it is asked. A failed command
+//! says what failed, why, and what to do, and its exit code tells whose turn it is ([`error::Error::exit_code`]).
+//! Left out: anything that decides. The server does that, so that every client gets the same answer.
+
+mod args;
+mod client;
+mod deploy;
+mod doctor;
+mod error;
+mod function;
+mod instance;
+mod key;
+mod model;
+mod output;
+mod run;
+mod sse;
+mod target;
+
+use args::{Args, Command};
+use clap::Parser;
+use client::Client;
+use error::Error;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match Args::try_parse() {
+        Ok(args) => end(command(args)),
+        Err(refusal) => usage(&refusal),
+    }
+}
+
+fn command(args: Args) -> Result<(), Error> {
+    let target = || target::resolve(&args.target, &target::Environment::of_process());
+    let client = || Client::connect(&target()?);
+    match args.command {
+        Command::Deploy(deploy) => deploy::deploy(deploy, client),
+        Command::Ls(listing) => function::ls(&client()?, listing),
+        Command::Show(show) => function::show(&client()?, show),
+        Command::Rm { function } => function::rm(&client()?, &function),
+        Command::Model(model) => model::command(model, client),
+        Command::Run(run) => run::run(&client()?, &run),
+        Command::Ps(listing) => instance::ps(&client()?, listing),
+        Command::Wake { function } => instance::wake(&client()?, &function),
+        Command::Stop { function } => instance::stop(&client()?, &function),
+        Command::Key(key) => key::command(&client()?, key),
+        Command::Doctor(listing) => doctor::doctor(target(), listing),
+    }
+}
+
+fn end(result: Result<(), Error>) -> ExitCode {
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    if !error.is_quiet() {
+        eprintln!("ember: {error}");
+    }
+    if let Some(hint) = error.hint() {
+        eprintln!("  {hint}");
+    }
+    ExitCode::from(error.exit_code())
+}
+
+/// Prints what clap has to say: help and version on stdout, a usage error on stderr.
+fn usage(refusal: &clap::Error) -> ExitCode {
+    match refusal.print() {
+        Ok(()) if !refusal.use_stderr() => ExitCode::SUCCESS,
+        _ => ExitCode::from(error::EXIT_USAGE),
+    }
+}

@@ -1,2 +1,51 @@
-//! Placeholder.
-fn main() {}
+//! `emberd`: one program, four processes.
+//!
+//! ```text
+//!  emberd serve ── supervisor ──┬── emberd child warden    root, no network: models, sandboxes
+//!                               ├── emberd child server    faces the network, unprivileged
+//!                               └── emberd child ledger    unprivileged, no network: the record of each request
+//! ```
+//!
+//! Reading order: [`supervisor`] (what lives when), [`children`] (what each may do), [`control`] and [`setup`] (what
+//! they are given), [`data`] and [`tls`] (what lies on the disk), [`server`] (what is answered).
+
+mod arguments;
+mod children;
+mod control;
+mod data;
+mod exit;
+mod files;
+mod logging;
+mod machine;
+mod processes;
+mod server;
+mod setup;
+mod source;
+mod supervisor;
+mod tls;
+
+use crate::{arguments::Command, exit::Failure};
+use std::{panic::catch_unwind, process::ExitCode};
+
+fn main() -> ExitCode {
+    let arguments = match arguments::parse() {
+        Ok(arguments) => arguments,
+        Err(code) => return code,
+    };
+    let ended = catch_unwind(|| {
+        logging::start(arguments.log_format, &arguments.log)?;
+        match &arguments.command {
+            Command::Serve(flags) => supervisor::serve(flags, arguments.log_format, &arguments.log),
+            Command::Child { role } => children::run(*role),
+        }
+    });
+    match ended {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(failure)) => {
+            eprintln!("emberd: {failure}");
+            ExitCode::from(&failure)
+        }
+        // The panic has printed itself.
+        Err(_) => ExitCode::from(&Failure::Bug("a panic".to_owned())),
+    }
+}

@@ -42,6 +42,7 @@ pub struct RequestBody {
     incoming: Incoming,
     clock: Clock,
     limits: Arc<Limits>,
+    bytes_max: usize,
     received_bytes: usize,
     /// When the body was first asked for, and what wakes the reader if it comes too slowly.
     deadline: Option<(u64, Arc<Deadline>)>,
@@ -49,13 +50,14 @@ pub struct RequestBody {
 
 impl RequestBody {
     pub(crate) fn new(incoming: Incoming, clock: Clock, limits: Arc<Limits>) -> Self {
-        Self { incoming, clock, limits, received_bytes: 0, deadline: None }
+        let bytes_max = limits.body_bytes_max;
+        Self { incoming, clock, limits, bytes_max, received_bytes: 0, deadline: None }
     }
 
     /// The whole body, if it is no longer than `limit` and [`Limits::body_bytes_max`]. One that says so in
     /// `content-length` is refused before a byte is read.
     pub async fn collect(mut self, limit: usize) -> Result<Bytes, BodyError> {
-        let limit = limit.min(self.limits.body_bytes_max);
+        let limit = limit.min(self.bytes_max);
         if self.length_hint().is_some_and(|length| length > limit as u64) {
             return Err(BodyError::TooLarge { limit });
         }
@@ -68,6 +70,12 @@ impl RequestBody {
             whole.extend_from_slice(&within(chunk?, whole.len(), limit)?);
         }
         Ok(whole.freeze())
+    }
+
+    /// The same body, allowed to be as long as `bytes_max` instead of [`Limits::body_bytes_max`]: for one that is read in
+    /// pieces and handed on.
+    pub fn up_to(self, bytes_max: usize) -> Self {
+        Self { bytes_max, ..self }
     }
 
     /// The next bytes; `None` at the end. After an error nothing more can be had.
@@ -96,7 +104,7 @@ impl RequestBody {
     }
 
     fn take(&mut self, data: Bytes) -> Result<Bytes, BodyError> {
-        let data = within(data, self.received_bytes, self.limits.body_bytes_max)?;
+        let data = within(data, self.received_bytes, self.bytes_max)?;
         self.received_bytes += data.len();
         if let Some((began, deadline)) = &self.deadline {
             deadline.arm(self.due(*began));

@@ -1,1 +1,208 @@
-//! Placeholder.
+//! The warden: the one privileged process. It owns the model store and the sandboxes, has no network and no secrets, and
+//! takes requests from one socket.
+//!
+//! ```text
+//!  socket ──▶ desk ──┬─ wake ──▶ thread of an instance ──▶ spawner ──▶ runner in its sandbox
+//!                    ├─ add ───▶ thread ──▶ store
+//!                    └─ stop, list, remove: at once
+//!         ◀── outbox ◀── any of them
+//! ```
+//! Invariants: what a request asks for is cut to what this host gives; a layer of the sandbox that cannot be set up
+//! means that nothing runs, and its name is told; every instance that was awake is reported ended once, after its
+//! process is reaped and its cgroup removed. When the socket or the process ends, every instance ends first; after a
+//! SIGKILL the kernel ends them (they die with the thread that made them), and the next warden sweeps their cgroups.
+//!
+//! Left out, with their places kept: seccomp and Landlock (steps of `sandbox_kernel::spec`), snapshots (tiers other than
+//! cold: between [`instance`]'s `start` and `load`), the look from outside (there too, before a runner is told anything).
+
+mod decide;
+mod desk;
+mod gguf;
+mod instance;
+mod loading;
+mod outbox;
+mod program;
+mod registry;
+mod shared;
+mod spawner;
+mod store;
+mod tail;
+
+use desk::Desk;
+use outbox::Outbox;
+use registry::Registry;
+use sandbox_kernel::{
+    cgroup::{CgroupError, Cgroups},
+    memory::host_bytes,
+    ready::readable,
+    socket::{PacketError, receive_packet, shut},
+};
+use sandbox_wire::{
+    frame::decode_packet,
+    warden::{PACKET_BYTES_MAX, WardenError},
+};
+use shared::Shared;
+use signal_hook::{SigId, consts::SIGTERM, low_level};
+use spawner::Spawner;
+use std::{
+    io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+use store::Store;
+
+/// User id of the first slot's runner; each slot has its own. Far above those that hosts give out.
+pub const UID_BASE: u32 = 2_000_001_000;
+/// Most instances.
+pub const SLOTS_MAX: usize = 64;
+/// Longest wait for a model to load.
+pub const LOAD_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// What a warden works with.
+#[derive(Clone, Debug)]
+pub struct WardenConfig {
+    /// Folder of the model store.
+    pub models: PathBuf,
+    /// The runner's program: static, root's, writable by nobody else.
+    pub runner: PathBuf,
+    /// Names this appliance's cgroups among others on the host: a-z, 0-9 and `-`. The same at every start, so that what a
+    /// killed warden left is found.
+    pub tag: String,
+    /// CPUs that instances may compute on.
+    pub inference_cpus: u32,
+    /// Most private memory of one instance, bytes.
+    pub memory_bytes_max: u64,
+    /// User id of the first slot's runner.
+    pub uid_base: u32,
+    /// Most instances, up to [`SLOTS_MAX`].
+    pub slots: usize,
+    /// Longest wait for a model to load.
+    pub load_timeout: Duration,
+}
+
+impl WardenConfig {
+    /// A configuration with defaults: all of the host's memory, [`UID_BASE`], [`SLOTS_MAX`], [`LOAD_TIMEOUT`].
+    ///
+    /// # Errors
+    /// The host does not tell its memory.
+    pub fn new(models: PathBuf, runner: PathBuf, tag: String, inference_cpus: u32) -> io::Result<Self> {
+        let memory_bytes_max = host_bytes()?;
+        let (uid_base, slots, load_timeout) = (UID_BASE, SLOTS_MAX, LOAD_TIMEOUT);
+        Ok(Self { models, runner, tag, inference_cpus, memory_bytes_max, uid_base, slots, load_timeout })
+    }
+}
+
+/// Why a warden cannot work.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The host cannot limit instances.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The store cannot be used.
+    #[error("model store: {0}")]
+    Store(#[from] WardenError),
+    /// The runner's program cannot be used.
+    #[error("runner {}: {reason}", path.display())]
+    Runner {
+        /// Its path.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The kernel refused something basic.
+    #[error("{action}: {error}")]
+    System {
+        /// What was attempted.
+        action: &'static str,
+        /// What it said.
+        error: io::Error,
+    },
+}
+
+fn system<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> RunError {
+    move |error| RunError::System { action, error: error.into() }
+}
+
+/// Serves requests from `socket` (SOCK_SEQPACKET) until it ends or SIGTERM comes, and leaves no instance behind.
+///
+/// # Errors
+/// The warden cannot begin, or its socket failed.
+pub fn run(config: WardenConfig, socket: OwnedFd) -> Result<(), RunError> {
+    let socket = Arc::new(socket);
+    let (shared, terminate) = (begin(config, &socket)?, Terminate::new()?);
+    let mut desk = Desk::new(Arc::clone(&shared));
+    let served = serve(&mut desk, &socket, &terminate);
+    // A thread that waits for a server which does not read must not keep us.
+    let _ = shut(socket.as_fd());
+    desk.close();
+    tracing::info!("all instances have ended");
+    served
+}
+
+fn begin(config: WardenConfig, socket: &Arc<OwnedFd>) -> Result<Arc<Shared>, RunError> {
+    let program = program::open(&config.runner)?;
+    let cgroups = Cgroups::open(&config.tag)?;
+    let swept = cgroups.sweep()?;
+    tracing::info!(hierarchy = ?cgroups.hierarchy(), swept, "cgroups are ready");
+    Ok(Arc::new(Shared {
+        store: Store::open(&config.models)?,
+        cgroups,
+        registry: Registry::new(config.slots.min(SLOTS_MAX)),
+        outbox: Outbox::new(Arc::clone(socket)),
+        spawner: Spawner::start(program.into()).map_err(system("start a thread"))?,
+        config,
+    }))
+}
+
+fn serve(desk: &mut Desk, socket: &OwnedFd, terminate: &Terminate) -> Result<(), RunError> {
+    let mut buffer = vec![0; PACKET_BYTES_MAX];
+    loop {
+        let places = [Some(socket.as_fd()), Some(terminate.signalled.as_fd())];
+        let [spoke, terminated] = readable(places, None).map_err(system("wait for a request"))?;
+        if terminated {
+            return Ok(());
+        }
+        if spoke && !take(desk, socket, &mut buffer)? {
+            return Ok(());
+        }
+    }
+}
+
+/// Takes one packet; `false` when the server is gone.
+fn take(desk: &mut Desk, socket: &OwnedFd, buffer: &mut [u8]) -> Result<bool, RunError> {
+    match receive_packet(socket, buffer) {
+        Ok(None) => return Ok(false),
+        Ok(Some(packet)) => match decode_packet(&buffer[..packet.length]) {
+            Ok(request) => desk.take(request, packet.descriptor),
+            Err(error) => tracing::warn!(%error, "a packet that is no request"),
+        },
+        Err(PacketError::Kernel(error)) => return Err(system("receive a request")(error)),
+        Err(error) => tracing::warn!(%error, "a packet that cannot be taken"),
+    }
+    Ok(true)
+}
+
+/// SIGTERM as something to wait for, while it lives.
+struct Terminate {
+    signalled: UnixStream,
+    handler: SigId,
+}
+
+impl Terminate {
+    fn new() -> Result<Self, RunError> {
+        let (signalled, signal) = UnixStream::pair().map_err(system("make a socket"))?;
+        let handler = low_level::pipe::register(SIGTERM, signal).map_err(system("handle SIGTERM"))?;
+        Ok(Self { signalled, handler })
+    }
+}
+
+impl Drop for Terminate {
+    fn drop(&mut self) {
+        low_level::unregister(self.handler);
+    }
+}

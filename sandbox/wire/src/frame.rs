@@ -125,8 +125,8 @@ impl Decoder {
 /// # Errors
 /// [`FrameError::TooLong`] above `limit` bytes.
 pub fn encode_packet<M: Serialize>(message: &M, limit: usize) -> Result<Vec<u8>, FrameError> {
-    let bytes = postcard::to_stdvec(message)
-        .map_err(|error| FrameError::Malformed { length: 0, reason: error.to_string() })?;
+    let bytes =
+        postcard::to_stdvec(message).map_err(|error| FrameError::Malformed { length: 0, reason: error.to_string() })?;
     if bytes.len() > limit { Err(FrameError::TooLong { length: bytes.len(), limit }) } else { Ok(bytes) }
 }
 

@@ -1,0 +1,178 @@
+//! What may be typed: every command and flag, once, with the words that `--help` shows.
+
+use appliance_types::{FunctionName, KeyName, ModelDigest};
+use clap::{Args as ArgGroup, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Operate an Ember inference appliance.
+#[derive(Debug, Parser)]
+#[command(name = "ember", version, arg_required_else_help = true)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Which server, and who asks. Without any of these the environment decides, then `./ember-data`.
+#[derive(Clone, Debug, Default, ArgGroup)]
+#[command(next_help_heading = "Server")]
+pub(crate) struct TargetArgs {
+    /// Data folder of a server on this machine: its address, admin key and CA are read from there [env: EMBER_DATA]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// Address of a server, as https://HOST:PORT [env: EMBER_SERVER]
+    #[arg(long, global = true, value_name = "URL")]
+    pub(crate) server: Option<String>,
+    /// File that holds the API key [env: EMBER_KEY, the key itself or a file]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) key_file: Option<PathBuf>,
+    /// Certificates of the CA that signed the server's, in PEM [env: EMBER_CA]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Deploy a function from its manifest; returns when it can be called
+    Deploy(Deploy),
+    /// List functions
+    Ls(Listing),
+    /// Show one function
+    Show(Show),
+    /// Remove a function
+    Rm {
+        /// The function
+        function: FunctionName,
+    },
+    /// The store of models
+    #[command(subcommand)]
+    Model(Model),
+    /// Ask a function and stream its answer
+    Run(Run),
+    /// List instances
+    Ps(Listing),
+    /// Start an instance of a function now
+    Wake {
+        /// The function
+        function: FunctionName,
+    },
+    /// Stop a function's instances
+    Stop {
+        /// The function
+        function: FunctionName,
+    },
+    /// API keys
+    #[command(subcommand)]
+    Key(Key),
+    /// Check this machine and the server; says how to fix what is missing
+    Doctor(Listing),
+}
+
+/// How a list is printed.
+#[derive(Clone, Copy, Debug, ArgGroup)]
+pub(crate) struct Listing {
+    /// Print one JSON document instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, ArgGroup)]
+pub(crate) struct Deploy {
+    /// The manifest; a model path in it is taken from the manifest's folder
+    #[arg(value_name = "FILE.toml")]
+    pub(crate) manifest: PathBuf,
+    /// Take no snapshot
+    #[arg(long)]
+    pub(crate) no_snapshot: bool,
+    #[command(flatten)]
+    pub(crate) listing: Listing,
+}
+
+#[derive(Debug, ArgGroup)]
+pub(crate) struct Show {
+    /// The function
+    pub(crate) function: FunctionName,
+    #[command(flatten)]
+    pub(crate) listing: Listing,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Model {
+    /// Put a GGUF file into the store
+    Add {
+        /// The file
+        file: PathBuf,
+        /// Refuse the file unless it has this SHA-256
+        #[arg(long, value_name = "HEX")]
+        sha256: Option<ModelDigest>,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// List models
+    Ls(Listing),
+    /// Remove a model that no function uses
+    Rm {
+        /// The model's SHA-256, as `model ls` shows it
+        sha256: ModelDigest,
+    },
+}
+
+#[derive(Debug, ArgGroup)]
+pub(crate) struct Run {
+    /// The function
+    pub(crate) function: FunctionName,
+    /// What to ask
+    pub(crate) prompt: String,
+    /// System prompt instead of the function's own
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
+    pub(crate) system: Option<String>,
+    /// Send the prompt as it is, without the chat template
+    #[arg(long)]
+    pub(crate) raw: bool,
+    /// Longest answer, in tokens
+    #[arg(long, value_name = "N")]
+    pub(crate) max_tokens: Option<u32>,
+    /// 0 takes the likeliest token every time; higher varies more
+    #[arg(long, value_name = "T")]
+    pub(crate) temperature: Option<f32>,
+    /// Same seed, same answer
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u32>,
+    /// Print times, rates and the bill on stderr
+    #[arg(long)]
+    pub(crate) verbose: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Key {
+    /// Make a key and print it: this once only
+    Create {
+        /// What the key is called in lists and bills
+        #[arg(long)]
+        name: KeyName,
+        /// Functions that it may call; all without this
+        #[arg(long, value_name = "A,B", value_delimiter = ',')]
+        functions: Option<Vec<FunctionName>>,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// List keys
+    Ls(Listing),
+    /// Make a key stop working at once
+    Revoke {
+        /// The key's name
+        name: KeyName,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn definitions_are_sound() {
+        Args::command().debug_assert();
+    }
+}

@@ -1,0 +1,114 @@
+//! Why a command failed, what the operator can do about it, and the exit code that tells scripts apart whose turn it is.
+//!
+//! The hint stands beside the error, not in its message: a message says what is so, a hint what to try.
+
+use appliance_types::ModelDigest;
+use std::{io, path::PathBuf};
+
+/// Exit code for a command line that makes no sense.
+pub(crate) const EXIT_USAGE: u8 = 64;
+/// Exit code when no server answers.
+pub(crate) const EXIT_UNREACHABLE: u8 = 69;
+const EXIT_FAILED: u8 = 1;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("{0}")]
+    Usage(String),
+    #[error("no server has run in `{}`: there is no `address` file", dir.display())]
+    NoServer { dir: PathBuf },
+    #[error("cannot reach {url}: {reason}")]
+    Unreachable { url: String, reason: String },
+    #[error("{url} does not prove who it is: {reason}")]
+    Untrusted { url: String, reason: String },
+    #[error("cannot read `{}`: {source}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("`{}` holds no certificate", path.display())]
+    NoCertificate { path: PathBuf },
+    #[error("{0}")]
+    Manifest(String),
+    #[error("`{}` has SHA-256 {got}, not {wanted}", path.display())]
+    WrongDigest { path: PathBuf, wanted: ModelDigest, got: ModelDigest },
+    #[error("the server refused: {message} ({status})")]
+    Refused { status: u16, code: Option<String>, message: String },
+    #[error("the answer broke off: {0}")]
+    BrokeOff(String),
+    #[error("{url} sent what `ember` cannot read: {reason}")]
+    Reply { url: String, reason: String },
+    /// The reader of our output has left: nothing to say, and nobody to say it to.
+    #[error("nobody reads the output")]
+    OutputClosed,
+    #[error("cannot write the output: {0}")]
+    Output(io::Error),
+    /// `doctor` has printed what is missing and how to fix it.
+    #[error("something that Ember needs is missing")]
+    Unhealthy,
+}
+
+impl Error {
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Error::OutputClosed => 0,
+            Error::Usage(_) => EXIT_USAGE,
+            Error::NoServer { .. } | Error::Unreachable { .. } => EXIT_UNREACHABLE,
+            _ => EXIT_FAILED,
+        }
+    }
+
+    pub(crate) fn is_quiet(&self) -> bool {
+        matches!(self, Error::OutputClosed)
+    }
+
+    pub(crate) fn hint(&self) -> Option<String> {
+        match self {
+            Error::NoServer { dir } => Some(format!(
+                "start it with `emberd serve --data {}`, or name another server with --data, or --server, --key-file and --ca",
+                dir.display()
+            )),
+            Error::Unreachable { .. } => Some("start it with `emberd serve --data DIR`, or check the address".into()),
+            Error::Untrusted { .. } => {
+                Some("give the CA that signed its certificate: --ca FILE (on its machine: DIR/tls/ca.pem)".into())
+            }
+            Error::Read { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => Some(
+                "run as the user who owns it (the admin key is root's), or make a key: `ember key create --name N`"
+                    .into(),
+            ),
+            Error::Refused { status, code, .. } => refusal_hint(*status, code.as_deref()).map(Into::into),
+            _ => None,
+        }
+    }
+}
+
+fn refusal_hint(status: u16, code: Option<&str>) -> Option<&'static str> {
+    match (status, code) {
+        (401, _) => Some("check the key: --key-file FILE, or EMBER_KEY"),
+        (403, _) => Some("this needs the admin key (DIR/admin.key), or a key that allows the function"),
+        (404, Some("model_not_found")) => Some("`ember ls` shows the functions there are"),
+        (429 | 503, _) => Some("the server is busy: try again in a moment"),
+        _ => None,
+    }
+}
+
+impl From<io::Error> for Error {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Error::OutputClosed,
+            _ => Error::Output(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_tell_whose_turn_it_is() {
+        let code = |error: Error| error.exit_code();
+        assert_eq!(code(Error::Usage(String::new())), 64);
+        assert_eq!(code(Error::NoServer { dir: "d".into() }), 69);
+        assert_eq!(code(Error::Unreachable { url: String::new(), reason: String::new() }), 69);
+        assert_eq!(code(Error::Unhealthy), 1);
+        assert_eq!(code(io::Error::from(io::ErrorKind::BrokenPipe).into()), 0);
+    }
+}

@@ -1,0 +1,145 @@
+//! `ember model`: the server's store of GGUF files, each named by its SHA-256.
+//!
+//! Invariant: a file is read twice at most, once to learn its name and once to send it, and not sent when it is there.
+
+use crate::{args::Model, client::Client, error::Error, output};
+use appliance_types::ModelDigest;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use std::{
+    fs::File,
+    io::{self, BufRead, BufReader},
+    path::Path,
+};
+
+const MODELS: &str = "/ember/v1/models";
+/// Pieces in which a file is hashed.
+const BUFFER_BYTES: usize = 1 << 20;
+
+#[derive(Deserialize)]
+struct Row {
+    sha256: ModelDigest,
+    bytes: u64,
+}
+
+pub(crate) fn command(command: Model, client: impl FnOnce() -> Result<Client, Error>) -> Result<(), Error> {
+    match command {
+        Model::Add { file, sha256, listing } => {
+            refuse_url(&file)?;
+            let digest = checked_digest(&file, sha256)?;
+            let reply = add(&client()?, &file, digest)?;
+            output::print(listing, &reply, || Ok(digest.to_string()))
+        }
+        Model::Ls(listing) => {
+            let client = client()?;
+            let data = output::data(client.get(MODELS)?);
+            output::print(listing, &data, || {
+                let rows: Vec<Row> = client.typed(&data)?;
+                let cells = rows.iter().map(|row| [row.sha256.to_string(), output::bytes(row.bytes)]);
+                Ok(output::table(["SHA256", "SIZE"], cells))
+            })
+        }
+        Model::Rm { sha256 } => {
+            client()?.delete(&format!("{MODELS}/{sha256}"))?;
+            output::note(&format!("removed model {sha256}"));
+            Ok(())
+        }
+    }
+}
+
+/// Nothing is fetched from elsewhere: whoever runs this knows whom to trust, and has a better tool for it.
+fn refuse_url(file: &Path) -> Result<(), Error> {
+    match file.to_str().filter(|text| text.contains("://")) {
+        Some(url) => Err(Error::Usage(format!("{url} is no file: download it first, then `ember model add FILE`"))),
+        None => Ok(()),
+    }
+}
+
+fn checked_digest(file: &Path, wanted: Option<ModelDigest>) -> Result<ModelDigest, Error> {
+    let got = digest(file)?;
+    match wanted {
+        Some(wanted) if wanted != got => Err(Error::WrongDigest { path: file.into(), wanted, got }),
+        _ => Ok(got),
+    }
+}
+
+/// Puts `file` into the store unless it is there.
+pub(crate) fn add(client: &Client, file: &Path, digest: ModelDigest) -> Result<Value, Error> {
+    let stored: Vec<Row> = client.typed(&output::data(client.get(MODELS)?))?;
+    match stored.iter().find(|row| row.sha256 == digest) {
+        Some(row) => Ok(json!({ "sha256": digest, "bytes": row.bytes })),
+        None => upload(client, file, digest),
+    }
+}
+
+/// The file's name in the store.
+pub(crate) fn digest(path: &Path) -> Result<ModelDigest, Error> {
+    let unreadable = |source| Error::Read { path: path.into(), source };
+    let (file, bytes) = open(path)?;
+    let bar = progress("hashing", path, bytes);
+    let mut hasher = Sha256::new();
+    let mut reader = BufReader::with_capacity(BUFFER_BYTES, bar.wrap_read(file));
+    loop {
+        let piece = reader.fill_buf().map_err(unreadable)?;
+        if piece.is_empty() {
+            break;
+        }
+        hasher.update(piece);
+        let length = piece.len();
+        reader.consume(length);
+    }
+    bar.finish_and_clear();
+    Ok(ModelDigest::from_bytes(hasher.finalize().into()))
+}
+
+fn upload(client: &Client, path: &Path, digest: ModelDigest) -> Result<Value, Error> {
+    let (file, bytes) = open(path)?;
+    let bar = progress("sending", path, bytes);
+    let digest = digest.to_string();
+    let headers = [("content-type", "application/octet-stream"), ("x-ember-sha256", digest.as_str())];
+    let reply = client.put_stream(MODELS, &headers, bytes, &mut bar.wrap_read(file));
+    bar.finish_and_clear();
+    reply
+}
+
+fn open(path: &Path) -> Result<(File, u64), Error> {
+    let opened = File::open(path).and_then(|file| match file.metadata()? {
+        metadata if metadata.is_file() => Ok((file, metadata.len())),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
+    });
+    opened.map_err(|source| Error::Read { path: path.into(), source })
+}
+
+/// A bar on stderr; hidden where that is no terminal.
+fn progress(act: &'static str, path: &Path, bytes: u64) -> ProgressBar {
+    let template = "{prefix} {msg} {bar:30} {percent:>3}% {binary_bytes_per_sec}, {eta} left";
+    let style = ProgressStyle::with_template(template).expect("a constant template that a test draws");
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    ProgressBar::new(bytes).with_style(style).with_prefix(act).with_message(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn a_file_is_named_by_its_bytes() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), "abc").unwrap();
+        let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        let digest = digest(file.path()).unwrap();
+        assert_eq!(digest.to_string(), expected);
+        let other = Some(ModelDigest::from_bytes([0; 32]));
+        assert!(matches!(checked_digest(file.path(), other), Err(Error::WrongDigest { .. })));
+        assert_eq!(checked_digest(file.path(), Some(digest)).unwrap(), digest);
+    }
+
+    #[test]
+    fn only_regular_files_are_models() {
+        assert!(matches!(digest(Path::new("/dev/null")), Err(Error::Read { .. })));
+        assert!(matches!(digest(Path::new("/nonexistent")), Err(Error::Read { .. })));
+    }
+}

@@ -1,0 +1,124 @@
+//! The program from outside: exit codes and words, where no server is needed.
+
+// Helpers of tests may unwrap as tests may; clippy's own exception stops at the test's function.
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    fs::File,
+    process::{Command, Output, Stdio},
+};
+
+fn ember(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ember"));
+    command.args(args);
+    for variable in ["EMBER_DATA", "EMBER_SERVER", "EMBER_KEY", "EMBER_CA"] {
+        command.env_remove(variable);
+    }
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    ember(args).stdin(Stdio::null()).output().unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A data folder of a server that has gone: nothing listens on a port that was bound and released.
+fn data_of_a_stopped_server() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    std::fs::write(dir.path().join("address"), format!("127.0.0.1:{port}\n")).unwrap();
+    std::fs::write(dir.path().join("admin.key"), "key\n").unwrap();
+    std::fs::create_dir(dir.path().join("tls")).unwrap();
+    std::fs::write(dir.path().join("tls/ca.pem"), CERTIFICATE).unwrap();
+    dir
+}
+
+#[test]
+fn usage_errors_exit_64() {
+    for args in [
+        &["frob"][..],
+        &[],
+        &["run", "f"],
+        &["show", "Not-A-Name"],
+        &["model", "rm", "12"],
+        &["model", "add", "https://host/m.gguf"],
+        &["ls", "--server", "http://h:1"],
+    ] {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(64), "{args:?}: {}", stderr(&output));
+        assert!(output.stdout.is_empty(), "{args:?}");
+    }
+    let both = run(&["ls", "--server", "https://h:1", "--data", "d"]);
+    assert_eq!(both.status.code(), Some(64));
+    assert!(stderr(&both).contains("--data or --server"), "{}", stderr(&both));
+}
+
+#[test]
+fn help_is_a_result() {
+    let output = run(&["--help"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("deploy"));
+}
+
+#[test]
+fn an_absent_server_exits_69_and_says_how_to_start_it() {
+    let output = run(&["ls", "--data", "/nonexistent"]);
+    assert_eq!(output.status.code(), Some(69));
+    assert!(stderr(&output).contains("emberd serve --data /nonexistent"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_stopped_server_exits_69() {
+    let dir = data_of_a_stopped_server();
+    let output = ember(&["ps"]).env("EMBER_DATA", dir.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(69), "{}", stderr(&output));
+    assert!(stderr(&output).contains("cannot reach https://127.0.0.1:"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_bad_manifest_is_refused_before_the_server_is_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a.toml");
+    std::fs::write(&file, "name = \"a\"\nmodel = \"m.gguf\"\nmodle = 1\n").unwrap();
+    let output = run(&["deploy", file.to_str().unwrap(), "--data", "/nonexistent"]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains("a.toml:3:1: "), "{}", stderr(&output));
+}
+
+#[test]
+fn doctor_needs_no_server() {
+    let output = run(&["doctor", "--json", "--data", "/nonexistent"]);
+    let checks: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let checks = checks.as_array().unwrap();
+    let missing = checks.iter().any(|check| check["state"] == "missing");
+    assert_eq!(output.status.code(), Some(i32::from(missing)), "{checks:#?}");
+    assert!(checks.iter().any(|check| check["name"] == "server" && check["state"] == "note"), "{checks:#?}");
+}
+
+#[test]
+fn a_reader_that_left_ends_the_program_quietly() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = ember(&["doctor", "--data", "/nonexistent"])
+        .stdout(File::from(std::os::fd::OwnedFd::from(writer)))
+        .output()
+        .unwrap();
+    assert_eq!((output.status.code(), stderr(&output)), (Some(0), String::new()));
+}
+
+/// A CA certificate whose key is lost.
+const CERTIFICATE: &str = "\
+-----BEGIN CERTIFICATE-----
+MIIBeTCCAR+gAwIBAgIUeZYanPu+/SLqxpfvpV8LbLZV6ZEwCgYIKoZIzj0EAwIw
+ETEPMA0GA1UEAwwGTm9ib2R5MCAXDTI2MTEyNDA0MjkzNVoYDzIxMjYxMDMxMDQy
+OTM1WjARMQ8wDQYDVQQDDAZOb2JvZHkwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNC
+AASkcdSoQI8CDkNnNEGcFfcYcfpas26Aajz9qf7/Y+9mfspDtPwdLTWt5sjJqy5N
+4uZRMIIBKxO6DvQ4KU3YF/ymo1MwUTAdBgNVHQ4EFgQUHHBrfQDQEKvOfMLHOY/N
+vKGbmcIwHwYDVR0jBBgwFoAUHHBrfQDQEKvOfMLHOY/NvKGbmcIwDwYDVR0TAQH/
+BAUwAwEB/zAKBggqhkjOPQQDAgNIADBFAiBmjHTFqeEpcr4mnc3GLq6NRSz5CQUD
+qk8nli/bEQ66PAIhAJ/LrqJmivGjGcM2/WAXcFu2AtzXBx2pGXERhQ1wN6Cr
+-----END CERTIFICATE-----
+";

@@ -1,0 +1,176 @@
+//! What each child may do: every child begins as root with nothing but its control socket, opens what it needs, and gives
+//! up the rest.
+//!
+//! | child | user | network | working directory | holds |
+//! |---|---|---|---|---|
+//! | warden | root | own, empty | `/` | its end of the pair to the server |
+//! | server | [`SERVER_ID`] | the host's | `DIR` | listeners, its end of the pair, the queue's sending end |
+//! | ledger | [`LEDGER_ID`] | own, empty | `DIR/ledger` | the queue's receiving end |
+//!
+//! `DIR` may lie below a folder that these users cannot go through, so each child moves there while it is root and goes
+//! on by relative paths. Server and ledger have no capabilities, no_new_privs, no core dumps and umask 077.
+//!
+//! How they end: server and warden are killed by the kernel when the supervisor ends, so that a killed supervisor leaves
+//! nothing; the ledger ends when all who could send to it are gone, with the last record written.
+
+use crate::{
+    control::{self, Role, Start, What},
+    data::{LEDGER, LEDGER_ID, MODELS, SERVER_ID},
+    exit::Failure,
+    server,
+    setup::{SERVER_FILES, ServerSetup},
+};
+use nix::sys::{
+    prctl,
+    resource::{Resource, getrlimit, setrlimit},
+    signal::{SigSet, Signal},
+    stat::{Mode, umask},
+};
+use sandbox_kernel::process::{die_with_parent, drop_privileges, leave_network};
+use sandbox_warden::{RunError, WardenConfig};
+use std::{
+    fs::DirBuilder,
+    net::TcpListener,
+    os::{fd::OwnedFd, unix::fs::DirBuilderExt},
+    path::Path,
+};
+
+/// Descriptors of the server that are no client's: instances' sockets, files, rings.
+const OTHER_FILES: u64 = 4096;
+/// What the server's rings may pin; past it a restart fails while the last life's rings are still being released.
+const PINNED_BYTES: u64 = 256 << 20;
+
+/// Becomes the child, until it ends.
+pub(crate) fn run(role: Role) -> Result<(), Failure> {
+    let (control, gifts, start) =
+        control::receive_start().map_err(Failure::of("receive from", "the supervisor, on standard input"))?;
+    let gifts = Gifts(gifts);
+    name_and_unblock(role).map_err(Failure::of("set up", "signals"))?;
+    match role {
+        Role::Warden => warden(gifts, &start),
+        Role::Server => serve(control, gifts, start),
+        Role::Ledger => ledger(gifts, &start),
+    }
+}
+
+/// What came along with the start.
+struct Gifts(Vec<(What, OwnedFd)>);
+
+impl Gifts {
+    fn take_all(&mut self, what: What) -> Vec<OwnedFd> {
+        self.0.extract_if(.., |(given, _)| *given == what).map(|(_, descriptor)| descriptor).collect()
+    }
+
+    fn take(&mut self, what: What) -> Result<OwnedFd, Failure> {
+        self.take_all(what).pop().ok_or_else(|| Failure::Bug(format!("{what:?} was not given")))
+    }
+}
+
+fn warden(mut gifts: Gifts, start: &Start) -> Result<(), Failure> {
+    let config = start.source.resolve()?;
+    leave_network().map_err(Failure::of("leave", "the network"))?;
+    stay_with(start)?;
+    let cores = appliance_runtime::available_cores().map_err(Failure::of("count", "the cores"))?.len();
+    let cpus = config.inference_cores.unwrap_or(u32::try_from(cores).unwrap_or(u32::MAX));
+    let config = WardenConfig::new(start.data.join(MODELS), start.runner.clone(), tag(&start.data), cpus)
+        .map_err(Failure::of("look at", "the memory"))?;
+    sandbox_warden::run(config, gifts.take(What::Peer)?).map_err(warden_failure)
+}
+
+/// Tells the cgroups of this data folder from those of others, and is the same at every start.
+fn tag(data: &Path) -> String {
+    format!("{:08x}", crc32c::crc32c(data.as_os_str().as_encoded_bytes()))
+}
+
+fn warden_failure(error: RunError) -> Failure {
+    match error {
+        RunError::Cgroup(error) => Failure::Missing { feature: "cgroup".to_owned(), fix: error.to_string() },
+        RunError::Runner { path, reason } => {
+            Failure::Missing { feature: "ember-runner".to_owned(), fix: format!("{}: {reason}", path.display()) }
+        }
+        other => Failure::Service(other.to_string()),
+    }
+}
+
+fn serve(control: OwnedFd, mut gifts: Gifts, start: Start) -> Result<(), Failure> {
+    let config = start.source.resolve()?;
+    std::env::set_current_dir(&start.data).map_err(Failure::of("go to", &start.data))?;
+    raise(Resource::RLIMIT_NOFILE, u64::from(config.limits.connections) + OTHER_FILES)?;
+    raise(Resource::RLIMIT_MEMLOCK, PINNED_BYTES)?;
+    become_user(SERVER_ID)?;
+    stay_with(&start)?;
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(SERVER_FILES.functions)
+        .map_err(Failure::of("make", SERVER_FILES.functions))?;
+    let (ready, orders) = control::split(control).map_err(Failure::of("duplicate", "the control socket"))?;
+    server::run(ServerSetup {
+        listeners: gifts.take_all(What::Listener).into_iter().map(TcpListener::from).collect(),
+        address: start.address,
+        warden: gifts.take(What::Peer)?,
+        ledger: appliance_ledger::Sender::new(gifts.take(What::Ledger)?),
+        ready,
+        orders,
+        config,
+        files: SERVER_FILES,
+    })
+}
+
+fn ledger(mut gifts: Gifts, start: &Start) -> Result<(), Failure> {
+    let folder = start.data.join(LEDGER);
+    std::env::set_current_dir(&folder).map_err(Failure::of("go to", &folder))?;
+    leave_network().map_err(Failure::of("leave", "the network"))?;
+    become_user(LEDGER_ID)?;
+    let queue = gifts.take(What::Ledger)?;
+    appliance_ledger::run(Path::new("."), queue).map_err(|error| Failure::Service(format!("ledger: {error}")))
+}
+
+fn become_user(id: u32) -> Result<(), Failure> {
+    umask(Mode::from_bits_truncate(0o077));
+    drop_privileges(id, id).map_err(Failure::of("drop", "privileges"))
+}
+
+/// Must come after the change of user, which would undo it.
+fn stay_with(start: &Start) -> Result<(), Failure> {
+    match die_with_parent(start.supervisor_pid).map_err(Failure::of("follow", "the supervisor"))? {
+        true => Ok(()),
+        false => Err(Failure::Service("the supervisor is gone".to_owned())),
+    }
+}
+
+/// Raises both limits where they are lower.
+fn raise(resource: Resource, wanted: u64) -> Result<(), Failure> {
+    let raised =
+        getrlimit(resource).and_then(|(soft, hard)| setrlimit(resource, soft.max(wanted), hard.max(soft).max(wanted)));
+    raised.map_err(Failure::of("raise", format!("{resource:?} to {wanted}")))
+}
+
+/// Names the process for `ps`, and takes signals as usual again, but for those that mean the supervisor. The ledger waits
+/// for its SIGTERM in a way that wants it blocked.
+fn name_and_unblock(role: Role) -> nix::Result<()> {
+    let mut blocked: SigSet = [Signal::SIGHUP, Signal::SIGINT].into_iter().collect();
+    let name = match role {
+        Role::Warden => c"ember-warden",
+        Role::Server => c"ember-server",
+        Role::Ledger => {
+            blocked.add(Signal::SIGTERM);
+            c"ember-ledger"
+        }
+    };
+    blocked.thread_set_mask()?;
+    prctl::set_name(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_has_one_tag() {
+        let of = |path: &str| tag(Path::new(path));
+        assert_eq!(of("/a"), of("/a"));
+        assert_ne!(of("/a"), of("/b"));
+        assert!(of("/a").len() == 8 && of("/a").bytes().all(|byte| byte.is_ascii_hexdigit()));
+    }
+}

@@ -1,0 +1,338 @@
+//! The supervisor: makes everything that the children share, starts them, and starts them again.
+//!
+//! ```text
+//!  flags, file ─▶ configuration ─▶ kernel features ─▶ data folder, keys, certificates ─▶ listening sockets
+//!                                                                                              │
+//!      ┌──────────────────────────── wait: signals, the server's Ready, a deadline ◀───────────┘
+//!      │ SIGCHLD ─▶ reap          SIGHUP ─▶ read file, renew certificate, Reload
+//!      │ SIGTERM, SIGINT ─▶ stop  Ready ─▶ DIR/address, `ready https://…` (once)
+//!      └─▶ Machine::on(event) ─▶ start, tell, kill, finish
+//! ```
+//!
+//! Invariants: nothing is touched before all of the configuration is valid. The listening sockets and both ends of the
+//! ledger's queue stay open here, so while a child is being started again no connection is refused and no queued record
+//! is lost. The pair between server and warden is made anew for each start, and held by those two alone, so that each
+//! sees the other's end. One thread, which waits for events and never polls; a child that does not listen cannot hold
+//! it up. When the supervisor is killed, server and warden die with it, and the ledger ends by itself once it has
+//! written what is queued.
+
+use crate::{
+    arguments::{Flags, LogFormat},
+    control::{Role, Start, What},
+    data::Data,
+    exit::{Failure, is_final},
+    machine::{Action, Event, Machine, Unit},
+    processes::{Logging, Processes},
+    source::Source,
+    tls,
+};
+use appliance_config::ServeConfig;
+use nix::sys::{
+    signal::{SigSet, Signal},
+    signalfd::{SfdFlags, SignalFd},
+};
+use sandbox_kernel::{probe, ready::readable, socket::packet_pair};
+use std::{
+    collections::VecDeque,
+    io::{self, Write},
+    net::{SocketAddr, TcpListener},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::PathBuf,
+    process::ExitStatus,
+    time::{Duration, Instant, SystemTime},
+};
+
+/// Starts that may fail in a row before the service was ever ready; then there is no point in going on.
+const FAILURES_BEFORE_READY_MAX: u32 = 5;
+
+/// Serves until SIGTERM or SIGINT.
+pub(crate) fn serve(flags: &Flags, format: LogFormat, filter: &str) -> Result<(), Failure> {
+    let source = Source::read(flags)?;
+    let config = source.resolve()?;
+    require_machine()?;
+    let runner = runner()?;
+    let signals = take_signals().map_err(Failure::of("watch", "signals"))?;
+    let data = Data::open(&config.data)?;
+    data.ensure_admin_key()?;
+    tls::ensure(data.path(), config.listen.ip(), SystemTime::now())?;
+    let listeners = listen(config.listen)?;
+    warn_of_telemetry(&config);
+    Supervisor {
+        address: listeners[0].local_addr().map_err(Failure::of("look at", "the listening socket"))?,
+        queue: appliance_ledger::pair().map_err(Failure::of("make", "the ledger's queue"))?,
+        logging: Logging { format, filter: filter.to_owned() },
+        machine: Machine::new(Instant::now()),
+        processes: Processes::default(),
+        stage: Stage::Starting,
+        await_ready: false,
+        outcome: Ok(()),
+        flags: flags.clone(),
+        source,
+        drain: Duration::from_millis(config.drain_ms),
+        data,
+        runner,
+        listeners,
+        signals,
+    }
+    .run()
+}
+
+/// How far the service has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Never ready so far.
+    Starting,
+    /// It was ready, and is or will be again.
+    Serving,
+    /// All children are gone.
+    Finished,
+}
+
+struct Supervisor {
+    flags: Flags,
+    source: Source,
+    drain: Duration,
+    data: Data,
+    runner: PathBuf,
+    address: SocketAddr,
+    listeners: Vec<TcpListener>,
+    queue: (OwnedFd, OwnedFd),
+    logging: Logging,
+    signals: SignalFd,
+    machine: Machine,
+    processes: Processes,
+    stage: Stage,
+    await_ready: bool,
+    outcome: Result<(), Failure>,
+}
+
+impl Supervisor {
+    fn run(mut self) -> Result<(), Failure> {
+        while self.stage != Stage::Finished {
+            self.handle(Event::Time);
+            self.wait()?;
+        }
+        self.data.remove_address()?;
+        tracing::info!("stopped");
+        self.outcome
+    }
+
+    fn wait(&mut self) -> Result<(), Failure> {
+        if self.stage == Stage::Finished {
+            return Ok(());
+        }
+        let server = self.processes.control(Role::Server).filter(|_| self.await_ready).map(AsFd::as_fd);
+        let [signalled, spoke] = readable([Some(self.signals.as_fd()), server], self.machine.wake_at())
+            .map_err(Failure::of("wait for", "the children"))?;
+        if spoke {
+            self.hear_server()?;
+        }
+        if signalled {
+            self.take_signals()?;
+        }
+        Ok(())
+    }
+
+    fn take_signals(&mut self) -> Result<(), Failure> {
+        while let Some(signal) = self.signals.read_signal().map_err(Failure::of("read", "signals"))? {
+            match Signal::try_from(signal.ssi_signo as i32) {
+                Ok(Signal::SIGCHLD) => self.reap(),
+                Ok(Signal::SIGHUP) => self.reload(),
+                Ok(signal) => {
+                    tracing::info!(%signal, drain = ?self.drain, "stopping");
+                    self.await_ready = false;
+                    self.handle(Event::Stop { drain: self.drain });
+                }
+                Err(errno) => return Err(Failure::Bug(format!("an unknown signal was taken: {errno}"))),
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands an event to the machine, and does what it says, and so on with what comes of that.
+    fn handle(&mut self, event: Event) {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            for action in self.machine.on(event, Instant::now()) {
+                events.extend(self.act(action));
+            }
+        }
+    }
+
+    fn act(&mut self, action: Action) -> Vec<Event> {
+        match action {
+            Action::Start(unit) => return self.start(unit),
+            Action::Tell(role) => report(role, "tell it to end", self.processes.tell(role)),
+            Action::Kill(role) => {
+                tracing::warn!(role = role.as_str(), "killed: it cannot go on, or did not end in time");
+                report(role, "kill it", self.processes.kill(role));
+            }
+            Action::Finish => self.stage = Stage::Finished,
+        }
+        Vec::new()
+    }
+
+    /// Starts a unit. What cannot be started counts as ended.
+    fn start(&mut self, unit: Unit) -> Vec<Event> {
+        let started = match unit {
+            Unit::Service => self.start_service(),
+            Unit::Ledger => self.start_ledger(),
+        };
+        let Err(error) = started else { return Vec::new() };
+        tracing::error!(?unit, %error, "cannot be started");
+        let missing = unit.roles().iter().filter(|role| self.processes.control(**role).is_none());
+        missing.map(|role| Event::Ended(*role)).collect()
+    }
+
+    fn start_service(&mut self) -> io::Result<()> {
+        let (servers, wardens) = packet_pair()?;
+        let start = self.begin();
+        self.processes.start(Role::Warden, &[(What::Peer, wardens.as_fd())], start.clone(), &self.logging)?;
+        let mut gifts: Vec<(What, BorrowedFd<'_>)> = vec![(What::Peer, servers.as_fd())];
+        gifts.push((What::Ledger, self.queue.0.as_fd()));
+        gifts.extend(self.listeners.iter().map(|listener| (What::Listener, listener.as_fd())));
+        self.processes.start(Role::Server, &gifts, start, &self.logging)?;
+        self.await_ready = true;
+        Ok(())
+    }
+
+    fn start_ledger(&mut self) -> io::Result<()> {
+        let start = self.begin();
+        self.processes.start(Role::Ledger, &[(What::Ledger, self.queue.1.as_fd())], start, &self.logging)
+    }
+
+    fn begin(&self) -> Start {
+        Start {
+            supervisor_pid: std::process::id(),
+            data: self.data.path().to_owned(),
+            runner: self.runner.clone(),
+            address: self.address,
+            source: self.source.clone(),
+        }
+    }
+
+    fn reap(&mut self) {
+        for (role, status) in self.processes.reap() {
+            tracing::warn!(role = role.as_str(), %status, "ended");
+            self.handle(Event::Ended(role));
+            if self.stage == Stage::Starting && self.is_hopeless(role, status) && self.outcome.is_ok() {
+                self.outcome = Err(Failure::Child { role: role.as_str(), status });
+                self.handle(Event::Stop { drain: Duration::ZERO });
+            }
+        }
+    }
+
+    fn is_hopeless(&self, role: Role, status: ExitStatus) -> bool {
+        is_final(status) || self.machine.failures(role) >= FAILURES_BEFORE_READY_MAX
+    }
+
+    fn hear_server(&mut self) -> Result<(), Failure> {
+        self.await_ready = false;
+        let heard = self.processes.control(Role::Server).map_or(Ok(false), |control| control.take_ready());
+        match heard {
+            Ok(true) if self.stage == Stage::Starting => self.announce(),
+            Ok(true) => {
+                tracing::info!("requests are answered again");
+                Ok(())
+            }
+            Ok(false) => Ok(()),
+            Err(error) => {
+                tracing::warn!(%error, "the server's word cannot be read");
+                Ok(())
+            }
+        }
+    }
+
+    fn announce(&mut self) -> Result<(), Failure> {
+        self.stage = Stage::Serving;
+        self.data.write_address(self.address)?;
+        tracing::info!(address = %self.address, "requests are answered");
+        let mut stdout = io::stdout().lock();
+        let printed = writeln!(stdout, "ready https://{}", self.address).and_then(|()| stdout.flush());
+        // Nobody may be listening to it any more; the service is no worse for that.
+        printed.unwrap_or_else(|error| tracing::warn!(%error, "the ready line was not printed"));
+        Ok(())
+    }
+
+    /// Takes the configuration file and the certificates anew, or keeps everything as it is.
+    fn reload(&mut self) {
+        let read = Source::read(&self.flags).and_then(|source| Ok((source.resolve()?, source)));
+        let (config, source) = match read {
+            Ok(read) => read,
+            Err(failure) => return tracing::error!(%failure, "the configuration is kept as it was"),
+        };
+        if self.source.resolve().is_ok_and(|old| needs_restart(&old, &config)) {
+            tracing::warn!("`data`, `listen` and `telemetry_listen` change at a restart only");
+        }
+        if let Err(failure) = tls::ensure(self.data.path(), self.address.ip(), SystemTime::now()) {
+            tracing::error!(%failure, "the certificates are kept as they were");
+        }
+        self.drain = Duration::from_millis(config.drain_ms);
+        self.source = source;
+        if let Some(server) = self.processes.control(Role::Server) {
+            report(Role::Server, "have it reload", server.reload(self.source.clone()));
+        }
+    }
+}
+
+fn needs_restart(old: &ServeConfig, new: &ServeConfig) -> bool {
+    (&old.data, old.listen, old.telemetry_listen) != (&new.data, new.listen, new.telemetry_listen)
+}
+
+fn report(role: Role, action: &str, done: io::Result<()>) {
+    if let Err(error) = done {
+        tracing::error!(role = role.as_str(), %error, "cannot {action}");
+    }
+}
+
+fn require_machine() -> Result<(), Failure> {
+    if !nix::unistd::geteuid().is_root() {
+        let fix = "run emberd as root, or by sudo: it makes a sandbox and a user for every instance";
+        return Err(Failure::Missing { feature: "root".to_owned(), fix: fix.to_owned() });
+    }
+    probe::require(&probe::all()).map_err(|missing| Failure::Missing {
+        feature: missing.name.to_owned(),
+        fix: missing.outcome.clone().err().unwrap_or_default(),
+    })
+}
+
+/// The runner's program: installed beside this one.
+fn runner() -> Result<PathBuf, Failure> {
+    let own = std::env::current_exe().map_err(Failure::of("find", "/proc/self/exe"))?;
+    let runner = own.with_file_name("ember-runner");
+    if runner.is_file() {
+        return Ok(runner);
+    }
+    let fix = format!("install it beside emberd, as {}", runner.display());
+    Err(Failure::Missing { feature: "ember-runner".to_owned(), fix })
+}
+
+/// Blocks the signals that are waited for. Children inherit that, and undo it.
+fn take_signals() -> nix::Result<SignalFd> {
+    let signals = [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect::<SigSet>();
+    signals.thread_block()?;
+    SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+}
+
+/// One listening socket for each core of the server.
+///
+/// They share the address by SO_REUSEPORT, which would let a second emberd take half of the connections: so the address
+/// is first taken alone, to find out whether somebody else has it.
+fn listen(address: SocketAddr) -> Result<Vec<TcpListener>, Failure> {
+    let failed = || Failure::of("listen on", address.to_string());
+    if address.port() != 0 {
+        drop(TcpListener::bind(address).map_err(failed())?);
+    }
+    let cores = appliance_runtime::available_cores().map_err(Failure::of("count", "the cores"))?;
+    let listeners = appliance_runtime::listeners(address, cores.len().max(1)).map_err(failed())?;
+    for listener in &listeners {
+        listener.set_nonblocking(true).map_err(failed())?;
+    }
+    Ok(listeners)
+}
+
+fn warn_of_telemetry(config: &ServeConfig) {
+    if let Some(address) = config.telemetry_listen {
+        tracing::warn!(%address, "this version serves no telemetry; nothing listens there");
+    }
+}

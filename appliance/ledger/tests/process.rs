@@ -1,0 +1,129 @@
+//! The ledger as a process of its own: this program run again, with the queue as its standard input.
+
+#![expect(clippy::unwrap_used, reason = "a panic is the report; clippy knows unit tests only")]
+
+use appliance_ledger::{Sender, pair, read, run};
+use appliance_types::{Outcome, Record, RequestId, Tier};
+use nix::{
+    sys::signal::{SigSet, Signal, kill},
+    unistd::Pid,
+};
+use std::{
+    io::stdin,
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+const FOLDER: &str = "LEDGER_TEST_FOLDER";
+
+fn record(number: u64) -> Record {
+    Record {
+        request: RequestId::from_random(number.into()),
+        ended_unix_ms: number,
+        key: "key".parse().unwrap(),
+        function: "assistant".parse().unwrap(),
+        outcome: Outcome::Completed,
+        status: 200,
+        tier: Tier::Cold,
+        queue_us: 0,
+        wake_us: 0,
+        prefill_us: 0,
+        decode_us: 0,
+        tokens_in: 0,
+        tokens_cached: 0,
+        tokens_out: 0,
+        memory_bytes: 0,
+        bytes_in: 0,
+        bytes_out: 0,
+    }
+}
+
+/// Not a test: what [`spawn`] runs.
+#[test]
+#[ignore = "the child of the tests below"]
+fn child() {
+    let Some(folder) = std::env::var_os(FOLDER).map(PathBuf::from) else { return };
+    run(&folder, stdin().as_fd().try_clone_to_owned().unwrap()).unwrap();
+}
+
+fn spawn(folder: &Path, queue: &OwnedFd) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child", "--ignored"])
+        .env(FOLDER, folder)
+        .stdin(queue.try_clone().unwrap())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+/// Queues a record, giving the core to the ledger while its queue is full.
+fn send(sender: &Sender, number: u64) {
+    while sender.send(&record(number)).is_err() {
+        std::thread::yield_now();
+    }
+}
+
+fn numbers(folder: &Path) -> Vec<u64> {
+    read(folder).unwrap().map(|record| record.unwrap().ended_unix_ms).collect()
+}
+
+#[test]
+fn the_end_of_the_queue_ends_it_after_the_last_record() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, ledger) = pair().unwrap();
+    let mut process = spawn(folder.path(), &ledger);
+    drop(ledger);
+    let sender = Sender::new(server);
+    (0..100).for_each(|number| send(&sender, number));
+    drop(sender);
+    assert!(process.wait().unwrap().success());
+    assert_eq!(numbers(folder.path()), (0..100).collect::<Vec<_>>());
+}
+
+#[test]
+fn sigterm_ends_it_after_what_is_queued() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, ledger) = pair().unwrap();
+    let sender = Sender::new(server);
+    // Both before it starts: the signal must not overtake the records.
+    (0..100).for_each(|number| send(&sender, number));
+    // Inherited by all threads of the child, where the signal then waits for the ledger to watch it.
+    SigSet::from(Signal::SIGTERM).thread_block().unwrap();
+    let mut process = spawn(folder.path(), &ledger);
+    kill(Pid::from_raw(process.id() as i32), Signal::SIGTERM).unwrap();
+    assert!(process.wait().unwrap().success());
+    assert_eq!(numbers(folder.path()), (0..100).collect::<Vec<_>>());
+}
+
+#[test]
+fn kill_loses_nothing_that_was_written_and_nothing_that_was_queued() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, ledger) = pair().unwrap();
+    let sender = Sender::new(server);
+    let mut next = 0;
+    let mut survived = Vec::new();
+    for _ in 0..5 {
+        let mut process = spawn(folder.path(), &ledger);
+        // More than the queue holds, so that the process is in the middle of appending when the last is queued.
+        (0..5_000).for_each(|_| {
+            send(&sender, next);
+            next += 1;
+        });
+        process.kill().unwrap();
+        process.wait().unwrap();
+        let now: Vec<u64> = read(folder.path()).unwrap().map_while(Result::ok).map(|r| r.ended_unix_ms).collect();
+        assert!(now.starts_with(&survived), "a record that was in the file is gone");
+        survived = now;
+    }
+    let mut process = spawn(folder.path(), &ledger);
+    drop((sender, ledger));
+    assert!(process.wait().unwrap().success());
+
+    let found = numbers(folder.path());
+    assert!(found.starts_with(&survived));
+    assert!(found.is_sorted() && found.last() == Some(&(next - 1)));
+    let gaps: Vec<u64> = found.windows(2).map(|pair| pair[1] - pair[0]).filter(|step| *step > 1).collect();
+    // A batch that was taken and not written dies with the process: 256 KiB of lines of over 200 bytes.
+    assert!(gaps.len() <= 5 && gaps.iter().all(|gap| *gap < 1_310), "{gaps:?}");
+}

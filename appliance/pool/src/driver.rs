@@ -1,0 +1,92 @@
+//! Turns the scheduler's effects into calls and its inputs into turns: one task, on one core.
+
+use crate::{
+    connection::Connection,
+    handle::Inputs,
+    scheduler::{Effect, Input, Scheduler},
+    warden::Warden,
+};
+use appliance_runtime::{spawn, timeout};
+use sandbox_wire::warden::{Call, InstanceId};
+use std::{collections::HashMap, time::Instant};
+
+/// Runs the pool on the current core until every handle and the warden are gone. `cores` is how many may compute.
+pub async fn run(inputs: Inputs, warden: Warden, cores: u32) {
+    let mut driver = Driver { warden, connections: HashMap::new(), inputs };
+    let mut scheduler = Scheduler::new(cores);
+    driver.warden.report_to(driver.inputs.sender());
+    loop {
+        let effects = match driver.next(scheduler.next_due()).await {
+            Turn::Input(mut input) => {
+                driver.before(&mut input);
+                scheduler.handle(Instant::now(), input)
+            }
+            Turn::Due => scheduler.tick(Instant::now()),
+            Turn::End => return,
+        };
+        effects.into_iter().for_each(|effect| driver.perform(effect));
+    }
+}
+
+enum Turn {
+    Input(Input),
+    Due,
+    End,
+}
+
+struct Driver {
+    warden: Warden,
+    connections: HashMap<InstanceId, Connection>,
+    inputs: Inputs,
+}
+
+impl Driver {
+    async fn next(&self, due: Option<Instant>) -> Turn {
+        let input = self.inputs.receiver.recv_async();
+        let received = match due.map(|due| due.saturating_duration_since(Instant::now())) {
+            None => input.await,
+            Some(left) if left.is_zero() => return Turn::Due,
+            Some(left) => match timeout(left, input).await {
+                Ok(received) => received,
+                Err(_) => return Turn::Due,
+            },
+        };
+        received.map_or(Turn::End, Turn::Input)
+    }
+
+    /// Opens the connection of an instance that woke, drops that of one that is gone.
+    fn before(&mut self, input: &mut Input) {
+        match input {
+            Input::Woken { result: Ok(awake), .. } => {
+                let socket = self.warden.take_socket(awake.instance);
+                let opened = socket.map(|fd| Connection::open(awake.instance, fd, self.inputs.sender()));
+                match opened {
+                    Some(Ok(connection)) => drop(self.connections.insert(awake.instance, connection)),
+                    Some(Err(_)) | None => self.perform(Effect::Stop(awake.instance)),
+                }
+            }
+            Input::Exited { instance, .. } => drop(self.connections.remove(instance)),
+            _ => {}
+        }
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Wake { wake, spec } => self.warden.wake(wake, *spec),
+            Effect::Send { instance, message } => {
+                if let Some(connection) = self.connections.get(&instance) {
+                    connection.send(message);
+                }
+            }
+            Effect::Stop(instance) => {
+                let warden = self.warden.clone();
+                spawn(async move {
+                    // An instance that is gone already is what was wanted.
+                    if let Err(error) = warden.call(Call::Stop { instance }, None).await {
+                        tracing::debug!(instance, %error, "stop");
+                    }
+                });
+            }
+        }
+    }
+}

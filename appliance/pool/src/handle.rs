@@ -1,0 +1,130 @@
+//! The pool as every core sees it: a handle to send by, and the submission that a request holds.
+
+use crate::{
+    JOBS_MAX,
+    job::{Event, Failed, FunctionConfig, InstanceView, Work},
+    scheduler::{Input, Ticket},
+};
+use appliance_types::FunctionName;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, AtomicUsize, Ordering},
+};
+
+/// The pool's task is gone: the server is ending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the pool is gone")]
+pub struct Lost;
+
+/// A handle to the pool, for any core.
+///
+/// The channel behind it is unbounded; what it can hold is not: [`JOBS_MAX`] submissions, a cancel for each, and what
+/// an operator sends by hand.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    inputs: flume::Sender<Input>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    tickets: AtomicU64,
+    live: AtomicUsize,
+}
+
+/// A pool's handle, and what [`run`](crate::run) takes to drive it.
+pub fn pool() -> (Pool, Inputs) {
+    let (sender, receiver) = flume::unbounded();
+    (Pool { inputs: sender.clone(), shared: Arc::default() }, Inputs { receiver, sender })
+}
+
+/// The driver's side of a [`Pool`].
+#[derive(Debug)]
+pub struct Inputs {
+    pub(crate) receiver: flume::Receiver<Input>,
+    pub(crate) sender: flume::Sender<Input>,
+}
+
+impl Inputs {
+    pub(crate) fn sender(&self) -> flume::Sender<Input> {
+        self.sender.clone()
+    }
+}
+
+impl Pool {
+    /// Deploys a function or changes it; instances of its earlier form end when they are idle.
+    pub fn configure(&self, config: FunctionConfig) {
+        let _ = self.inputs.send(Input::Configure(Box::new(config)));
+    }
+
+    /// Removes a function; requests that wait for it fail, those that run end.
+    pub fn remove(&self, function: FunctionName) {
+        let _ = self.inputs.send(Input::Remove(function));
+    }
+
+    /// Ends a function's instances, each as soon as it is idle.
+    pub fn stop(&self, function: FunctionName) {
+        let _ = self.inputs.send(Input::Retire(function));
+    }
+
+    /// Asks for work. What comes of it is read from the [`Submission`].
+    ///
+    /// # Errors
+    /// [`Failed::Overloaded`] when [`JOBS_MAX`] submissions live.
+    pub fn submit(&self, function: FunctionName, work: Work) -> Result<Submission, Failed> {
+        if self.shared.live.fetch_add(1, Ordering::Relaxed) >= JOBS_MAX {
+            self.shared.live.fetch_sub(1, Ordering::Relaxed);
+            return Err(Failed::Overloaded);
+        }
+        let ticket = self.shared.tickets.fetch_add(1, Ordering::Relaxed);
+        // A dispatch, at most one more after a retry, what the runner says, and one failure.
+        let (sender, events) = flume::bounded(work.replies_max() + 3);
+        let submission = Submission { ticket, events, pool: self.clone(), ended: false };
+        let _ = self.inputs.send(Input::Submit { ticket, function, work, events: sender });
+        Ok(submission)
+    }
+
+    /// The instances there are.
+    ///
+    /// # Errors
+    /// [`Lost`] when the server is ending.
+    pub async fn instances(&self) -> Result<Vec<InstanceView>, Lost> {
+        let (sender, receiver) = flume::bounded(1);
+        self.inputs.send(Input::List(sender)).map_err(|_| Lost)?;
+        receiver.recv_async().await.map_err(|_| Lost)
+    }
+}
+
+/// Work that was asked for. Dropping it before its last event cancels the work.
+#[derive(Debug)]
+pub struct Submission {
+    ticket: Ticket,
+    events: flume::Receiver<Event>,
+    pool: Pool,
+    ended: bool,
+}
+
+impl Submission {
+    /// What happens next; after the last event, [`Failed::InstanceLost`] for ever.
+    pub async fn next(&mut self) -> Event {
+        let event = match self.events.recv_async().await {
+            Ok(event) => event,
+            Err(_) => Event::Failed(Failed::InstanceLost { reason: Lost.to_string() }),
+        };
+        self.ended |= match &event {
+            Event::Dispatched(_) => false,
+            Event::Reply(message) => message.is_last(),
+            Event::Failed(_) => true,
+        };
+        event
+    }
+}
+
+impl Drop for Submission {
+    fn drop(&mut self) {
+        self.pool.shared.live.fetch_sub(1, Ordering::Relaxed);
+        if !self.ended {
+            let _ = self.pool.inputs.send(Input::Cancel(self.ticket));
+        }
+    }
+}

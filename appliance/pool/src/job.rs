@@ -1,0 +1,180 @@
+//! What is asked of the pool, and what comes back.
+
+use appliance_types::{FunctionName, Tier};
+use sandbox_wire::{
+    runner::{FromRunner, Generate, Id, Message, ModelInfo, Prompt, Text, ToRunner},
+    warden::{InstanceId, RunnerSpec, WardenError},
+};
+use std::{sync::Arc, time::Duration};
+
+/// Most requests that wait or run at once, over all functions.
+pub const JOBS_MAX: usize = 8192;
+
+/// What the pool needs to know of a function.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FunctionConfig {
+    /// What its instances are started with.
+    pub spec: RunnerSpec,
+    /// Instances kept when nobody calls.
+    pub instances_min: usize,
+    /// Most instances.
+    pub instances_max: usize,
+    /// Most requests that wait.
+    pub queue_max: usize,
+    /// Longest that one waits.
+    pub queue_timeout: Duration,
+    /// How long an instance stays up without a request.
+    pub keep_warm: Duration,
+    /// Longest that a request runs.
+    pub timeout: Duration,
+}
+
+/// What a request wants done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Work {
+    /// Text.
+    Generate(Box<Generate>),
+    /// A vector.
+    Embed(Prompt),
+    /// Tokens of a text.
+    Tokenize {
+        /// The text.
+        text: String,
+        /// Add the model's begin and end tokens.
+        add_special: bool,
+        /// Read special tokens' text as those tokens.
+        parse_special: bool,
+    },
+    /// Text of tokens.
+    Detokenize(Vec<u32>),
+    /// Messages rendered with the model's template.
+    ApplyTemplate(Vec<Message>),
+    /// Nothing: only that an instance be up. Ends with its [`Event::Dispatched`].
+    Wake,
+}
+
+impl Work {
+    /// The frame that asks a runner for it; `None` for [`Work::Wake`].
+    pub(crate) fn message(&self, id: Id) -> Option<ToRunner> {
+        Some(match self.clone() {
+            Work::Generate(generate) => ToRunner::Generate { id, generate },
+            Work::Embed(input) => ToRunner::Embed { id, input },
+            Work::Tokenize { text, add_special, parse_special } => {
+                ToRunner::Tokenize { id, text, add_special, parse_special }
+            }
+            Work::Detokenize(tokens) => ToRunner::Detokenize { id, tokens },
+            Work::ApplyTemplate(messages) => ToRunner::ApplyTemplate { id, messages },
+            Work::Wake => return None,
+        })
+    }
+
+    /// Most messages that a runner may answer with.
+    pub(crate) fn replies_max(&self) -> usize {
+        match self {
+            // Each token makes one piece at most; held-back text may make one more; then the start and the end.
+            Work::Generate(generate) => generate.tokens_max as usize + 3,
+            _ => 1,
+        }
+    }
+
+    /// Most bytes that the pieces of an answer may hold.
+    pub(crate) fn reply_bytes_max(&self) -> usize {
+        const TOKEN_BYTES_MAX: usize = 1 << 10;
+        match self {
+            Work::Generate(generate) => {
+                let for_token = TOKEN_BYTES_MAX * (1 + generate.logprobs.map_or(0, |top| 1 + usize::from(top)));
+                for_token.saturating_mul(generate.tokens_max as usize + 1)
+            }
+            _ => usize::MAX,
+        }
+    }
+}
+
+/// Bytes that a piece of an answer holds.
+pub(crate) fn piece_bytes(text: &Text) -> usize {
+    let tops = |t: &sandbox_wire::runner::TokenLogprob| t.top.iter().map(|top| top.bytes.len()).sum::<usize>();
+    text.text.len() + text.logprobs.iter().map(|t| t.bytes.len() + tops(t)).sum::<usize>()
+}
+
+/// What a submission hears.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A slot of an instance is its own. Comes again when an instance died before the first token and another took over.
+    Dispatched(Dispatched),
+    /// What the runner says; ends with a message whose `is_last` holds.
+    Reply(FromRunner),
+    /// It will not be served; nothing more comes.
+    Failed(Failed),
+}
+
+/// How a request came to its instance.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Dispatched {
+    /// Where the function was found when the request came.
+    pub tier: Tier,
+    /// Time waiting for a slot, µs.
+    pub queue_us: u64,
+    /// Time waiting for the instance to wake, µs.
+    pub wake_us: u64,
+    /// Memory reserved for the instance, bytes.
+    pub memory_bytes: u64,
+    /// What is loaded in it.
+    pub model: Arc<ModelInfo>,
+}
+
+/// Why a request is not served.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Failed {
+    /// No such function, or it was removed.
+    #[error("the function is not deployed")]
+    NoFunction,
+    /// Its queue is full.
+    #[error("the function's queue of {queue_max} is full")]
+    QueueFull {
+        /// Most that wait.
+        queue_max: usize,
+        /// When to try again, by measured service times, s.
+        retry_after_s: u64,
+    },
+    /// The box has more requests than it takes.
+    #[error("{JOBS_MAX} requests are waiting or running, which is the most")]
+    Overloaded,
+    /// It waited too long.
+    #[error("no slot came free within {waited_ms} ms")]
+    QueueTimeout {
+        /// How long it waited.
+        waited_ms: u64,
+        /// When to try again, by measured service times, s.
+        retry_after_s: u64,
+    },
+    /// No instance could be woken.
+    #[error("the function could not be woken: {0}")]
+    WakeFailed(WardenError),
+    /// Its instance died, hung, or broke protocol.
+    #[error("the instance was lost: {reason}")]
+    InstanceLost {
+        /// What ended it.
+        reason: String,
+    },
+}
+
+/// An instance, for lists.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InstanceView {
+    /// Its number.
+    pub instance: InstanceId,
+    /// Whose it is.
+    pub function: FunctionName,
+    /// Cores that it computes on when busy.
+    pub threads: u32,
+    /// Requests that it can run at once.
+    pub slots: u32,
+    /// Requests that it runs.
+    pub slots_busy: u32,
+    /// When it stops if nobody calls; `None` when it is busy or kept.
+    pub idle_stop_in: Option<Duration>,
+    /// Median of the function's wakes, ms.
+    pub wake_p50_ms: Option<u64>,
+    /// What is loaded in it.
+    pub model: Arc<ModelInfo>,
+}

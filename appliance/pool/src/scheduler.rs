@@ -1,0 +1,635 @@
+//! All that the pool knows and decides. Pure: `now` and an input go in, effects and events come out.
+//!
+//! ```text
+//!  job       Waiting ──dispatch──▶ Running ──last message──▶ gone
+//!              │  ▲                   │ instance died before its first text: once
+//!              │  └───────────────────┘
+//!              └─ cancel, queue timeout, wake failed, function removed ─▶ gone
+//!
+//!  instance  (waking) ──Woken──▶ up ──keep_warm, retired──▶ (stopping) ──Exited──▶ gone
+//!                                 └──EOF, broke protocol, hung──▶ (dying) ──┘
+//! ```
+//!
+//! Invariants: an instance leaves only by `Exited`, which the warden sends once for each; a job's slot is free when its
+//! last message came; every timer of something that is gone has been removed.
+
+use crate::job::{Dispatched, Event, Failed, FunctionConfig, InstanceView, Work, piece_bytes};
+use appliance_admit::{self as admit, Step};
+use appliance_types::{FunctionName, Tier};
+use sandbox_wire::{
+    runner::{FromRunner, ModelInfo, ToRunner},
+    warden::{Awake, ExitCause, InstanceId, RunnerSpec, WardenError},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// A submission's number, and its id in frames.
+pub(crate) type Ticket = u64;
+/// A wake's number.
+pub(crate) type WakeId = u64;
+
+/// Time that a runner has to answer a cancel or a deadline before it counts as hung.
+const HANG_GRACE: Duration = Duration::from_secs(10);
+/// Wakes remembered for the median.
+const WAKES_KEPT: usize = 32;
+
+/// What happened.
+#[derive(Debug)]
+pub(crate) enum Input {
+    Configure(Box<FunctionConfig>),
+    Remove(FunctionName),
+    Retire(FunctionName),
+    Submit {
+        ticket: Ticket,
+        function: FunctionName,
+        work: Work,
+        events: flume::Sender<Event>,
+    },
+    Cancel(Ticket),
+    List(flume::Sender<Vec<InstanceView>>),
+    Woken {
+        wake: WakeId,
+        result: Result<Awake, WardenError>,
+    },
+    Said {
+        instance: InstanceId,
+        message: FromRunner,
+    },
+    /// The connection to an instance ended or broke.
+    Lost {
+        instance: InstanceId,
+        fault: Option<String>,
+    },
+    Exited {
+        instance: InstanceId,
+        cause: ExitCause,
+    },
+}
+
+/// What to do.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Effect {
+    Wake { wake: WakeId, spec: Box<RunnerSpec> },
+    Send { instance: InstanceId, message: ToRunner },
+    Stop(InstanceId),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Timer {
+    Queue(Ticket),
+    Run(Ticket),
+    Idle(InstanceId),
+}
+
+#[derive(Debug)]
+struct Function {
+    config: FunctionConfig,
+    generation: u64,
+    waiting: VecDeque<Ticket>,
+    slots: u32,
+    service: Option<Duration>,
+    wakes_ms: VecDeque<u64>,
+}
+
+#[derive(Debug)]
+struct Wake {
+    function: FunctionName,
+    generation: u64,
+    threads: u32,
+    began: Instant,
+}
+
+#[derive(Debug)]
+struct Instance {
+    function: FunctionName,
+    generation: u64,
+    threads: u32,
+    slots: u32,
+    memory_bytes: u64,
+    model: Arc<ModelInfo>,
+    up_since: Instant,
+    woke_in: Duration,
+    running: Vec<Ticket>,
+    idle_stop: Option<Instant>,
+    /// Takes nothing more: it is being stopped, or is lost.
+    ending: bool,
+    blame: Option<String>,
+}
+
+#[derive(Debug)]
+struct Job {
+    function: FunctionName,
+    work: Work,
+    events: flume::Sender<Event>,
+    came: Instant,
+    found: Tier,
+    state: State,
+    timer: Option<Instant>,
+    retried: bool,
+    cancelled: bool,
+    bytes_left: usize,
+    spoke: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Waiting,
+    Running { instance: InstanceId, since: Instant },
+}
+
+/// The pool's state.
+#[derive(Debug)]
+pub(crate) struct Scheduler {
+    cores: u32,
+    generations: u64,
+    wake_ids: WakeId,
+    functions: BTreeMap<FunctionName, Function>,
+    wakes: HashMap<WakeId, Wake>,
+    instances: BTreeMap<InstanceId, Instance>,
+    jobs: HashMap<Ticket, Job>,
+    timers: BTreeSet<(Instant, Timer)>,
+    effects: Vec<Effect>,
+}
+
+impl Scheduler {
+    /// A pool of nothing, on `cores` inference cores.
+    pub(crate) fn new(cores: u32) -> Self {
+        Self {
+            cores,
+            generations: 0,
+            wake_ids: 0,
+            functions: BTreeMap::new(),
+            wakes: HashMap::new(),
+            instances: BTreeMap::new(),
+            jobs: HashMap::new(),
+            timers: BTreeSet::new(),
+            effects: Vec::new(),
+        }
+    }
+
+    /// When [`tick`](Self::tick) wants to be called.
+    pub(crate) fn next_due(&self) -> Option<Instant> {
+        self.timers.first().map(|(due, _)| *due)
+    }
+
+    /// Takes what happened; gives what to do.
+    pub(crate) fn handle(&mut self, now: Instant, input: Input) -> Vec<Effect> {
+        match input {
+            Input::Configure(config) => self.configure(*config),
+            Input::Remove(function) => self.remove(&function),
+            Input::Retire(function) => self.retire(&function),
+            Input::Submit { ticket, function, work, events } => self.submit(now, ticket, function, work, events),
+            Input::Cancel(ticket) => self.cancel(now, ticket),
+            Input::List(reply) => drop(reply.try_send(self.list(now))),
+            Input::Woken { wake, result } => self.woken(now, wake, result),
+            Input::Said { instance, message } => self.said(now, instance, message),
+            Input::Lost { instance, fault } => self.lost(instance, fault),
+            Input::Exited { instance, cause } => self.exited(now, instance, &cause),
+        }
+        self.advance(now);
+        std::mem::take(&mut self.effects)
+    }
+
+    /// Does what is due.
+    pub(crate) fn tick(&mut self, now: Instant) -> Vec<Effect> {
+        while let Some((_, timer)) = self.timers.first().copied().filter(|(due, _)| *due <= now) {
+            self.timers.pop_first();
+            match timer {
+                Timer::Queue(ticket) => self.queue_timeout(now, ticket),
+                Timer::Run(ticket) => self.hung(ticket),
+                Timer::Idle(instance) => self.idle(instance),
+            }
+        }
+        self.advance(now);
+        std::mem::take(&mut self.effects)
+    }
+
+    fn configure(&mut self, config: FunctionConfig) {
+        let name = config.spec.function.clone();
+        self.generations += 1;
+        let generation = self.generations;
+        let fresh = Function {
+            slots: 1,
+            generation,
+            waiting: VecDeque::new(),
+            service: None,
+            wakes_ms: VecDeque::new(),
+            config,
+        };
+        match self.functions.get_mut(&name) {
+            Some(old) => *old = Function { waiting: std::mem::take(&mut old.waiting), ..fresh },
+            None => drop(self.functions.insert(name.clone(), fresh)),
+        }
+        self.retire(&name);
+    }
+
+    fn remove(&mut self, name: &FunctionName) {
+        let Some(function) = self.functions.remove(name) else { return };
+        for ticket in function.waiting {
+            self.fail(ticket, Failed::NoFunction);
+        }
+        self.retire(name);
+    }
+
+    /// Ends the function's instances, those at work when they are done.
+    fn retire(&mut self, name: &FunctionName) {
+        let ids: Vec<_> = self.instances.iter().filter(|(_, i)| i.function == *name).map(|(id, _)| *id).collect();
+        for id in ids {
+            let instance = self.instances.get_mut(&id).expect("listed above");
+            instance.generation = 0;
+            if instance.running.is_empty() {
+                self.stop(id);
+            }
+        }
+    }
+
+    fn submit(&mut self, now: Instant, ticket: Ticket, name: FunctionName, work: Work, events: flume::Sender<Event>) {
+        let Some(function) = self.functions.get_mut(&name) else {
+            drop(events.try_send(Event::Failed(Failed::NoFunction)));
+            return;
+        };
+        function.waiting.push_back(ticket);
+        let due = now + function.config.queue_timeout;
+        let found = if self.is_up(&name) { Tier::Running } else { Tier::Cold };
+        let bytes_left = work.reply_bytes_max();
+        let job = Job {
+            function: name.clone(),
+            work,
+            events,
+            came: now,
+            found,
+            state: State::Waiting,
+            timer: Some(due),
+            retried: false,
+            cancelled: false,
+            bytes_left,
+            spoke: false,
+        };
+        self.jobs.insert(ticket, job);
+        self.timers.insert((due, Timer::Queue(ticket)));
+        self.advance(now);
+        self.refuse_overflow(&name, ticket);
+    }
+
+    /// Refuses the newest request when more wait than may.
+    fn refuse_overflow(&mut self, name: &FunctionName, ticket: Ticket) {
+        let waits = self.jobs.get(&ticket).is_some_and(|job| job.state == State::Waiting);
+        let Some(function) = self.functions.get(name).filter(|_| waits) else { return };
+        let queue_max = function.config.queue_max;
+        if !admit::queue_has_room(&self.view(name, function), queue_max) {
+            let retry_after_s = function.retry_after_s();
+            self.fail(ticket, Failed::QueueFull { queue_max, retry_after_s });
+        }
+    }
+
+    fn is_up(&self, name: &FunctionName) -> bool {
+        self.instances.values().any(|i| i.function == *name && self.takes_work(i))
+    }
+
+    fn takes_work(&self, instance: &Instance) -> bool {
+        let current = self.functions.get(&instance.function).is_some_and(|f| f.generation == instance.generation);
+        current && !instance.ending
+    }
+
+    fn cancel(&mut self, now: Instant, ticket: Ticket) {
+        let Some(job) = self.jobs.get_mut(&ticket) else { return };
+        job.cancelled = true;
+        match job.state {
+            State::Waiting => drop(self.forget(ticket)),
+            State::Running { instance, .. } => {
+                self.effects.push(Effect::Send { instance, message: ToRunner::Cancel { id: ticket } });
+                self.set_timer(ticket, Timer::Run(ticket), now + HANG_GRACE);
+            }
+        }
+    }
+
+    fn set_timer(&mut self, ticket: Ticket, timer: Timer, due: Instant) {
+        let Some(job) = self.jobs.get_mut(&ticket) else { return };
+        if let Some(old) = job.timer.replace(due) {
+            self.timers.remove(&(old, Timer::Queue(ticket)));
+            self.timers.remove(&(old, Timer::Run(ticket)));
+        }
+        self.timers.insert((due, timer));
+    }
+
+    /// Removes a job, its timer, its place in the queue and its slot.
+    fn forget(&mut self, ticket: Ticket) -> Option<Job> {
+        let job = self.jobs.remove(&ticket)?;
+        if let Some(due) = job.timer {
+            self.timers.remove(&(due, Timer::Queue(ticket)));
+            self.timers.remove(&(due, Timer::Run(ticket)));
+        }
+        match job.state {
+            State::Waiting => {
+                if let Some(function) = self.functions.get_mut(&job.function) {
+                    function.waiting.retain(|t| *t != ticket);
+                }
+            }
+            State::Running { instance, .. } => {
+                if let Some(instance) = self.instances.get_mut(&instance) {
+                    instance.running.retain(|t| *t != ticket);
+                }
+            }
+        }
+        Some(job)
+    }
+
+    fn fail(&mut self, ticket: Ticket, failed: Failed) {
+        if let Some(job) = self.forget(ticket) {
+            drop(job.events.try_send(Event::Failed(failed)));
+        }
+    }
+
+    fn queue_timeout(&mut self, now: Instant, ticket: Ticket) {
+        let Some(job) = self.jobs.get(&ticket) else { return };
+        let waited_ms = (now - job.came).as_millis() as u64;
+        let retry_after_s = self.functions.get(&job.function).map_or(1, Function::retry_after_s);
+        self.fail(ticket, Failed::QueueTimeout { waited_ms, retry_after_s });
+    }
+
+    fn hung(&mut self, ticket: Ticket) {
+        let Some(State::Running { instance, .. }) = self.jobs.get(&ticket).map(|job| job.state) else { return };
+        self.blame(instance, "it did not end a request by its deadline".to_owned());
+    }
+
+    /// Ends an instance for what it did.
+    fn blame(&mut self, id: InstanceId, fault: String) {
+        if let Some(instance) = self.instances.get_mut(&id) {
+            tracing::warn!(instance = id, function = %instance.function, fault, "instance at fault");
+            instance.blame.get_or_insert(fault);
+            self.stop(id);
+        }
+    }
+
+    fn stop(&mut self, id: InstanceId) {
+        let Some(instance) = self.instances.get_mut(&id) else { return };
+        if !std::mem::replace(&mut instance.ending, true) {
+            self.effects.push(Effect::Stop(id));
+        }
+        self.clear_idle(id);
+    }
+
+    fn clear_idle(&mut self, id: InstanceId) {
+        if let Some(due) = self.instances.get_mut(&id).and_then(|i| i.idle_stop.take()) {
+            self.timers.remove(&(due, Timer::Idle(id)));
+        }
+    }
+
+    /// An instance has nothing to do: it stops now when it is of yesterday, later when nobody calls.
+    fn rest(&mut self, now: Instant, id: InstanceId) {
+        let Some(instance) = self.instances.get(&id) else { return };
+        if !instance.running.is_empty() || instance.ending {
+            return;
+        }
+        if !self.takes_work(instance) {
+            return self.stop(id);
+        }
+        let due = now + self.functions[&instance.function].config.keep_warm;
+        self.clear_idle(id);
+        self.instances.get_mut(&id).expect("looked up above").idle_stop = Some(due);
+        self.timers.insert((due, Timer::Idle(id)));
+    }
+
+    fn idle(&mut self, id: InstanceId) {
+        let Some(instance) = self.instances.get_mut(&id) else { return };
+        instance.idle_stop = None;
+        let name = instance.function.clone();
+        let up = self.instances.values().filter(|i| i.function == name && self.takes_work(i)).count();
+        let kept = self.functions.get(&name).map_or(0, |f| f.config.instances_min);
+        if up > kept {
+            self.stop(id);
+        }
+    }
+
+    fn woken(&mut self, now: Instant, wake: WakeId, result: Result<Awake, WardenError>) {
+        let Some(wake) = self.wakes.remove(&wake) else { return };
+        match result {
+            Ok(awake) => self.add(now, wake, awake),
+            Err(error) => {
+                tracing::warn!(function = %wake.function, %error, "wake failed");
+                let waiting = self.functions.get(&wake.function).filter(|f| f.generation == wake.generation);
+                for ticket in waiting.map(|f| f.waiting.iter().copied().collect::<Vec<_>>()).unwrap_or_default() {
+                    self.fail(ticket, Failed::WakeFailed(error.clone()));
+                }
+            }
+        }
+    }
+
+    fn add(&mut self, now: Instant, wake: Wake, awake: Awake) {
+        let woke_in = now - wake.began;
+        let slots = awake.model.slots.max(1);
+        if let Some(function) = self.functions.get_mut(&wake.function) {
+            function.slots = slots;
+            function.wakes_ms.truncate(WAKES_KEPT - 1);
+            function.wakes_ms.push_front(woke_in.as_millis() as u64);
+        }
+        let memory_bytes = self.functions.get(&wake.function).map_or(0, |f| f.config.spec.memory_bytes);
+        let instance = Instance {
+            function: wake.function,
+            generation: wake.generation,
+            threads: wake.threads,
+            slots,
+            memory_bytes,
+            model: Arc::new(awake.model),
+            up_since: now,
+            woke_in,
+            running: Vec::new(),
+            idle_stop: None,
+            ending: false,
+            blame: None,
+        };
+        self.instances.insert(awake.instance, instance);
+        self.rest(now, awake.instance);
+    }
+
+    fn said(&mut self, now: Instant, from: InstanceId, message: FromRunner) {
+        let job = message.id().and_then(|ticket| Some((ticket, self.jobs.get_mut(&ticket)?)));
+        let Some((ticket, job)) =
+            job.filter(|(_, job)| matches!(job.state, State::Running { instance, .. } if instance == from))
+        else {
+            return self.blame(from, "it spoke of a request that it does not have".to_owned());
+        };
+        if let FromRunner::Text { text, .. } = &message {
+            job.spoke = true;
+            match job.bytes_left.checked_sub(piece_bytes(text)) {
+                Some(left) => job.bytes_left = left,
+                None => return self.blame(from, "it said more than was asked for".to_owned()),
+            }
+        }
+        let last = message.is_last();
+        match job.events.try_send(Event::Reply(message)) {
+            Err(flume::TrySendError::Full(_)) => self.blame(from, "it said more than was asked for".to_owned()),
+            // Gone without its cancel only while that is on its way.
+            _ if last => self.done(now, ticket, from),
+            _ => {}
+        }
+    }
+
+    fn done(&mut self, now: Instant, ticket: Ticket, from: InstanceId) {
+        let Some(job) = self.forget(ticket) else { return };
+        if let (State::Running { since, .. }, Some(function)) = (job.state, self.functions.get_mut(&job.function)) {
+            let took = now - since;
+            function.service = Some(function.service.map_or(took, |mean| (mean * 7 + took) / 8));
+        }
+        self.rest(now, from);
+    }
+
+    fn lost(&mut self, id: InstanceId, fault: Option<String>) {
+        match fault {
+            Some(fault) => self.blame(id, fault),
+            // It is dying; the warden will tell of what.
+            None => {
+                if let Some(instance) = self.instances.get_mut(&id) {
+                    instance.ending = true;
+                    self.clear_idle(id);
+                }
+            }
+        }
+    }
+
+    fn exited(&mut self, now: Instant, id: InstanceId, cause: &ExitCause) {
+        self.clear_idle(id);
+        let Some(instance) = self.instances.remove(&id) else { return };
+        let out_of_memory = matches!(cause, ExitCause::OutOfMemory { .. });
+        let reason = instance.blame.unwrap_or_else(|| cause.to_string());
+        for ticket in instance.running {
+            let Some(job) = self.jobs.get_mut(&ticket) else { continue };
+            if job.cancelled || job.spoke || job.retried || out_of_memory {
+                self.fail(ticket, Failed::InstanceLost { reason: reason.clone() });
+            } else {
+                self.retry(now, ticket);
+            }
+        }
+    }
+
+    /// Nothing of the answer was seen: another instance may give it.
+    fn retry(&mut self, now: Instant, ticket: Ticket) {
+        let job = self.jobs.get_mut(&ticket).expect("looked up by the caller");
+        job.retried = true;
+        job.state = State::Waiting;
+        let Some(function) = self.functions.get_mut(&job.function) else {
+            return self.fail(ticket, Failed::NoFunction);
+        };
+        function.waiting.push_front(ticket);
+        let due = now + function.config.queue_timeout;
+        self.set_timer(ticket, Timer::Queue(ticket), due);
+    }
+
+    /// Takes every step that can be taken now.
+    fn advance(&mut self, now: Instant) {
+        loop {
+            let names: Vec<_> =
+                self.functions.iter().filter(|(_, f)| !f.waiting.is_empty()).map(|(n, _)| n.clone()).collect();
+            let views: Vec<_> = names.iter().map(|name| self.view(name, &self.functions[name])).collect();
+            match admit::next_step(&views, self.cores_free()) {
+                None => return,
+                Some(Step::Wake { function }) => self.wake(now, &names[function]),
+                Some(Step::Dispatch { function, instance }) => {
+                    let id = self.ready(&names[function]).nth(instance).map(|(id, _)| *id).expect("as in the view");
+                    self.dispatch(now, &names[function], id);
+                }
+            }
+        }
+    }
+
+    fn ready<'a>(&'a self, name: &'a FunctionName) -> impl Iterator<Item = (&'a InstanceId, &'a Instance)> {
+        self.instances.iter().filter(move |(_, i)| i.function == *name && self.takes_work(i))
+    }
+
+    fn view(&self, name: &FunctionName, function: &Function) -> admit::Function {
+        let instance = |i: &Instance| admit::Instance { slots: i.slots, busy: i.running.len() as u32 };
+        let waking = self.wakes.values().filter(|w| w.function == *name && w.generation == function.generation);
+        admit::Function {
+            oldest: function.waiting.front().and_then(|ticket| self.jobs.get(ticket)).map(|job| job.came),
+            waiting: function.waiting.len(),
+            threads: self.threads(&function.config),
+            waking: waking.count(),
+            slots: function.slots,
+            instances_max: function.config.instances_max,
+            instances: self.ready(name).map(|(_, i)| instance(i)).collect(),
+        }
+    }
+
+    fn threads(&self, config: &FunctionConfig) -> u32 {
+        config.spec.cpus.clamp(1, self.cores)
+    }
+
+    fn cores_free(&self) -> u32 {
+        let waking: u32 = self.wakes.values().map(|w| w.threads).sum();
+        let busy: u32 = self.instances.values().filter(|i| !i.running.is_empty()).map(|i| i.threads).sum();
+        self.cores.saturating_sub(waking + busy)
+    }
+
+    fn wake(&mut self, now: Instant, name: &FunctionName) {
+        let function = &self.functions[name];
+        let threads = self.threads(&function.config);
+        self.wake_ids += 1;
+        let wake = Wake { function: name.clone(), generation: function.generation, threads, began: now };
+        let spec = Box::new(RunnerSpec { cpus: threads, ..function.config.spec.clone() });
+        self.wakes.insert(self.wake_ids, wake);
+        self.effects.push(Effect::Wake { wake: self.wake_ids, spec });
+    }
+
+    fn dispatch(&mut self, now: Instant, name: &FunctionName, id: InstanceId) {
+        let function = self.functions.get_mut(name).expect("has a waiting job");
+        let ticket = function.waiting.pop_front().expect("has a waiting job");
+        let timeout = function.config.timeout;
+        let instance = self.instances.get_mut(&id).expect("chosen from those that are ready");
+        let job = self.jobs.get_mut(&ticket).expect("a waiting job exists");
+        let waited = now - job.came;
+        let wake = if instance.up_since > job.came { waited.min(instance.woke_in) } else { Duration::ZERO };
+        let dispatched = Dispatched {
+            tier: job.found,
+            queue_us: (waited - wake).as_micros() as u64,
+            wake_us: wake.as_micros() as u64,
+            memory_bytes: instance.memory_bytes,
+            model: Arc::clone(&instance.model),
+        };
+        drop(job.events.try_send(Event::Dispatched(dispatched)));
+        job.state = State::Running { instance: id, since: now };
+        instance.running.push(ticket);
+        match job.work.message(ticket) {
+            Some(message) => {
+                self.effects.push(Effect::Send { instance: id, message });
+                self.clear_idle(id);
+                self.set_timer(ticket, Timer::Run(ticket), now + timeout + HANG_GRACE);
+            }
+            None => self.done(now, ticket, id),
+        }
+    }
+
+    fn list(&self, now: Instant) -> Vec<InstanceView> {
+        let view = |(id, i): (&InstanceId, &Instance)| InstanceView {
+            instance: *id,
+            function: i.function.clone(),
+            threads: i.threads,
+            slots: i.slots,
+            slots_busy: i.running.len() as u32,
+            idle_stop_in: i.idle_stop.map(|due| due.saturating_duration_since(now)),
+            wake_p50_ms: self.functions.get(&i.function).and_then(Function::wake_p50_ms),
+            model: Arc::clone(&i.model),
+        };
+        self.instances.iter().filter(|(_, i)| !i.ending).map(view).collect()
+    }
+}
+
+impl Function {
+    /// When a slot may be free for a newcomer.
+    fn retry_after_s(&self) -> u64 {
+        let mean = self.service.unwrap_or(Duration::from_secs(1));
+        let ahead = self.waiting.len() as u32 / self.slots.max(1) + 1;
+        (mean * ahead).as_secs().clamp(1, 120)
+    }
+
+    fn wake_p50_ms(&self) -> Option<u64> {
+        let mut sorted: Vec<_> = self.wakes_ms.iter().copied().collect();
+        sorted.sort_unstable();
+        sorted.get(sorted.len() / 2).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,177 @@
+//! The server's side of the socket to the warden: calls out, replies to whoever called, exits to the pool.
+//!
+//! Two threads, since a packet that carries a descriptor needs a blocking `recvmsg`, which the executor has not. Invariant: wakes
+//! and exits reach the pool in the order in which the warden sent them, so an exit never overtakes its instance.
+
+use crate::scheduler::{Input, WakeId};
+use sandbox_kernel::socket::{receive_packet, send_packet};
+use sandbox_wire::{
+    frame::{decode_packet, encode_packet},
+    warden::{Call, InstanceId, Message, PACKET_BYTES_MAX, Reply, Request, RunnerSpec, WardenError},
+};
+use std::{
+    collections::HashMap,
+    io,
+    os::fd::{AsFd, OwnedFd},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+};
+
+/// The warden is gone; the supervisor restarts it, and the server with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the warden is gone")]
+pub struct WardenLost;
+
+/// A handle to the warden, for any core.
+#[derive(Clone, Debug)]
+pub struct Warden {
+    shared: Arc<Shared>,
+    outgoing: flume::Sender<(Request, Option<OwnedFd>)>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    ids: AtomicU64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    pending: HashMap<u64, Pending>,
+    sockets: HashMap<InstanceId, OwnedFd>,
+    pool: Option<flume::Sender<Input>>,
+    lost: bool,
+}
+
+#[derive(Debug)]
+enum Pending {
+    Wake(WakeId),
+    Call(flume::Sender<Result<Reply, WardenError>>),
+}
+
+impl Warden {
+    /// Talks to the warden over `socket`; `on_lost` is called when the warden is gone.
+    ///
+    /// # Errors
+    /// The kernel's: no threads or descriptors left.
+    pub fn connect(socket: OwnedFd, on_lost: impl FnOnce() + Send + 'static) -> io::Result<Self> {
+        let shared = Arc::<Shared>::default();
+        let (outgoing, requests) = flume::unbounded();
+        let (reader, for_reader) = (socket.try_clone()?, Arc::clone(&shared));
+        thread::Builder::new().name("warden-out".into()).spawn(move || send_all(&socket, &requests))?;
+        thread::Builder::new().name("warden-in".into()).spawn(move || {
+            for_reader.receive_all(&reader);
+            for_reader.lose();
+            on_lost();
+        })?;
+        Ok(Self { shared, outgoing })
+    }
+
+    /// Calls the warden, with a descriptor for [`Call::ModelAdd`].
+    ///
+    /// # Errors
+    /// What the warden says; [`WardenError::BadRequest`] when it is gone.
+    pub async fn call(&self, call: Call, descriptor: Option<OwnedFd>) -> Result<Reply, WardenError> {
+        let (sender, receiver) = flume::bounded(1);
+        self.send(call, descriptor, Pending::Call(sender));
+        receiver.recv_async().await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    pub(crate) fn wake(&self, wake: WakeId, spec: RunnerSpec) {
+        self.send(Call::Wake(spec), None, Pending::Wake(wake));
+    }
+
+    /// Sends wakes and exits to the pool from now on.
+    pub(crate) fn report_to(&self, pool: flume::Sender<Input>) {
+        self.shared.lock().pool = Some(pool);
+    }
+
+    /// The socket of an instance that woke; once.
+    pub(crate) fn take_socket(&self, instance: InstanceId) -> Option<OwnedFd> {
+        self.shared.lock().sockets.remove(&instance)
+    }
+
+    fn send(&self, call: Call, descriptor: Option<OwnedFd>, pending: Pending) {
+        let id = self.shared.ids.fetch_add(1, Ordering::Relaxed);
+        let mut state = self.shared.lock();
+        if !state.lost {
+            state.pending.insert(id, pending);
+            drop(self.outgoing.send((Request { id, call }, descriptor)));
+        }
+    }
+}
+
+fn gone() -> WardenError {
+    WardenError::BadRequest { reason: WardenLost.to_string() }
+}
+
+fn send_all(socket: &OwnedFd, requests: &flume::Receiver<(Request, Option<OwnedFd>)>) {
+    for (request, descriptor) in requests {
+        let packet = encode_packet(&request, PACKET_BYTES_MAX).expect("specs are bounded when manifests are read");
+        if send_packet(socket, &packet, descriptor.as_ref().map(AsFd::as_fd)).is_err() {
+            return;
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn receive_all(&self, socket: &OwnedFd) {
+        let mut buffer = vec![0; PACKET_BYTES_MAX];
+        while let Ok(Some(packet)) = receive_packet(socket, &mut buffer) {
+            match decode_packet(&buffer[..packet.length]) {
+                Ok(message) => self.take(message, packet.descriptor),
+                Err(error) => tracing::error!(%error, "the warden sent what is no message"),
+            }
+        }
+    }
+
+    fn take(&self, message: Message, descriptor: Option<OwnedFd>) {
+        let mut state = self.lock();
+        match message {
+            Message::Reply { id, result } => match state.pending.remove(&id) {
+                Some(Pending::Call(caller)) => drop(caller.try_send(result)),
+                Some(Pending::Wake(wake)) => state.woken(wake, result, descriptor),
+                None => tracing::error!(id, "the warden answered what was not asked"),
+            },
+            Message::Exited { instance, cause } => state.tell(Input::Exited { instance, cause }),
+        }
+    }
+
+    fn lose(&self) {
+        let mut state = self.lock();
+        state.lost = true;
+        state.sockets.clear();
+        for (_, pending) in std::mem::take(&mut state.pending) {
+            match pending {
+                Pending::Wake(wake) => state.tell(Input::Woken { wake, result: Err(gone()) }),
+                Pending::Call(caller) => drop(caller.try_send(Err(gone()))),
+            }
+        }
+    }
+}
+
+impl State {
+    fn woken(&mut self, wake: WakeId, result: Result<Reply, WardenError>, socket: Option<OwnedFd>) {
+        let result = result.and_then(|reply| match (reply, socket) {
+            (Reply::Awake(awake), Some(socket)) => {
+                self.sockets.insert(awake.instance, socket);
+                Ok(awake)
+            }
+            _ => Err(WardenError::BadRequest { reason: "a wake was answered without an instance".to_owned() }),
+        });
+        self.tell(Input::Woken { wake, result });
+    }
+
+    fn tell(&self, input: Input) {
+        if let Some(pool) = &self.pool {
+            drop(pool.send(input));
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! The bench from outside, with its tiniest input, so that it cannot rot.
+
+use std::{fs, process::Command};
+
+#[test]
+fn s10_runs_and_leaves_a_report() {
+    let runs = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bench"));
+    let output = command.args(["run", "--smoke", "--only", "S10", "--runs"]).arg(runs.path()).output().unwrap();
+    let (stdout, stderr) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(output.status.success(), "{stderr}");
+    assert!(stdout.starts_with("S10 ") && stdout.contains(" (bar 1.50) "), "{stdout}");
+    let folder = fs::read_dir(runs.path()).unwrap().next().unwrap().unwrap().path();
+    assert!(folder.join("report.json").is_file() && folder.join("report.html").is_file());
+}
+
+#[test]
+fn an_unknown_figure_is_refused() {
+    let output = Command::new(env!("CARGO_BIN_EXE_bench")).args(["run", "--only", "S99"]).output().unwrap();
+    assert!(!output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("no figure `S99`"));
+}

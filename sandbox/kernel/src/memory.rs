@@ -1,0 +1,119 @@
+//! The page cache of a model, and room for what the kernel spends on an instance.
+//!
+//! Cgroups charge a page of the page cache to whoever touches it first. `limits.memory` means private memory, so the
+//! warden touches the model before the runner may: the weights are then charged to the warden's group, which has no
+//! limit, and are there for the next instance too. Pages that the kernel took back in between are charged to the
+//! instance that faults them in again; clean, they are the first to be reclaimed and never a reason for an OOM kill.
+#![allow(unsafe_code)]
+
+use nix::{
+    Result,
+    errno::Errno,
+    libc,
+    sys::mman::{MapFlags, ProtFlags, mmap, munmap},
+    unistd::Pid,
+};
+use std::{
+    ffi::c_void,
+    fs::{self, File},
+    io,
+    num::NonZeroUsize,
+    os::fd::AsFd,
+    ptr::NonNull,
+};
+
+const PAGE_BYTES: u64 = 4096;
+
+/// What an instance may use beyond its private memory: sockets, stacks, the kernel's structures.
+const KERNEL_BYTES: u64 = 8 << 20;
+/// A page table entry of 8 bytes maps a page of 4096.
+const MAPPED_BYTES_PER_TABLE_BYTE: u64 = 512;
+
+/// The limit of a cgroup whose process may hold `private_bytes` and map a model of `model_bytes`.
+pub const fn group_limit(private_bytes: u64, model_bytes: u64) -> u64 {
+    private_bytes.saturating_add(KERNEL_BYTES).saturating_add(model_bytes / MAPPED_BYTES_PER_TABLE_BYTE)
+}
+
+struct Mapping {
+    address: NonNull<c_void>,
+    bytes: NonZeroUsize,
+}
+
+impl Mapping {
+    fn new(file: &File, bytes: NonZeroUsize) -> Result<Self> {
+        // SAFETY: a fresh mapping at an address of the kernel's choice. Its bytes are never read here, so a file that
+        // shrinks cannot fault us.
+        let address = unsafe { mmap(None, bytes, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, file.as_fd(), 0) }?;
+        Ok(Self { address, bytes })
+    }
+
+    fn populate(&self) -> Result<()> {
+        let advice = libc::MADV_POPULATE_READ;
+        // SAFETY: nix's madvise lacks this advice. The range is exactly our own mapping; the kernel touches the pages
+        // and answers an error where they cannot be had.
+        Errno::result(unsafe { libc::madvise(self.address.as_ptr(), self.bytes.get(), advice) }).map(drop)
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and no reference into it was ever made.
+        let _ = unsafe { munmap(self.address, self.bytes.get()) };
+    }
+}
+
+/// Brings a file into the page cache, charged to the caller, and returns when it is there.
+///
+/// # Errors
+/// The kernel's: the file cannot be read or mapped.
+pub fn prefault(file: &File) -> io::Result<()> {
+    let bytes = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
+    let Some(bytes) = NonZeroUsize::new(bytes) else { return Ok(()) };
+    Ok(Mapping::new(file, bytes)?.populate()?)
+}
+
+/// Memory of this host, bytes.
+///
+/// # Errors
+/// `/proc/meminfo` cannot be read.
+pub fn host_bytes() -> io::Result<u64> {
+    let text = fs::read_to_string("/proc/meminfo")?;
+    let kib = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse().ok());
+    kib.map(|kib: u64| kib << 10).ok_or_else(|| io::Error::other("/proc/meminfo tells no MemTotal"))
+}
+
+/// File pages that a process has mapped and resident: memory that it shares, bytes.
+///
+/// # Errors
+/// There is no such process.
+pub fn shared_bytes(process: Pid) -> io::Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{process}/statm"))?;
+    let pages = text.split(' ').nth(2).and_then(|field| field.parse::<u64>().ok());
+    pages.map(|pages| pages * PAGE_BYTES).ok_or_else(|| io::Error::other(format!("statm reads `{text}`")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_never_wrap() {
+        assert_eq!(group_limit(1 << 30, 512 << 20), (1 << 30) + KERNEL_BYTES + (1 << 20));
+        assert_eq!(group_limit(u64::MAX, u64::MAX), u64::MAX);
+    }
+
+    #[test]
+    fn the_host_and_this_process_have_memory() {
+        assert!(host_bytes().unwrap() > 16 << 20);
+        assert!(shared_bytes(Pid::this()).unwrap() > 0);
+        assert!(shared_bytes(Pid::from_raw(i32::MAX)).is_err());
+    }
+
+    #[test]
+    fn a_file_is_brought_in() {
+        let file = tempfile::tempfile().unwrap();
+        prefault(&file).unwrap();
+        file.set_len(1 << 20).unwrap();
+        prefault(&file).unwrap();
+    }
+}

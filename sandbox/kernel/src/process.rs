@@ -1,0 +1,58 @@
+//! What the supervisor and its children do to themselves: give up privileges, leave the network, tie their life to
+//! their parent's.
+//!
+//! Call these at the start of a child, before it has threads: namespaces and no_new_privs are per thread.
+
+use crate::identity;
+use nix::{
+    Result,
+    sched::{CloneFlags, unshare},
+    sys::{
+        prctl::{set_child_subreaper, set_dumpable, set_pdeathsig},
+        signal::Signal,
+    },
+    unistd::{Gid, Uid, getppid, setgroups, setresgid, setresuid},
+};
+
+/// Becomes an ordinary user for good: no groups, no capabilities, no way to gain any, no core dump, no tracer of the
+/// same user. Clears the parent-death signal: call [`die_with_parent`] after it.
+///
+/// # Errors
+/// The kernel's; the process must then end, since it may be half changed.
+pub fn drop_privileges(uid: u32, gid: u32) -> Result<()> {
+    identity::drop_bounding_set()?;
+    identity::clear_ambient()?;
+    setgroups(&[])?;
+    let (gid, uid) = (Gid::from_raw(gid), Uid::from_raw(uid));
+    setresgid(gid, gid, gid)?;
+    setresuid(uid, uid, uid)?;
+    identity::drop_capabilities()?;
+    identity::forbid_new_privileges()?;
+    set_dumpable(false)
+}
+
+/// Asks to be killed when the parent thread ends. `parent` is the parent's pid as it was before the fork: if another
+/// process is our parent by now, ours is gone, and the answer is `false`.
+///
+/// # Errors
+/// The kernel's.
+pub fn die_with_parent(parent: u32) -> Result<bool> {
+    set_pdeathsig(Signal::SIGKILL)?;
+    Ok(u32::try_from(getppid().as_raw()) == Ok(parent))
+}
+
+/// Moves the process into a network namespace of its own, which holds nothing but a loopback that is down.
+///
+/// # Errors
+/// `EPERM` without root.
+pub fn leave_network() -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNET)
+}
+
+/// Becomes the parent of descendants whose parent ends, so that none escapes.
+///
+/// # Errors
+/// The kernel's.
+pub fn adopt_orphans() -> Result<()> {
+    set_child_subreaper(true)
+}

@@ -1,0 +1,225 @@
+//! The runner's life: load, then answer until the socket closes.
+//!
+//! ```text
+//!  await Load ──▶ loading ──▶ idle ⇄ working ──▶ closed
+//!                    │                  │
+//!                    ▼                  ▼
+//!                LoadFailed       protocol broken
+//! ```
+//!
+//! Answers and embeddings are made one at a time, in the order they came; what needs no computing is answered at once, also
+//! between two steps of an answer. Between any two steps the socket is looked at, so a cancel takes effect within a step.
+//!
+//! Invariants: every request gets exactly one last message; at most [`QUEUE_MAX`] requests wait; an id is in use until its
+//! last message is sent.
+
+use crate::{
+    channel::{Channel, Received, is_closed},
+    error::RunnerError,
+};
+use sandbox_model::{Engine, Model, Sequence};
+use sandbox_wire::runner::{Failure, FinishReason, Finished, FromRunner, Generate, Id, Load, Prompt, ToRunner};
+use std::{collections::VecDeque, os::unix::net::UnixStream, path::Path, time::Instant};
+
+/// Requests that may wait.
+const QUEUE_MAX: usize = 64;
+/// Messages taken between two steps, so that a flood of them does not stop an answer.
+const MESSAGES_PER_STEP_MAX: usize = 64;
+
+/// Serves one socket with the model at `path` until it is closed.
+pub(crate) fn serve(socket: UnixStream, path: &Path) -> Result<(), RunnerError> {
+    let mut channel = Channel::new(socket);
+    let served = await_load(&mut channel).and_then(|load| match load {
+        Some(load) => load_and_run(channel, path, &load),
+        None => Ok(()),
+    });
+    match served {
+        Err(RunnerError::Socket { error, .. }) if is_closed(&error) => Ok(()),
+        served => served,
+    }
+}
+
+fn await_load(channel: &mut Channel) -> Result<Option<Load>, RunnerError> {
+    match channel.wait()? {
+        Received::Message(ToRunner::Load(load)) => Ok(Some(load)),
+        Received::Message(_) => Err(RunnerError::OutOfTurn("the first message is not `Load`".to_owned())),
+        Received::Nothing | Received::Closed => Ok(None),
+    }
+}
+
+fn load_and_run(mut channel: Channel, path: &Path, load: &Load) -> Result<(), RunnerError> {
+    let model = report(&mut channel, Model::load(path))?;
+    let engine = report(&mut channel, Engine::new(&model, load))?;
+    channel.send(&FromRunner::Loaded(engine.info()))?;
+    Runner { channel, engine, queue: VecDeque::new(), active: None }.run()
+}
+
+/// Tells the peer why the model cannot be used.
+fn report<T>(channel: &mut Channel, loaded: Result<T, sandbox_model::LoadError>) -> Result<T, RunnerError> {
+    if let Err(error) = &loaded {
+        channel.send(&FromRunner::LoadFailed { reason: error.to_string() })?;
+    }
+    Ok(loaded?)
+}
+
+struct Runner<'m> {
+    channel: Channel,
+    engine: Engine<'m>,
+    queue: VecDeque<Job>,
+    active: Option<Active>,
+}
+
+/// A request that waits.
+struct Job {
+    id: Id,
+    received: Instant,
+    work: Work,
+}
+
+enum Work {
+    Generate(Box<Generate>),
+    Embed(Prompt),
+}
+
+/// The request that is worked on.
+struct Active {
+    id: Id,
+    sequence: Sequence,
+}
+
+impl Runner<'_> {
+    fn run(mut self) -> Result<(), RunnerError> {
+        let mut taken = 0;
+        loop {
+            match self.next_message(taken)? {
+                Received::Message(message) => self.take(message)?,
+                Received::Closed => return Ok(()),
+                Received::Nothing => {
+                    self.work()?;
+                    taken = 0;
+                    continue;
+                }
+            }
+            taken += 1;
+        }
+    }
+
+    fn next_message(&mut self, taken: usize) -> Result<Received, RunnerError> {
+        match () {
+            () if self.active.is_none() && self.queue.is_empty() => self.channel.wait(),
+            () if taken >= MESSAGES_PER_STEP_MAX => Ok(Received::Nothing),
+            () => self.channel.poll(),
+        }
+    }
+
+    fn take(&mut self, message: ToRunner) -> Result<(), RunnerError> {
+        match message {
+            ToRunner::Load(_) => Err(RunnerError::OutOfTurn("a second `Load`".to_owned())),
+            ToRunner::Generate { id, generate } => self.enqueue(id, Work::Generate(generate)),
+            ToRunner::Embed { id, input } => self.enqueue(id, Work::Embed(input)),
+            ToRunner::Cancel { id } => self.cancel(id),
+            ToRunner::Tokenize { id, text, add_special, parse_special } => {
+                let tokens = self.engine.tokenize(&text, add_special, parse_special);
+                self.channel.send(&FromRunner::Tokens { id, tokens })
+            }
+            ToRunner::Detokenize { id, tokens } => {
+                let text = self.engine.detokenize(&tokens);
+                self.reply(id, text.map(|text| FromRunner::Rendered { id, text }))
+            }
+            ToRunner::ApplyTemplate { id, messages } => {
+                let text = self.engine.apply_template(&messages);
+                self.reply(id, text.map(|text| FromRunner::Rendered { id, text }))
+            }
+        }
+    }
+
+    fn enqueue(&mut self, id: Id, work: Work) -> Result<(), RunnerError> {
+        let is_active = self.active.as_ref().is_some_and(|active| active.id == id);
+        if is_active || self.queue.iter().any(|job| job.id == id) {
+            return Err(RunnerError::OutOfTurn(format!("id {id} is in use")));
+        }
+        if self.queue.len() >= QUEUE_MAX {
+            let message = format!("too many requests on one connection: {QUEUE_MAX} wait");
+            return self.reply(id, Err(Failure::Internal { message }));
+        }
+        self.queue.push_back(Job { id, received: Instant::now(), work });
+        Ok(())
+    }
+
+    /// Ends a request; one that has ended already is let be, since its last message crossed the cancel.
+    fn cancel(&mut self, id: Id) -> Result<(), RunnerError> {
+        let finished = match self.active.take_if(|active| active.id == id) {
+            Some(active) => self.engine.cancel(active.sequence),
+            None => match self.queue.iter().position(|job| job.id == id) {
+                Some(position) => {
+                    self.queue.remove(position);
+                    unstarted()
+                }
+                None => return Ok(()),
+            },
+        };
+        self.channel.send(&FromRunner::Finished { id, finished })
+    }
+
+    /// Does one step of the work at hand.
+    fn work(&mut self) -> Result<(), RunnerError> {
+        match self.active.take() {
+            Some(active) => self.step(active),
+            None => match self.queue.pop_front() {
+                Some(Job { id, received, work: Work::Generate(generate) }) => self.begin(id, received, &generate),
+                Some(Job { id, work: Work::Embed(input), .. }) => self.embed(id, &input),
+                None => Ok(()),
+            },
+        }
+    }
+
+    fn begin(&mut self, id: Id, received: Instant, generate: &Generate) -> Result<(), RunnerError> {
+        let begun = self.engine.begin(generate, received).map(|sequence| {
+            let (prompt_tokens, cached_tokens) = (sequence.prompt_tokens(), sequence.cached_tokens());
+            self.active = Some(Active { id, sequence });
+            FromRunner::Started { id, prompt_tokens, cached_tokens }
+        });
+        self.reply(id, begun)
+    }
+
+    fn step(&mut self, mut active: Active) -> Result<(), RunnerError> {
+        let id = active.id;
+        let step = match self.engine.step(&mut active.sequence) {
+            Ok(step) => step,
+            Err(failure) => return self.reply(id, Err(failure)),
+        };
+        if let Some(text) = step.text {
+            self.channel.send(&FromRunner::Text { id, text })?;
+        }
+        match step.finished {
+            Some(finished) => self.channel.send(&FromRunner::Finished { id, finished }),
+            None => {
+                self.active = Some(active);
+                Ok(())
+            }
+        }
+    }
+
+    fn embed(&mut self, id: Id, input: &Prompt) -> Result<(), RunnerError> {
+        let started = Instant::now();
+        let embedding = self.engine.embed(input);
+        let compute_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.reply(id, embedding.map(|e| FromRunner::Embedding { id, values: e.values, tokens: e.tokens, compute_us }))
+    }
+
+    fn reply(&mut self, id: Id, reply: Result<FromRunner, Failure>) -> Result<(), RunnerError> {
+        self.channel.send(&reply.unwrap_or_else(|failure| FromRunner::Failed { id, failure }))
+    }
+}
+
+/// The end of a request that never began.
+fn unstarted() -> Finished {
+    Finished {
+        reason: FinishReason::Cancelled,
+        prompt_tokens: 0,
+        cached_tokens: 0,
+        completion_tokens: 0,
+        prefill_us: 0,
+        decode_us: 0,
+    }
+}

@@ -1,0 +1,150 @@
+//! Where requests of the server are taken and dealt out. Nothing here waits: what takes time gets a thread.
+
+use crate::{instance, shared::Shared, spawner::sandbox_error};
+use appliance_types::ModelDigest;
+use sandbox_kernel::socket::is_file_or_pipe;
+use sandbox_wire::warden::{Call, InstanceId, Reply, Request, RunnerSpec, SYSTEM_BYTES_MAX, WardenError};
+use std::{
+    fs::File,
+    os::fd::OwnedFd,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Instant,
+};
+
+/// Models added at once; more are refused, since each may wait for its sender without end.
+const ADDS_MAX: usize = 4;
+
+/// Takes requests, one after the other.
+#[derive(Debug)]
+pub(crate) struct Desk {
+    shared: Arc<Shared>,
+    instances: Vec<JoinHandle<()>>,
+    adds: Arc<AtomicUsize>,
+}
+
+impl Desk {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, instances: Vec::new(), adds: Arc::default() }
+    }
+
+    /// Answers a request, now or from a thread.
+    pub(crate) fn take(&mut self, request: Request, descriptor: Option<OwnedFd>) {
+        let Request { id, call } = request;
+        let answer = match call {
+            Call::Wake(spec) => self.wake(id, spec),
+            Call::Stop { instance } => self.stop(id, instance),
+            Call::Instances => Ok(Some(Reply::Instances(self.shared.registry.statuses()))),
+            Call::ModelAdd { expected } => self.add(id, descriptor, expected),
+            Call::Models => self.shared.store.list().map(|models| Some(Reply::Models(models))),
+            Call::ModelRemove { digest } => self.remove(&digest),
+        };
+        match answer {
+            Ok(Some(reply)) => self.shared.outbox.reply(id, Ok(reply)),
+            Ok(None) => {}
+            Err(error) => self.shared.outbox.reply(id, Err(error)),
+        }
+    }
+
+    fn wake(&mut self, id: u64, spec: RunnerSpec) -> Result<Option<Reply>, WardenError> {
+        let begun = Instant::now();
+        if spec.system.as_ref().is_some_and(|system| system.len() > SYSTEM_BYTES_MAX) {
+            return Err(bad(format!("a system prompt above {SYSTEM_BYTES_MAX} bytes")));
+        }
+        let lease = self.shared.registry.reserve(&spec)?;
+        let shared = Arc::clone(&self.shared);
+        let thread = thread::Builder::new().name(format!("instance-{}", lease.instance));
+        let thread = thread.spawn(move || instance::live(&shared, lease, id, &spec, begun));
+        self.instances.retain(|thread| !thread.is_finished());
+        match thread {
+            Ok(thread) => self.instances.push(thread),
+            Err(error) => {
+                self.shared.registry.release(lease.instance);
+                return Err(sandbox_error("supervision", error));
+            }
+        }
+        Ok(None)
+    }
+
+    fn stop(&self, id: u64, instance: InstanceId) -> Result<Option<Reply>, WardenError> {
+        self.shared.registry.stop(instance, id).map(|()| None)
+    }
+
+    fn add(
+        &self,
+        id: u64,
+        source: Option<OwnedFd>,
+        expected: Option<ModelDigest>,
+    ) -> Result<Option<Reply>, WardenError> {
+        let source = source.ok_or_else(|| bad("a model to add comes with a descriptor"))?;
+        if !is_file_or_pipe(&source).map_err(bad)? {
+            return Err(bad("a model is read from a file or a pipe"));
+        }
+        let permit = Permit::take(&self.adds)?;
+        let shared = Arc::clone(&self.shared);
+        let add = move || {
+            let added = shared.store.add(File::from(source), expected);
+            drop(permit);
+            shared.outbox.reply(id, added.map(Reply::ModelAdded));
+        };
+        thread::Builder::new().name("add".into()).spawn(add).map_err(|error| sandbox_error("supervision", error))?;
+        Ok(None)
+    }
+
+    fn remove(&self, digest: &ModelDigest) -> Result<Option<Reply>, WardenError> {
+        self.shared.registry.unless_used(digest, || self.shared.store.remove(digest))?;
+        Ok(Some(Reply::ModelRemoved))
+    }
+
+    /// Ends every instance, and returns when nothing is left of any. Adds are left behind: their half-written files are
+    /// swept at the next start.
+    pub(crate) fn close(self) {
+        self.shared.registry.close();
+        for thread in self.instances {
+            if thread.join().is_err() {
+                tracing::error!("an instance's thread panicked");
+            }
+        }
+    }
+}
+
+fn bad(reason: impl ToString) -> WardenError {
+    WardenError::BadRequest { reason: reason.to_string() }
+}
+
+/// The right to add a model; given back when dropped.
+struct Permit(Arc<AtomicUsize>);
+
+impl Permit {
+    /// Only the desk takes permits, so that looking and taking are one step.
+    fn take(taken: &Arc<AtomicUsize>) -> Result<Self, WardenError> {
+        if taken.load(Ordering::Acquire) >= ADDS_MAX {
+            return Err(bad(format!("{ADDS_MAX} models are being added, which is the most; try again later")));
+        }
+        taken.fetch_add(1, Ordering::AcqRel);
+        Ok(Self(Arc::clone(taken)))
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn permits_run_out_and_come_back() {
+        let taken = Arc::default();
+        let mut permits: Vec<_> = (0..ADDS_MAX).map(|_| Permit::take(&taken).unwrap()).collect();
+        assert!(Permit::take(&taken).is_err());
+        permits.pop();
+        assert!(Permit::take(&taken).is_ok());
+    }
+}

@@ -1,0 +1,50 @@
+//! Messages to the server. Any thread may send: a packet is whole or not at all.
+
+use sandbox_kernel::socket::send_packet;
+use sandbox_wire::{
+    frame::encode_packet,
+    warden::{ExitCause, InstanceId, Message, PACKET_BYTES_MAX, Reply, WardenError},
+};
+use std::{
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::Arc,
+};
+
+/// The warden's end of the socket.
+#[derive(Clone, Debug)]
+pub(crate) struct Outbox(Arc<OwnedFd>);
+
+impl Outbox {
+    pub(crate) fn new(socket: Arc<OwnedFd>) -> Self {
+        Self(socket)
+    }
+
+    /// Answers a request.
+    pub(crate) fn reply(&self, id: u64, result: Result<Reply, WardenError>) {
+        self.send(id, Message::Reply { id, result }, None);
+    }
+
+    /// Answers a request and hands a descriptor over.
+    pub(crate) fn hand_over(&self, id: u64, reply: Reply, descriptor: BorrowedFd<'_>) {
+        self.send(id, Message::Reply { id, result: Ok(reply) }, Some(descriptor));
+    }
+
+    /// Tells that an instance is gone.
+    pub(crate) fn exited(&self, instance: InstanceId, cause: ExitCause) {
+        self.send(instance, Message::Exited { instance, cause }, None);
+    }
+
+    fn send(&self, id: u64, message: Message, descriptor: Option<BorrowedFd<'_>>) {
+        let packet = encode_packet(&message, PACKET_BYTES_MAX).or_else(|error| {
+            let result = Err(WardenError::BadRequest { reason: format!("the answer does not fit a packet: {error}") });
+            encode_packet(&Message::Reply { id, result }, PACKET_BYTES_MAX)
+        });
+        let sent = packet.map(|packet| send_packet(self.0.as_fd(), &packet, descriptor));
+        match sent {
+            Ok(Ok(())) => {}
+            // The main loop sees the end of the socket by itself.
+            Ok(Err(error)) => tracing::debug!(id, %error, "the server is gone"),
+            Err(error) => tracing::error!(id, %error, "a message was lost"),
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! Which instances there are, which slots they hold, and who waits for their end.
+//!
+//! ```text
+//!  reserve ──▶ starting ──started──▶ loading ──awake──▶ awake
+//!                 └──────────────────────┴─────────────────┴──▶ release: slot free, waiting stops answered
+//! ```
+//! Invariants: an instance has one slot from `reserve` to `release`, and is released only when nothing of it is left. A
+//! stop, or the warden's own end, that comes before the process is known is remembered and carried out by `started`.
+
+use crate::decide::free_slot;
+use appliance_types::{FunctionName, ModelDigest};
+use sandbox_kernel::{
+    cgroup::Cgroup,
+    memory::shared_bytes,
+    pidfd::{Pid, Pidfd},
+    spawn::Child,
+};
+use sandbox_wire::warden::{InstanceId, InstanceStatus, RunnerSpec, WardenError};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+/// A place for an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lease {
+    pub(crate) instance: InstanceId,
+    pub(crate) slot: usize,
+}
+
+/// What is left to say when an instance is gone.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Released {
+    /// Requests that wait for its end.
+    pub(crate) stops: Vec<u64>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    slot: usize,
+    function: FunctionName,
+    model: ModelDigest,
+    process: Option<Process>,
+    stopping: bool,
+    stops: Vec<u64>,
+}
+
+#[derive(Debug)]
+struct Process {
+    pid: Pid,
+    killer: Pidfd,
+    cgroup: Arc<Cgroup>,
+}
+
+#[derive(Debug)]
+struct State {
+    closing: bool,
+    next: InstanceId,
+    taken: Vec<bool>,
+    entries: BTreeMap<InstanceId, Entry>,
+}
+
+/// All instances of one warden.
+#[derive(Debug)]
+pub(crate) struct Registry(Mutex<State>);
+
+impl Registry {
+    pub(crate) fn new(slots: usize) -> Self {
+        let taken = vec![false; slots];
+        Self(Mutex::new(State { closing: false, next: 1, taken, entries: BTreeMap::new() }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No code below can panic halfway through a change.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A slot for a new instance.
+    pub(crate) fn reserve(&self, spec: &RunnerSpec) -> Result<Lease, WardenError> {
+        let mut state = self.lock();
+        let full = WardenError::InstancesMax { limit: state.taken.len() as u32 };
+        let slot = free_slot(&state.taken).ok_or(full)?;
+        state.taken[slot] = true;
+        let instance = state.next;
+        state.next += 1;
+        let (function, model) = (spec.function.clone(), spec.model);
+        let entry = Entry { slot, function, model, process: None, stopping: state.closing, stops: Vec::new() };
+        state.entries.insert(instance, entry);
+        Ok(Lease { instance, slot })
+    }
+
+    /// Makes an instance's process known.
+    pub(crate) fn started(&self, instance: InstanceId, child: &Child, cgroup: &Arc<Cgroup>) -> std::io::Result<()> {
+        let process = Process { pid: child.pid(), killer: child.killer()?, cgroup: Arc::clone(cgroup) };
+        let mut state = self.lock();
+        let entry = state.entries.get_mut(&instance).expect("reserved before it is started");
+        if entry.stopping {
+            process.killer.kill()?;
+        }
+        entry.process = Some(process);
+        Ok(())
+    }
+
+    /// Kills an instance; `request` is answered by whoever releases it.
+    pub(crate) fn stop(&self, instance: InstanceId, request: u64) -> Result<(), WardenError> {
+        let mut state = self.lock();
+        let entry = state.entries.get_mut(&instance).ok_or(WardenError::InstanceMissing { instance })?;
+        entry.stops.push(request);
+        kill(instance, entry);
+        Ok(())
+    }
+
+    /// Kills every instance, those still starting too.
+    pub(crate) fn close(&self) {
+        let mut state = self.lock();
+        state.closing = true;
+        for (instance, entry) in &mut state.entries {
+            kill(*instance, entry);
+        }
+    }
+
+    /// Whether an instance was told to end.
+    pub(crate) fn is_stopping(&self, instance: InstanceId) -> bool {
+        self.lock().entries.get(&instance).is_none_or(|entry| entry.stopping)
+    }
+
+    /// Forgets an instance of which nothing is left.
+    pub(crate) fn release(&self, instance: InstanceId) -> Released {
+        let mut state = self.lock();
+        let Some(entry) = state.entries.remove(&instance) else { return Released::default() };
+        state.taken[entry.slot] = false;
+        Released { stops: entry.stops }
+    }
+
+    /// Runs `remove` unless instances use the model; none can begin to meanwhile.
+    pub(crate) fn unless_used<T>(
+        &self,
+        digest: &ModelDigest,
+        remove: impl FnOnce() -> Result<T, WardenError>,
+    ) -> Result<T, WardenError> {
+        let state = self.lock();
+        match state.entries.values().filter(|entry| entry.model == *digest).count() {
+            0 => remove(),
+            users => Err(WardenError::ModelInUse { digest: *digest, instances: users as u32 }),
+        }
+    }
+
+    /// What each instance holds now.
+    pub(crate) fn statuses(&self) -> Vec<InstanceStatus> {
+        let known: Vec<_> = self.lock().entries.iter().filter_map(known).collect();
+        known.into_iter().map(status).collect()
+    }
+}
+
+type Known = (InstanceId, FunctionName, Pid, Arc<Cgroup>);
+
+fn known((instance, entry): (&InstanceId, &Entry)) -> Option<Known> {
+    let process = entry.process.as_ref()?;
+    Some((*instance, entry.function.clone(), process.pid, Arc::clone(&process.cgroup)))
+}
+
+/// An instance that ends meanwhile holds nothing.
+fn status((instance, function, pid, cgroup): Known) -> InstanceStatus {
+    let usage = cgroup.usage().unwrap_or_default();
+    let shared_bytes = shared_bytes(pid).unwrap_or(0);
+    InstanceStatus { instance, function, private_bytes: usage.private_bytes, shared_bytes, cpu_us: usage.cpu_us }
+}
+
+fn kill(instance: InstanceId, entry: &mut Entry) {
+    entry.stopping = true;
+    let killed = entry.process.as_ref().map_or(Ok(()), |process| process.killer.kill());
+    if let Err(error) = killed {
+        tracing::error!(instance, %error, "an instance could not be killed");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use appliance_types::Task;
+
+    fn spec() -> RunnerSpec {
+        RunnerSpec {
+            function: "f".parse().unwrap(),
+            model: ModelDigest::from_bytes([1; 32]),
+            task: Task::Chat,
+            memory_bytes: 1,
+            cpus: 1,
+            context_tokens: 1,
+            slots: 1,
+            system: None,
+        }
+    }
+
+    #[test]
+    fn slots_are_given_once_and_numbers_never_again() {
+        let registry = Registry::new(2);
+        let leases = [registry.reserve(&spec()).unwrap(), registry.reserve(&spec()).unwrap()];
+        assert_eq!(leases.map(|lease| (lease.instance, lease.slot)), [(1, 0), (2, 1)]);
+        assert_eq!(registry.reserve(&spec()), Err(WardenError::InstancesMax { limit: 2 }));
+        registry.release(1);
+        assert_eq!(registry.reserve(&spec()), Ok(Lease { instance: 3, slot: 0 }));
+    }
+
+    #[test]
+    fn a_model_in_use_is_not_removed() {
+        let registry = Registry::new(2);
+        let lease = registry.reserve(&spec()).unwrap();
+        let digest = spec().model;
+        let refused = WardenError::ModelInUse { digest, instances: 1 };
+        assert_eq!(registry.unless_used(&digest, || Ok(())), Err(refused));
+        registry.release(lease.instance);
+        assert_eq!(registry.unless_used(&digest, || Ok(())), Ok(()));
+    }
+
+    #[test]
+    fn a_stop_before_the_process_is_known_is_remembered() {
+        let registry = Registry::new(1);
+        let lease = registry.reserve(&spec()).unwrap();
+        assert!(!registry.is_stopping(lease.instance));
+        registry.stop(lease.instance, 7).unwrap();
+        assert!(registry.is_stopping(lease.instance));
+        assert_eq!(registry.release(lease.instance), Released { stops: vec![7] });
+        assert_eq!(registry.stop(lease.instance, 8), Err(WardenError::InstanceMissing { instance: lease.instance }));
+    }
+
+    #[test]
+    fn what_starts_while_closing_is_stopping() {
+        let registry = Registry::new(1);
+        registry.close();
+        let lease = registry.reserve(&spec()).unwrap();
+        assert!(registry.is_stopping(lease.instance));
+    }
+}

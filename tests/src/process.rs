@@ -1,0 +1,115 @@
+//! Processes as /proc shows them.
+//!
+//! A process is its pid and its start time, so that a pid that was given again is never taken for the one we knew. A
+//! zombie counts as gone: all it holds is its number.
+
+use crate::wait::until;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use std::{collections::BTreeSet, fs};
+
+/// The processes of one Ember.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Faces the network.
+    Server,
+    /// Owns the sandboxes.
+    Warden,
+    /// Owns the ledger.
+    Ledger,
+    /// Holds the model, in a sandbox.
+    Runner,
+}
+
+/// One process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// Its number.
+    pub pid: i32,
+    parent: i32,
+    started_ticks: u64,
+    arguments: Vec<String>,
+}
+
+impl Process {
+    /// The process with this pid, unless it is gone.
+    pub fn read(pid: i32) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        let arguments = fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
+        let arguments = arguments.split('\0').map(str::to_owned).collect();
+        let (parent, started_ticks) = (fields.get(1)?.parse().ok()?, fields.get(19)?.parse().ok()?);
+        (fields.first() != Some(&"Z")).then_some(Self { pid, parent, started_ticks, arguments })
+    }
+
+    /// All processes below `pid`, nearest first.
+    pub fn below(pid: i32) -> Vec<Self> {
+        let all = Self::all();
+        let mut family = BTreeSet::from([pid]);
+        let mut below: Vec<Self> = Vec::new();
+        loop {
+            let next = all.iter().filter(|p| family.contains(&p.parent) && !family.contains(&p.pid));
+            let next: Vec<Self> = next.cloned().collect();
+            if next.is_empty() {
+                return below;
+            }
+            family.extend(next.iter().map(|p| p.pid));
+            below.extend(next);
+        }
+    }
+
+    /// Every process that names `text` in its arguments.
+    pub fn naming(text: &str) -> Vec<Self> {
+        Self::all().into_iter().filter(|p| p.arguments.iter().any(|argument| argument.contains(text))).collect()
+    }
+
+    /// Whether its arguments say that it has this role.
+    pub fn is(&self, role: Role) -> bool {
+        let child = |word: &str| self.arguments.windows(2).any(|pair| pair == ["child", word]);
+        match role {
+            Role::Server => child("server"),
+            Role::Warden => child("warden"),
+            Role::Ledger => child("ledger"),
+            Role::Runner => self.arguments.first().is_some_and(|program| program.ends_with("ember-runner")),
+        }
+    }
+
+    /// Whether it still runs.
+    pub fn is_alive(&self) -> bool {
+        Self::read(self.pid).is_some_and(|now| now.started_ticks == self.started_ticks)
+    }
+
+    /// Ends it at once, and returns when it has ended.
+    pub fn kill(&self) {
+        self.signal(Signal::SIGKILL);
+        until(&format!("{self:?} is dead"), || (!self.is_alive()).then_some(()));
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        assert!(self.is_alive(), "{self:?} is gone before {signal}");
+        kill(Pid::from_raw(self.pid), signal).unwrap_or_else(|error| panic!("{signal} to {self:?}: {error}"));
+    }
+
+    /// Memory of its own and shared that is resident, bytes.
+    pub fn resident_bytes(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).expect("a live process has a status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a process has memory");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("kilobytes") * 1024
+    }
+
+    /// The cgroups it is in, as (hierarchy's controllers, path).
+    pub fn cgroups(&self) -> Vec<(String, String)> {
+        let listed = fs::read_to_string(format!("/proc/{}/cgroup", self.pid)).unwrap_or_default();
+        let parts = listed.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
+        parts.map(|(controllers, path)| (controllers.to_owned(), path.to_owned())).collect()
+    }
+
+    fn all() -> Vec<Self> {
+        let entries = fs::read_dir("/proc").expect("/proc is mounted").filter_map(Result::ok);
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.filter_map(Self::read).collect()
+    }
+}

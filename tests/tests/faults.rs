@@ -1,0 +1,149 @@
+//! `kill -9` of any process while requests run: callers get an answer or a typed error, the service comes back, and
+//! nothing is left over.
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use std::thread::{self, JoinHandle};
+use tests::{Client, Ember, Role, assistant, chat, until};
+
+/// What a caller saw of a request during a fault.
+#[derive(Debug)]
+enum Seen {
+    Answer,
+    Error(u16),
+    Broken,
+}
+
+fn long(message: &str) -> Value {
+    chat("assistant", message, json!({"max_tokens": 200, "logit_bias": {"2": -100}}))
+}
+
+fn asking(client: Client) -> JoinHandle<Seen> {
+    thread::spawn(move || match client.try_ask(&long("Tell me a story.")) {
+        Ok(reply) if reply.status == 200 => Seen::Answer,
+        Ok(reply) => {
+            reply.error(reply.status);
+            Seen::Error(reply.status)
+        }
+        Err(_) => Seen::Broken,
+    })
+}
+
+/// Kills a process while two requests run; what the two callers saw.
+fn kill_during_requests(ember: &mut Ember, role: Role) -> (Vec<Value>, Seen) {
+    let victim = ember.process(role);
+    let mut stream = ember.client().ask_streamed(&long("Tell me a story."));
+    stream.next().expect("the stream has begun");
+    let whole = asking(ember.client());
+    victim.kill();
+    let events = stream.collect();
+    (events, whole.join().expect("a typed error or none"))
+}
+
+fn answers_again(ember: &Ember) {
+    let request = chat("assistant", "Say hello.", json!({"max_tokens": 4}));
+    until("the service answers again", || ember.client().try_ask(&request).ok().filter(|reply| reply.status == 200));
+}
+
+#[test]
+fn a_killed_runner_is_replaced() {
+    let mut ember = Ember::serving(&assistant());
+    let (events, whole) = kill_during_requests(&mut ember, Role::Runner);
+    let error = &events.last().expect("an event at the end")["error"];
+    assert_eq!((&error["type"], &error["code"]), (&json!("server_error"), &json!("runner_failed")), "{error}");
+    assert!(matches!(whole, Seen::Answer | Seen::Error(502)), "{whole:?}");
+    answers_again(&ember);
+    ember.stop();
+}
+
+#[test]
+fn a_killed_server_is_replaced() {
+    let mut ember = Ember::serving(&assistant());
+    let (_, whole) = kill_during_requests(&mut ember, Role::Server);
+    assert!(matches!(whole, Seen::Broken | Seen::Answer), "{whole:?}");
+    answers_again(&ember);
+    ember.process(Role::Runner);
+    ember.stop();
+}
+
+#[test]
+fn a_killed_warden_is_replaced() {
+    let mut ember = Ember::serving(&assistant());
+    let (_, whole) = kill_during_requests(&mut ember, Role::Warden);
+    assert!(!matches!(whole, Seen::Error(500)), "{whole:?}");
+    answers_again(&ember);
+    ember.process(Role::Warden);
+    ember.stop();
+}
+
+#[test]
+fn a_killed_ledger_is_replaced() {
+    let mut ember = Ember::serving(&assistant());
+    let (events, whole) = kill_during_requests(&mut ember, Role::Ledger);
+    assert!(events.iter().all(|event| event["error"].is_null()), "{:?}", events.last());
+    assert!(matches!(whole, Seen::Answer), "{whole:?}");
+    ember.process(Role::Ledger);
+    let id =
+        ember.client().ask(&chat("assistant", "Hello.", json!({"max_tokens": 1}))).header("x-request-id").to_owned();
+    until("the ledger has the request", || ember.ledger().into_iter().find(|record| record["request"] == *id));
+    ember.stop();
+}
+
+#[test]
+fn every_process_killed_in_turn_twice() {
+    let mut ember = Ember::serving(&assistant());
+    for role in [Role::Runner, Role::Server, Role::Ledger, Role::Warden].repeat(2) {
+        answers_again(&ember);
+        ember.process(role).kill();
+    }
+    answers_again(&ember);
+    ember.stop();
+}
+
+#[test]
+fn a_killed_supervisor_is_swept_up_by_the_next() {
+    let mut ember = Ember::serving(&assistant());
+    let mut stream = ember.client().ask_streamed(&long("Tell me a story."));
+    stream.next().expect("the stream has begun");
+    ember.kill();
+    stream.for_each(drop);
+    ember.start_again();
+    answers_again(&ember);
+    ember.stop();
+}
+
+#[test]
+fn a_runner_that_hangs_is_given_up() {
+    let mut ember = Ember::serving(&assistant().limit("timeout = \"2s\""));
+    let runner = ember.process(Role::Runner);
+    runner.signal(Signal::SIGSTOP);
+    let reply = ember.client().ask(&long("Tell me a story."));
+    assert!([502, 504].contains(&reply.status), "{}", reply.status);
+    reply.error(reply.status);
+    answers_again(&ember);
+    until("the hung runner is gone", || (!runner.is_alive()).then_some(()));
+    ember.stop();
+}
+
+#[test]
+fn a_stream_that_runs_at_the_stop_is_finished() {
+    let mut ember = Ember::serving(&assistant());
+    let request = chat("assistant", "Tell me a story.", json!({"max_tokens": 60}));
+    let mut stream = ember.client().ask_streamed(&request);
+    stream.next().expect("the stream has begun");
+    ember.signal(Signal::SIGTERM);
+    assert!(stream.text().len() > 20, "the rest comes, up to [DONE]");
+    ember.has_stopped();
+}
+
+#[test]
+fn a_stream_that_outlasts_the_drain_is_cut() {
+    let mut ember = Ember::start_with("drain = \"300ms\"\n").with(&assistant().limit("output_tokens = 1800"));
+    let endless = chat("assistant", "Tell me a story.", json!({"max_tokens": 1800, "logit_bias": {"2": -100}}));
+    let mut stream = ember.client().ask_streamed(&endless);
+    stream.next().expect("the stream has begun");
+    ember.signal(Signal::SIGTERM);
+    stream.by_ref().for_each(drop);
+    assert!(!stream.is_done(), "a cut stream does not pretend to be whole");
+    ember.has_stopped();
+}
