@@ -20,11 +20,14 @@ use crate::{
     server,
     setup::{SERVER_FILES, ServerSetup},
 };
-use nix::sys::{
-    prctl,
-    resource::{Resource, getrlimit, setrlimit},
-    signal::{SigSet, Signal},
-    stat::{Mode, umask},
+use nix::{
+    errno::Errno,
+    sys::{
+        prctl,
+        resource::{Resource, getrlimit, setrlimit},
+        signal::{SigSet, Signal},
+        stat::{Mode, umask},
+    },
 };
 use sandbox_kernel::process::{die_with_parent, drop_privileges, leave_network};
 use sandbox_warden::{RunError, WardenConfig};
@@ -72,14 +75,9 @@ fn warden(mut gifts: Gifts, start: &Start) -> Result<(), Failure> {
     stay_with(start)?;
     let cores = appliance_runtime::available_cores().map_err(Failure::of("count", "the cores"))?.len();
     let cpus = config.inference_cores.unwrap_or(u32::try_from(cores).unwrap_or(u32::MAX));
-    let config = WardenConfig::new(start.data.join(MODELS), start.runner.clone(), tag(&start.data), cpus)
+    let config = WardenConfig::new(start.data.join(MODELS), start.runner.clone(), start.tag.clone(), cpus)
         .map_err(Failure::of("look at", "the memory"))?;
     sandbox_warden::run(config, gifts.take(What::Peer)?).map_err(warden_failure)
-}
-
-/// Tells the cgroups of this data folder from those of others, and is the same at every start.
-fn tag(data: &Path) -> String {
-    format!("{:08x}", crc32c::crc32c(data.as_os_str().as_encoded_bytes()))
 }
 
 fn warden_failure(error: RunError) -> Failure {
@@ -139,11 +137,20 @@ fn stay_with(start: &Start) -> Result<(), Failure> {
     }
 }
 
-/// Raises both limits where they are lower.
+/// Raises a limit as far as this process may.
 fn raise(resource: Resource, wanted: u64) -> Result<(), Failure> {
-    let raised =
-        getrlimit(resource).and_then(|(soft, hard)| setrlimit(resource, soft.max(wanted), hard.max(soft).max(wanted)));
-    raised.map_err(Failure::of("raise", format!("{resource:?} to {wanted}")))
+    let failed = || Failure::of("raise the limit", format!("{resource:?}"));
+    let (soft, hard) = getrlimit(resource).map_err(failed())?;
+    if soft >= wanted {
+        return Ok(());
+    }
+    match setrlimit(resource, wanted, hard.max(wanted)) {
+        Err(Errno::EPERM) => {
+            tracing::warn!(?resource, wanted, hard, "a limit cannot be raised enough");
+            setrlimit(resource, hard, hard).map_err(failed())
+        }
+        other => other.map_err(failed()),
+    }
 }
 
 /// Names the process for `ps`, and takes signals as usual again, but for those that mean the supervisor. The ledger waits
@@ -160,17 +167,4 @@ fn name_and_unblock(role: Role) -> nix::Result<()> {
     };
     blocked.thread_set_mask()?;
     prctl::set_name(name)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_folder_has_one_tag() {
-        let of = |path: &str| tag(Path::new(path));
-        assert_eq!(of("/a"), of("/a"));
-        assert_ne!(of("/a"), of("/b"));
-        assert!(of("/a").len() == 8 && of("/a").bytes().all(|byte| byte.is_ascii_hexdigit()));
-    }
 }

@@ -73,6 +73,8 @@ pub(crate) struct Start {
     pub(crate) supervisor_pid: u32,
     /// The data folder, absolute.
     pub(crate) data: PathBuf,
+    /// Names this data folder's cgroups.
+    pub(crate) tag: String,
     /// The program that runs models, absolute.
     pub(crate) runner: PathBuf,
     /// Where the listening sockets listen.
@@ -211,6 +213,7 @@ mod tests {
         Start {
             supervisor_pid: 1,
             data: "/data".into(),
+            tag: "tag".into(),
             runner: "/runner".into(),
             address: ([127, 0, 0, 1], 1).into(),
             source: Source::default(),

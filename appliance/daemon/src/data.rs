@@ -91,6 +91,11 @@ impl Data {
         &self.path
     }
 
+    /// Tells the cgroups of this folder from those of others, and is the same at every start.
+    pub(crate) fn tag(&self) -> String {
+        format!("{:08x}", crc32c::crc32c(self.path.as_os_str().as_encoded_bytes()))
+    }
+
     /// Sees to it that there is an admin key that the server knows.
     pub(crate) fn ensure_admin_key(&self) -> Result<(), Failure> {
         let path = self.path.join(ADMIN_KEY);
@@ -250,6 +255,15 @@ mod tests {
         let failure = open(folder.path()).unwrap_err();
         let pid = std::process::id().to_string();
         assert!(matches!(&failure, Failure::Locked { pid: named, .. } if *named == pid), "{failure}");
+    }
+
+    #[test]
+    fn a_folder_has_one_tag() {
+        let [first, second] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let tag = |folder: &tempfile::TempDir| open(folder.path()).unwrap().tag();
+        assert_eq!(tag(&first), tag(&first));
+        assert_ne!(tag(&first), tag(&second));
+        assert!(tag(&first).len() == 8 && tag(&first).bytes().all(|byte| byte.is_ascii_hexdigit()));
     }
 
     #[test]

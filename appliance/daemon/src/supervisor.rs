@@ -31,7 +31,7 @@ use nix::sys::{
     signal::{SigSet, Signal},
     signalfd::{SfdFlags, SignalFd},
 };
-use sandbox_kernel::{probe, ready::readable, socket::packet_pair};
+use sandbox_kernel::{cgroup::Cgroups, probe, ready::readable, socket::packet_pair};
 use std::{
     collections::VecDeque,
     io::{self, Write},
@@ -65,6 +65,7 @@ pub(crate) fn serve(flags: &Flags, format: LogFormat, filter: &str) -> Result<()
         processes: Processes::default(),
         stage: Stage::Starting,
         await_ready: false,
+        fault: None,
         outcome: Ok(()),
         flags: flags.clone(),
         source,
@@ -103,6 +104,8 @@ struct Supervisor {
     processes: Processes,
     stage: Stage,
     await_ready: bool,
+    /// The last child that did not end well.
+    fault: Option<(Role, ExitStatus)>,
     outcome: Result<(), Failure>,
 }
 
@@ -113,6 +116,7 @@ impl Supervisor {
             self.wait()?;
         }
         self.data.remove_address()?;
+        leave_no_cgroup(&self.data.tag());
         tracing::info!("stopped");
         self.outcome
     }
@@ -205,6 +209,7 @@ impl Supervisor {
         Start {
             supervisor_pid: std::process::id(),
             data: self.data.path().to_owned(),
+            tag: self.data.tag(),
             runner: self.runner.clone(),
             address: self.address,
             source: self.source.clone(),
@@ -214,16 +219,23 @@ impl Supervisor {
     fn reap(&mut self) {
         for (role, status) in self.processes.reap() {
             tracing::warn!(role = role.as_str(), %status, "ended");
+            if !status.success() {
+                self.fault = Some((role, status));
+            }
             self.handle(Event::Ended(role));
-            if self.stage == Stage::Starting && self.is_hopeless(role, status) && self.outcome.is_ok() {
-                self.outcome = Err(Failure::Child { role: role.as_str(), status });
-                self.handle(Event::Stop { drain: Duration::ZERO });
+            if self.stage == Stage::Starting && self.outcome.is_ok() {
+                self.give_up_if_hopeless(role);
             }
         }
     }
 
-    fn is_hopeless(&self, role: Role, status: ExitStatus) -> bool {
-        is_final(status) || self.machine.failures(role) >= FAILURES_BEFORE_READY_MAX
+    /// A service that never came up, and will not by trying again, ends with the code of what failed.
+    fn give_up_if_hopeless(&mut self, ended: Role) {
+        let Some((role, status)) = self.fault else { return };
+        if is_final(status) || self.machine.failures(ended) >= FAILURES_BEFORE_READY_MAX {
+            self.outcome = Err(Failure::Child { role: role.as_str(), status });
+            self.handle(Event::Stop { drain: Duration::ZERO });
+        }
     }
 
     fn hear_server(&mut self) -> Result<(), Failure> {
@@ -273,6 +285,15 @@ impl Supervisor {
             report(Role::Server, "have it reload", server.reload(self.source.clone()));
         }
     }
+}
+
+/// Removes the cgroups, also those of a warden that had to be killed.
+fn leave_no_cgroup(tag: &str) {
+    let swept = Cgroups::open(tag).and_then(|groups| {
+        groups.sweep()?;
+        groups.close()
+    });
+    swept.unwrap_or_else(|error| tracing::error!(%error, "cgroups are left"));
 }
 
 fn needs_restart(old: &ServeConfig, new: &ServeConfig) -> bool {

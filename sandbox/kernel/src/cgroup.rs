@@ -176,11 +176,11 @@ impl Cgroups {
         Ok(names.len())
     }
 
-    /// Removes the tag's own folder, which must be empty.
+    /// Removes the tag's own folder, which must be empty. Nothing can be created after it.
     ///
     /// # Errors
     /// Groups are left in it.
-    pub fn close(self) -> Result<(), CgroupError> {
+    pub fn close(&self) -> Result<(), CgroupError> {
         self.folders().iter().try_for_each(|folder| files::remove_folder(folder).map(drop))
     }
 }

@@ -145,6 +145,17 @@ fn retry(mut call: impl FnMut() -> Result<usize, Errno>) -> Result<usize, Errno>
     }
 }
 
+/// A descriptor that this process was started with, by its number: a duplicate, so that nobody else's is closed.
+///
+/// # Errors
+/// `EBADF` when there is none.
+pub fn inherited(number: RawFd) -> Result<OwnedFd, Errno> {
+    // SAFETY: numbers are all that an exec leaves. The call takes one, touches no memory, and fails if it is not open.
+    let duplicate = Errno::result(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 0) })?;
+    // SAFETY: the kernel has just made this descriptor for us; nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(duplicate) })
+}
+
 /// Room that a socket needs to hold one packet of `bytes`, its bookkeeping included.
 ///
 /// # Errors

@@ -1,2 +1,179 @@
-//! Placeholder
-fn main() {}
+//! `sandbox-probe`: two parts of the tests, which need programs of their own.
+//!
+//! Without arguments it stands in for a runner: it speaks the runner's protocol and tries, from inside its sandbox, what
+//! it is told to try. As `sandbox-probe warden MODELS TAG LOAD_TIMEOUT_MS` it is a warden on standard input, with itself as
+//! the runner.
+
+use sandbox_warden::WardenConfig;
+use sandbox_wire::{
+    frame::{Decoder, FROM_RUNNER_BYTES_MAX, TO_RUNNER_BYTES_MAX, encode},
+    runner::{FromRunner, MODEL_PATH, ModelInfo, SOCKET_FD, ToRunner},
+};
+use std::{
+    error::Error,
+    fs,
+    io::{Read, Write},
+    net::{TcpStream, UdpSocket},
+    os::{fd::AsFd, unix::net::UnixStream},
+    path::PathBuf,
+    process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let outcome = match &*arguments {
+        [] => Probe::serve(),
+        [role, models, tag, timeout_ms] if role == "warden" => warden(models, tag, timeout_ms),
+        _ => Err("it takes no arguments, or `warden MODELS TAG LOAD_TIMEOUT_MS`".into()),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("sandbox-probe: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn warden(models: &str, tag: &str, timeout_ms: &str) -> Result<ExitCode, Box<dyn Error>> {
+    let runner = std::env::current_exe()?;
+    let mut config = WardenConfig::new(PathBuf::from(models), runner, tag.to_owned(), 2)?;
+    config.load_timeout = Duration::from_millis(timeout_ms.parse()?);
+    let socket = std::io::stdin().as_fd().try_clone_to_owned()?;
+    sandbox_warden::run(config, socket)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+struct Probe {
+    socket: UnixStream,
+    decoder: Decoder,
+}
+
+impl Probe {
+    fn serve() -> Result<ExitCode, Box<dyn Error>> {
+        let socket = UnixStream::from(sandbox_kernel::socket::inherited(SOCKET_FD)?);
+        let mut probe = Self { socket, decoder: Decoder::new(TO_RUNNER_BYTES_MAX) };
+        while let Some(message) = probe.receive()? {
+            match message {
+                ToRunner::Load(load) => probe.load(load.system.as_deref().unwrap_or(""))?,
+                // Any message that carries a text will do for an order.
+                ToRunner::Tokenize { id, text, .. } => match carry_out(&text) {
+                    Done::Said(text) => probe.send(&FromRunner::Rendered { id, text })?,
+                    Done::Exit(code) => return Ok(ExitCode::from(code)),
+                },
+                other => return Err(format!("unexpected {other:?}").into()),
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn receive(&mut self) -> Result<Option<ToRunner>, Box<dyn Error>> {
+        let mut buffer = [0; 4096];
+        loop {
+            if let Some(message) = self.decoder.next_message()? {
+                return Ok(Some(message));
+            }
+            match self.socket.read(&mut buffer)? {
+                0 => return Ok(None),
+                bytes => self.decoder.push(&buffer[..bytes]),
+            }
+        }
+    }
+
+    fn send(&mut self, message: &FromRunner) -> Result<(), Box<dyn Error>> {
+        let mut frame = Vec::new();
+        encode(message, FROM_RUNNER_BYTES_MAX, &mut frame)?;
+        Ok(self.socket.write_all(&frame)?)
+    }
+
+    /// Answers `Load` as the order in the system prompt says.
+    fn load(&mut self, order: &str) -> Result<(), Box<dyn Error>> {
+        match order {
+            "refuse" => self.send(&FromRunner::LoadFailed { reason: "as ordered".into() }),
+            "silent" => Ok(()),
+            "fail" => Err("failed as ordered".into()),
+            "garbage" => Ok(self.socket.write_all(&[0xff; 8])?),
+            "hog" => {
+                hog();
+                Ok(())
+            }
+            _ => {
+                let model = fs::read(MODEL_PATH)?;
+                let info = ModelInfo { name: "probe".into(), weight_bytes: model.len() as u64, ..ModelInfo::default() };
+                self.send(&FromRunner::Loaded(info))
+            }
+        }
+    }
+}
+
+enum Done {
+    Said(String),
+    Exit(u8),
+}
+
+fn carry_out(order: &str) -> Done {
+    let (verb, rest) = order.split_once(' ').unwrap_or((order, ""));
+    Done::Said(match verb {
+        "read" => said(fs::read(rest).map(|bytes| bytes.len())),
+        "write" => said(fs::write(rest, "x")),
+        "list" => said(fs::read_dir(rest).map(|entries| {
+            entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect::<Vec<_>>()
+        })),
+        "environment" => format!("{:?}", std::env::vars().collect::<Vec<_>>()),
+        "connect" => said(TcpStream::connect(rest)),
+        "loopback" => said(UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.send_to(b"x", "127.0.0.1:9"))),
+        "threads" => threads(),
+        "hog" => hog(),
+        "say" => said(std::io::stderr().write_all(rest.as_bytes())),
+        "abort" => std::process::abort(),
+        "exit" => return Done::Exit(rest.parse().unwrap_or(255)),
+        _ => format!("no such order: {order}"),
+    })
+}
+
+fn said<T: std::fmt::Debug>(outcome: std::io::Result<T>) -> String {
+    match outcome {
+        Ok(value) => format!("ok {value:?}"),
+        Err(error) => format!("error {:?}", error.kind()),
+    }
+}
+
+/// Starts threads until the kernel refuses; says how many.
+fn threads() -> String {
+    let done = Arc::new(AtomicBool::new(false));
+    let mut started = Vec::new();
+    while started.len() < 1_000 {
+        let done = Arc::clone(&done);
+        let wait = move || {
+            while !done.load(Ordering::Acquire) {
+                thread::park();
+            }
+        };
+        match thread::Builder::new().stack_size(64 << 10).spawn(wait) {
+            Ok(thread) => started.push(thread),
+            Err(_) => break,
+        }
+    }
+    let count = started.len();
+    done.store(true, Ordering::Release);
+    for thread in started {
+        thread.thread().unpark();
+        drop(thread.join());
+    }
+    count.to_string()
+}
+
+/// Touches more memory than any test's limit.
+fn hog() -> String {
+    let mut held: Vec<Vec<u8>> = Vec::new();
+    while held.len() < 1_024 {
+        held.push(vec![1; 1 << 20]);
+    }
+    format!("{} MiB", held.iter().map(Vec::len).sum::<usize>() >> 20)
+}

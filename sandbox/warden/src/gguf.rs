@@ -280,7 +280,7 @@ mod tests {
         string(&mut out, "general.name");
         out.extend(TYPE_STRING.to_le_bytes());
         string(&mut out, "tiny");
-        string(&mut out, ALIGNMENT_KEY.try_into().map(|key| str::from_utf8(key).unwrap()).unwrap());
+        string(&mut out, str::from_utf8(ALIGNMENT_KEY).unwrap());
         out.extend([TYPE_U32, 64].map(u32::to_le_bytes).concat());
         string(&mut out, "tokens");
         out.extend([TYPE_ARRAY, TYPE_STRING].map(u32::to_le_bytes).concat());

@@ -140,6 +140,7 @@ pub fn run(config: WardenConfig, socket: OwnedFd) -> Result<(), RunError> {
     // A thread that waits for a server which does not read must not keep us.
     let _ = shut(socket.as_fd());
     desk.close();
+    shared.cgroups.close()?;
     tracing::info!("all instances have ended");
     served
 }
