@@ -1,6 +1,7 @@
 //! What a run of Ember could leave on a machine, looked for from outside.
 //!
-//! Cgroups are told by those that Ember's processes were seen in; mounts by comparing this namespace's table with the
+//! Cgroups are told by those that Ember's processes were seen in, and by those of its name that were not there before;
+//! the latter may be another test's and so only have to go in time. Mounts are told by comparing this namespace's table with the
 //! one from before; sockets and locks by the files of the data folder.
 
 use crate::{Process, wait::until};
@@ -14,6 +15,7 @@ use std::{
 /// What was there before, and what was seen since.
 pub(crate) struct Remains {
     mounts: BTreeSet<String>,
+    cgroups_before: BTreeSet<PathBuf>,
     processes: Vec<Process>,
     cgroups: BTreeSet<PathBuf>,
 }
@@ -21,7 +23,7 @@ pub(crate) struct Remains {
 impl Remains {
     /// Looks at the machine before anything of Ember's runs.
     pub(crate) fn before() -> Self {
-        Self { mounts: mounts(), processes: Vec::new(), cgroups: BTreeSet::new() }
+        Self { mounts: mounts(), cgroups_before: named_ember(), processes: Vec::new(), cgroups: BTreeSet::new() }
     }
 
     /// Remembers processes that run now, and where.
@@ -37,6 +39,8 @@ impl Remains {
         assert!(named.is_empty(), "processes left: {named:?}");
         let cgroups: Vec<_> = self.cgroups.iter().filter(|cgroup| cgroup.exists()).collect();
         assert!(cgroups.is_empty(), "cgroups left: {cgroups:?}");
+        let new: Vec<PathBuf> = named_ember().difference(&self.cgroups_before).cloned().collect();
+        until(&format!("no cgroup of {new:?} is left"), || new.iter().all(|cgroup| !cgroup.exists()).then_some(()));
         let mounts: Vec<_> = mounts().into_iter().filter(|mount| !self.mounts.contains(mount)).collect();
         assert!(!mounts.iter().any(|mount| mount.contains("ember")), "mounts left: {mounts:?}");
         assert_none_in(data);
@@ -62,6 +66,13 @@ fn hierarchies() -> Vec<PathBuf> {
     let root = Path::new("/sys/fs/cgroup");
     let below = fs::read_dir(root).into_iter().flatten().filter_map(Result::ok).map(|entry| entry.path());
     below.filter(|path| path.join("cgroup.procs").exists()).chain([root.to_owned()]).collect()
+}
+
+/// Cgroups at the top of a hierarchy that are called like Ember's.
+fn named_ember() -> BTreeSet<PathBuf> {
+    let entries = hierarchies().into_iter().filter_map(|root| fs::read_dir(root).ok()).flatten().filter_map(Result::ok);
+    let ours = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("ember"));
+    ours.map(|entry| entry.path()).collect()
 }
 
 fn mounts() -> BTreeSet<String> {

@@ -20,6 +20,7 @@ use crate::{
     server,
     setup::{SERVER_FILES, ServerSetup},
 };
+use appliance_config::ServeConfig;
 use nix::{
     errno::Errno,
     sys::{
@@ -32,6 +33,7 @@ use nix::{
 use sandbox_kernel::process::{die_with_parent, drop_privileges, leave_network};
 use sandbox_warden::{RunError, WardenConfig};
 use std::{
+    env::set_current_dir,
     fs::DirBuilder,
     net::TcpListener,
     os::{fd::OwnedFd, unix::fs::DirBuilderExt},
@@ -40,7 +42,7 @@ use std::{
 
 /// Descriptors of the server that are no client's: instances' sockets, files, rings.
 const OTHER_FILES: u64 = 4096;
-/// What the server's rings may pin; past it a restart fails while the last life's rings are still being released.
+/// What the server's rings may pin, where that can be had: a restart needs it while the last life's are being released.
 const PINNED_BYTES: u64 = 256 << 20;
 
 /// Becomes the child, until it ends.
@@ -71,6 +73,7 @@ impl Gifts {
 
 fn warden(mut gifts: Gifts, start: &Start) -> Result<(), Failure> {
     let config = start.source.resolve()?;
+    set_current_dir("/").map_err(Failure::of("go to", "/"))?;
     leave_network().map_err(Failure::of("leave", "the network"))?;
     stay_with(start)?;
     let cores = appliance_runtime::available_cores().map_err(Failure::of("count", "the cores"))?.len();
@@ -92,9 +95,8 @@ fn warden_failure(error: RunError) -> Failure {
 
 fn serve(control: OwnedFd, mut gifts: Gifts, start: Start) -> Result<(), Failure> {
     let config = start.source.resolve()?;
-    std::env::set_current_dir(&start.data).map_err(Failure::of("go to", &start.data))?;
-    raise(Resource::RLIMIT_NOFILE, u64::from(config.limits.connections) + OTHER_FILES)?;
-    raise(Resource::RLIMIT_MEMLOCK, PINNED_BYTES)?;
+    set_current_dir(&start.data).map_err(Failure::of("go to", &start.data))?;
+    raise_limits(&config)?;
     become_user(SERVER_ID)?;
     stay_with(&start)?;
     DirBuilder::new()
@@ -117,7 +119,7 @@ fn serve(control: OwnedFd, mut gifts: Gifts, start: Start) -> Result<(), Failure
 
 fn ledger(mut gifts: Gifts, start: &Start) -> Result<(), Failure> {
     let folder = start.data.join(LEDGER);
-    std::env::set_current_dir(&folder).map_err(Failure::of("go to", &folder))?;
+    set_current_dir(&folder).map_err(Failure::of("go to", &folder))?;
     leave_network().map_err(Failure::of("leave", "the network"))?;
     become_user(LEDGER_ID)?;
     let queue = gifts.take(What::Ledger)?;
@@ -137,18 +139,24 @@ fn stay_with(start: &Start) -> Result<(), Failure> {
     }
 }
 
-/// Raises a limit as far as this process may.
-fn raise(resource: Resource, wanted: u64) -> Result<(), Failure> {
+fn raise_limits(config: &ServeConfig) -> Result<(), Failure> {
+    let wanted = u64::from(config.limits.connections) + OTHER_FILES;
+    let files = raise(Resource::RLIMIT_NOFILE, wanted)?;
+    if files < wanted {
+        tracing::warn!(files, wanted, "too few open files for `limits.connections`; raise the hard limit (ulimit -Hn)");
+    }
+    let pinned_bytes = raise(Resource::RLIMIT_MEMLOCK, PINNED_BYTES)?;
+    tracing::debug!(files, pinned_bytes, "limits");
+    Ok(())
+}
+
+/// Raises a limit as far as this process may; says how far that is.
+fn raise(resource: Resource, wanted: u64) -> Result<u64, Failure> {
     let failed = || Failure::of("raise the limit", format!("{resource:?}"));
     let (soft, hard) = getrlimit(resource).map_err(failed())?;
-    if soft >= wanted {
-        return Ok(());
-    }
-    match setrlimit(resource, wanted, hard.max(wanted)) {
-        Err(Errno::EPERM) => {
-            tracing::warn!(?resource, wanted, hard, "a limit cannot be raised enough");
-            setrlimit(resource, hard, hard).map_err(failed())
-        }
+    let set = |soft, hard: u64| setrlimit(resource, soft, hard).map(|()| soft);
+    match set(soft.max(wanted), hard.max(wanted)) {
+        Err(Errno::EPERM) => set(hard, hard).map_err(failed()),
         other => other.map_err(failed()),
     }
 }

@@ -218,8 +218,10 @@ impl Supervisor {
 
     fn reap(&mut self) {
         for (role, status) in self.processes.reap() {
-            tracing::warn!(role = role.as_str(), %status, "ended");
-            if !status.success() {
+            if status.success() {
+                tracing::info!(role = role.as_str(), "ended");
+            } else {
+                tracing::warn!(role = role.as_str(), %status, "ended");
                 self.fault = Some((role, status));
             }
             self.handle(Event::Ended(role));

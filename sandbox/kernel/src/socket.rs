@@ -88,6 +88,8 @@ pub fn receive_packet(socket: impl AsFd, buffer: &mut [u8]) -> Result<Option<Pac
     let message = loop {
         match recvmsg::<()>(fd, &mut slices, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC) {
             Err(Errno::EINTR) => {}
+            // The peer went and left something of ours unread.
+            Err(Errno::ECONNRESET) => return Ok(None),
             other => break other?,
         }
     };
@@ -222,7 +224,9 @@ mod tests {
         assert_eq!(receive_packet(&there, &mut buffer).unwrap_err(), PacketError::TooLong { limit: 8 });
         assert_eq!(descriptors_of(file.path()), 1, "all that arrived are closed");
 
+        send_packet(&there, b"unread", None).unwrap();
         drop(here);
+        assert!(receive_packet(&there, &mut buffer).unwrap().is_none());
         assert!(receive_packet(&there, &mut buffer).unwrap().is_none());
     }
 

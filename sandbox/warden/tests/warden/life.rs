@@ -1,11 +1,13 @@
 //! Instances and models over the warden's life: waking, stopping, failing, crashing, and what is left afterwards.
 
-mod harness;
-
+use crate::harness::{MODEL, Warden, spec};
 use appliance_types::{ModelDigest, Tier};
-use harness::{MODEL, Warden, spec};
+use sandbox_kernel::{
+    pidfd::{Pid, Pidfd},
+    ready::readable,
+};
 use sandbox_wire::warden::{Call, ExitCause, Reply, WardenError};
-use std::path::Path;
+use std::{os::fd::AsFd, path::Path};
 
 fn reason(error: Result<impl std::fmt::Debug, WardenError>) -> String {
     error.unwrap_err().to_string()
@@ -83,9 +85,9 @@ fn the_slots_are_the_most() {
 fn fifty_rounds_leave_nothing_behind() {
     let mut warden = Warden::start();
     let round = |warden: &mut Warden| {
-        let instance = warden.wake().awake.instance;
-        assert_eq!(warden.stop(instance), Ok(Reply::Stopped));
-        assert_eq!(warden.exited(instance), ExitCause::Stopped);
+        let runner = warden.wake();
+        assert_eq!(warden.stop(runner.awake.instance), Ok(Reply::Stopped));
+        assert_eq!(warden.exited(runner.awake.instance), ExitCause::Stopped);
     };
     round(&mut warden);
     let before = warden.descriptors();
@@ -115,12 +117,12 @@ fn it_ends_its_instances_when_told_to_end() {
 fn after_a_crash_runners_die_and_the_next_warden_sweeps() {
     let mut warden = Warden::start();
     let mut runner = warden.wake();
-    let pid = warden.pid(runner.awake.instance);
+    let process = Pidfd::open(Pid::from_raw(warden.pid(runner.awake.instance))).unwrap();
     let mut warden = warden.crash_and_restart();
+    assert_eq!(readable([Some(process.as_fd())], None), Ok([true]), "it has ended");
     assert_eq!(runner.ask("read /model.gguf"), None);
     // Answered once it has swept.
     assert_eq!(warden.models().len(), 1);
-    assert!(!is_alive(pid));
     assert_eq!(warden.groups(), 0);
     assert_eq!(warden.wake().ask("read /model.gguf").unwrap(), "ok 24");
 }

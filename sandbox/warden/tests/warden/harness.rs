@@ -3,7 +3,6 @@
 use appliance_types::{ModelDigest, Task};
 use sandbox_kernel::{
     cgroup::Hierarchy,
-    pidfd::{Pid, Pidfd},
     socket::{packet_pair, receive_packet, send_packet},
 };
 use sandbox_wire::{
@@ -28,11 +27,11 @@ use std::{
 };
 
 /// The smallest GGUF: no pairs, no tensors.
-pub const MODEL: &[u8] = b"GGUF\x03\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+pub(crate) const MODEL: &[u8] = b"GGUF\x03\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 
 type Answered = (Result<Reply, WardenError>, Option<OwnedFd>);
 
-pub struct Warden {
+pub(crate) struct Warden {
     process: Child,
     socket: Option<OwnedFd>,
     folder: tempfile::TempDir,
@@ -44,11 +43,11 @@ pub struct Warden {
 }
 
 impl Warden {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::with_load_timeout(60_000)
     }
 
-    pub fn with_load_timeout(timeout_ms: u64) -> Self {
+    pub(crate) fn with_load_timeout(timeout_ms: u64) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let tag = format!("test-{}-{number}", std::process::id());
@@ -68,7 +67,7 @@ impl Warden {
     }
 
     /// Kills the warden as a crash would, and starts the next on what it left.
-    pub fn crash_and_restart(mut self) -> Self {
+    pub(crate) fn crash_and_restart(mut self) -> Self {
         self.crashed = true;
         self.process.kill().unwrap();
         self.process.wait().unwrap();
@@ -77,7 +76,7 @@ impl Warden {
         Self::begin(folder, self.tag.clone(), 60_000)
     }
 
-    pub fn send(&mut self, call: Call, descriptor: Option<&File>) -> u64 {
+    pub(crate) fn send(&mut self, call: Call, descriptor: Option<&File>) -> u64 {
         self.next += 1;
         let packet = encode_packet(&Request { id: self.next, call }, PACKET_BYTES_MAX).unwrap();
         send_packet(self.socket.as_ref().unwrap(), &packet, descriptor.map(AsFd::as_fd)).unwrap();
@@ -93,26 +92,26 @@ impl Warden {
         }
     }
 
-    pub fn answer(&mut self, id: u64) -> Answered {
+    pub(crate) fn answer(&mut self, id: u64) -> Answered {
         while !self.answered.contains_key(&id) {
             self.receive();
         }
         self.answered.remove(&id).unwrap()
     }
 
-    pub fn exited(&mut self, instance: InstanceId) -> ExitCause {
+    pub(crate) fn exited(&mut self, instance: InstanceId) -> ExitCause {
         while !self.exited.contains_key(&instance) {
             self.receive();
         }
         self.exited.remove(&instance).unwrap()
     }
 
-    pub fn call(&mut self, call: Call) -> Result<Reply, WardenError> {
+    pub(crate) fn call(&mut self, call: Call) -> Result<Reply, WardenError> {
         let id = self.send(call, None);
         self.answer(id).0
     }
 
-    pub fn add(&mut self, bytes: &[u8], expected: Option<ModelDigest>) -> Result<ModelEntry, WardenError> {
+    pub(crate) fn add(&mut self, bytes: &[u8], expected: Option<ModelDigest>) -> Result<ModelEntry, WardenError> {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
         file.rewind().unwrap();
@@ -123,7 +122,7 @@ impl Warden {
         }
     }
 
-    pub fn models(&mut self) -> Vec<ModelEntry> {
+    pub(crate) fn models(&mut self) -> Vec<ModelEntry> {
         match self.call(Call::Models).unwrap() {
             Reply::Models(models) => models,
             other => panic!("{other:?}"),
@@ -131,17 +130,17 @@ impl Warden {
     }
 
     /// Adds the smallest model and wakes an instance on it.
-    pub fn wake(&mut self) -> Runner {
+    pub(crate) fn wake(&mut self) -> Runner {
         self.try_wake("", 64 << 20).unwrap()
     }
 
-    pub fn try_wake(&mut self, system: &str, memory_bytes: u64) -> Result<Runner, WardenError> {
+    pub(crate) fn try_wake(&mut self, system: &str, memory_bytes: u64) -> Result<Runner, WardenError> {
         let digest = self.add(MODEL, None)?.digest;
         let id = self.send(Call::Wake(spec(digest, system, memory_bytes)), None);
         self.woken(id)
     }
 
-    pub fn woken(&mut self, id: u64) -> Result<Runner, WardenError> {
+    pub(crate) fn woken(&mut self, id: u64) -> Result<Runner, WardenError> {
         let (result, descriptor) = self.answer(id);
         match result? {
             Reply::Awake(awake) => Ok(Runner::new(awake, descriptor.expect("its socket comes along"))),
@@ -149,12 +148,12 @@ impl Warden {
         }
     }
 
-    pub fn stop(&mut self, instance: InstanceId) -> Result<Reply, WardenError> {
+    pub(crate) fn stop(&mut self, instance: InstanceId) -> Result<Reply, WardenError> {
         self.call(Call::Stop { instance })
     }
 
     /// Folders of this warden's cgroups, one for each controller.
-    pub fn cgroups(&self) -> Vec<PathBuf> {
+    pub(crate) fn cgroups(&self) -> Vec<PathBuf> {
         let roots = match Hierarchy::of_host().unwrap() {
             Hierarchy::V2 { root } => vec![root],
             Hierarchy::V1 { memory, pids, cpu, cpuacct } => vec![memory, pids, cpu, cpuacct],
@@ -163,34 +162,34 @@ impl Warden {
     }
 
     /// How many groups of instances there are.
-    pub fn groups(&self) -> usize {
+    pub(crate) fn groups(&self) -> usize {
         let leaves = |folder: PathBuf| fs::read_dir(folder).unwrap().flatten().filter(|e| e.path().is_dir()).count();
         self.cgroups().into_iter().map(leaves).sum()
     }
 
     /// The host's number of an instance's process.
-    pub fn pid(&self, instance: InstanceId) -> i32 {
+    pub(crate) fn pid(&self, instance: InstanceId) -> i32 {
         let procs = self.cgroups()[0].join(format!("probe-{instance}/cgroup.procs"));
         fs::read_to_string(procs).unwrap().trim().parse().expect("one process")
     }
 
     /// Descriptors that the warden has open.
-    pub fn descriptors(&self) -> usize {
+    pub(crate) fn descriptors(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.process.id())).unwrap().count()
     }
 
-    pub fn children(&self) -> String {
+    pub(crate) fn children(&self) -> String {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.process.id())).unwrap().flatten();
         tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok()).collect()
     }
 
-    pub fn terminate(&mut self) -> ExitStatus {
+    pub(crate) fn terminate(&mut self) -> ExitStatus {
         let status = Command::new("/bin/kill").args(["-TERM", &self.process.id().to_string()]).status().unwrap();
         assert!(status.success());
         self.process.wait().unwrap()
     }
 
-    pub fn hang_up(&mut self) -> ExitStatus {
+    pub(crate) fn hang_up(&mut self) -> ExitStatus {
         self.socket = None;
         self.process.wait().unwrap()
     }
@@ -206,7 +205,7 @@ impl Drop for Warden {
     }
 }
 
-pub fn spec(model: ModelDigest, system: &str, memory_bytes: u64) -> RunnerSpec {
+pub(crate) fn spec(model: ModelDigest, system: &str, memory_bytes: u64) -> RunnerSpec {
     RunnerSpec {
         function: "probe".parse().unwrap(),
         model,
@@ -219,13 +218,9 @@ pub fn spec(model: ModelDigest, system: &str, memory_bytes: u64) -> RunnerSpec {
     }
 }
 
-pub fn kill(pid: i32) {
-    Pidfd::open(Pid::from_raw(pid)).unwrap().kill().unwrap();
-}
-
-/// An instance, and the server's end of its socket.
-pub struct Runner {
-    pub awake: Awake,
+/// An instance, and the server's end of its socket: when it is dropped the stand-in ends by itself.
+pub(crate) struct Runner {
+    pub(crate) awake: Awake,
     socket: UnixStream,
     decoder: Decoder,
 }
@@ -235,16 +230,12 @@ impl Runner {
         Self { awake, socket: socket.into(), decoder: Decoder::new(FROM_RUNNER_BYTES_MAX) }
     }
 
-    pub fn order(&mut self, text: &str) {
-        let message = ToRunner::Tokenize { id: 1, text: text.to_owned(), add_special: false, parse_special: false };
+    /// Has the stand-in try something; `None` when it has ended, or ends over it.
+    pub(crate) fn ask(&mut self, order: &str) -> Option<String> {
+        let message = ToRunner::Tokenize { id: 1, text: order.to_owned(), add_special: false, parse_special: false };
         let mut frame = Vec::new();
         encode(&message, TO_RUNNER_BYTES_MAX, &mut frame).unwrap();
-        self.socket.write_all(&frame).unwrap();
-    }
-
-    /// Has the probe try something; `None` when it ended over it.
-    pub fn ask(&mut self, text: &str) -> Option<String> {
-        self.order(text);
+        self.socket.write_all(&frame).ok()?;
         let mut buffer = [0; 4096];
         loop {
             match self.decoder.next_message().unwrap() {
