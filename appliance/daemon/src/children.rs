@@ -14,7 +14,7 @@
 //! nothing; the ledger ends when all who could send to it are gone, with the last record written.
 
 use crate::{
-    control::{self, Role, Start, What},
+    control::{self, Beginning, Role, Start, What},
     data::{LEDGER, LEDGER_ID, MODELS, SERVER_ID},
     exit::Failure,
     server,
@@ -47,7 +47,7 @@ const PINNED_BYTES: u64 = 256 << 20;
 
 /// Becomes the child, until it ends.
 pub(crate) fn run(role: Role) -> Result<(), Failure> {
-    let (control, gifts, start) =
+    let Beginning { control, gifts, start } =
         control::receive_start().map_err(Failure::of("receive from", "the supervisor, on standard input"))?;
     let gifts = Gifts(gifts);
     name_and_unblock(role).map_err(Failure::of("set up", "signals"))?;

@@ -135,15 +135,26 @@ impl AsFd for Control {
     }
 }
 
+/// What a child begins with.
+#[derive(Debug)]
+pub(crate) struct Beginning {
+    /// Its end of the control socket.
+    pub(crate) control: OwnedFd,
+    /// The descriptors it was given.
+    pub(crate) gifts: Vec<(What, OwnedFd)>,
+    /// What it was told.
+    pub(crate) start: Start,
+}
+
 /// Takes the control socket off standard input, and everything that was queued on it.
-pub(crate) fn receive_start() -> io::Result<(OwnedFd, Vec<(What, OwnedFd)>, Start)> {
+pub(crate) fn receive_start() -> io::Result<Beginning> {
     let control = io::stdin().as_fd().try_clone_to_owned()?;
     nix::unistd::dup2_stdin(File::open("/dev/null")?)?;
     let mut gifts = Vec::new();
     loop {
         match receive(&control)? {
             Some((ToChild::Give(what), Some(descriptor))) => gifts.push((what, descriptor)),
-            Some((ToChild::Start(start), None)) => return Ok((control, gifts, *start)),
+            Some((ToChild::Start(start), None)) => return Ok(Beginning { control, gifts, start: *start }),
             Some((other, _)) => return Err(io::Error::other(format!("{other:?} before the start"))),
             None => return Err(io::ErrorKind::UnexpectedEof.into()),
         }

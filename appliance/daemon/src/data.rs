@@ -27,7 +27,7 @@ use nix::{
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -154,7 +154,7 @@ fn take_over(path: &Path) -> Result<(), Failure> {
         Verdict::Fine => Ok(()),
         Verdict::Open => {
             tracing::info!(path = %path.display(), "opened the data folder to Ember's own users: mode 0755");
-            let mode = fs::Permissions::from(std::os::unix::fs::PermissionsExt::from_mode(FOLDER_MODE));
+            let mode = fs::Permissions::from_mode(FOLDER_MODE);
             fs::set_permissions(path, mode).map_err(|source| Failure::io("chmod", path, source))
         }
         Verdict::Refuse(reason) => Err(Failure::Unusable(format!("data folder {} {reason}", path.display()))),
@@ -207,7 +207,6 @@ fn holder(file: File) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     fn open(folder: &Path) -> Result<Data, Failure> {
         Data::open(folder.to_str().unwrap())

@@ -2,7 +2,8 @@
 //!
 //! [`crate::children`] makes a [`ServerSetup`] while the child is still root, drops every privilege, then calls
 //! `server::run(setup)`. From there on the process is an unprivileged uid without capabilities, with no_new_privs, in
-//! the host's network, with `DIR` as its working directory. It ends by returning: `Ok` after [`Order::Stop`](crate::control::Order::Stop).
+//! the host's network, with `DIR` as its working directory. It ends by returning, `Ok` after
+//! [`Order::Stop`](crate::control::Order::Stop).
 //!
 //! Invariants: the server needs no signal handler ([`Orders`] come as packets on one socket), and holds no descriptor but
 //! those below, the standard three and what it opens itself.

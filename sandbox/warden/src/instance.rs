@@ -34,28 +34,30 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Runs an instance from its lease to its end, and says what is to be said.
+/// Runs an instance from its lease to its end, and says what is to be said. Its slot is free before anyone is told.
 pub(crate) fn live(shared: &Shared, lease: Lease, request: u64, spec: &RunnerSpec, begun: Instant) {
-    let woken = wake(shared, lease, spec);
-    let exited = match woken {
-        Ok((instance, model, socket)) => {
-            let awake = instance.awake(model, begun);
-            tracing::info!(instance = lease.instance, function = %spec.function, wake_us = awake.wake_us, "awake");
-            shared.outbox.hand_over(request, Reply::Awake(awake), socket.as_fd());
-            drop(socket);
-            Some(instance.end(shared))
-        }
+    let ended = match wake(shared, lease, spec) {
+        Ok(woken) => Ok(serve(shared, woken, request, begun)),
+        Err(error) => Err(error),
+    };
+    let released = shared.registry.release(lease.instance);
+    match ended {
+        Ok(cause) => shared.outbox.exited(lease.instance, cause),
         Err(error) => {
             tracing::warn!(instance = lease.instance, function = %spec.function, %error, "not woken");
             shared.outbox.reply(request, Err(error));
-            None
         }
-    };
-    let released = shared.registry.release(lease.instance);
-    if let Some(cause) = exited {
-        shared.outbox.exited(lease.instance, cause);
     }
     released.stops.into_iter().for_each(|stop| shared.outbox.reply(stop, Ok(Reply::Stopped)));
+}
+
+/// Hands an instance over to the server, and waits for its end.
+fn serve(shared: &Shared, (instance, model, socket): Woken, request: u64, begun: Instant) -> ExitCause {
+    let awake = instance.awake(model, begun);
+    tracing::info!(instance = awake.instance, wake_us = awake.wake_us, "awake");
+    shared.outbox.hand_over(request, Reply::Awake(awake), socket.as_fd());
+    drop(socket);
+    instance.end(shared)
 }
 
 /// A running process and what belongs to it.

@@ -23,7 +23,7 @@ fn models_are_added_listed_and_removed() {
     let other = ModelDigest::from_bytes([7; 32]);
     assert!(reason(warden.add(MODEL, Some(other))).contains("its SHA-256 is"));
     assert!(matches!(warden.call(Call::ModelAdd { expected: None }), Err(WardenError::BadRequest { .. })));
-    assert_eq!(warden.models(), [entry.clone()]);
+    assert_eq!(warden.models(), std::slice::from_ref(&entry));
 
     let runner = warden.wake();
     let digest = entry.digest;
@@ -81,20 +81,25 @@ fn the_slots_are_the_most() {
     assert_eq!(refused, [&WardenError::InstancesMax { limit: 64 }]);
 }
 
+/// Wakes and stops one instance; how long the wake took, µs.
+fn round(warden: &mut Warden) -> u64 {
+    let runner = warden.wake();
+    assert_eq!(warden.stop(runner.awake.instance), Ok(Reply::Stopped));
+    assert_eq!(warden.exited(runner.awake.instance), ExitCause::Stopped);
+    runner.awake.wake_us
+}
+
 #[test]
 fn fifty_rounds_leave_nothing_behind() {
     let mut warden = Warden::start();
-    let round = |warden: &mut Warden| {
-        let runner = warden.wake();
-        assert_eq!(warden.stop(runner.awake.instance), Ok(Reply::Stopped));
-        assert_eq!(warden.exited(runner.awake.instance), ExitCause::Stopped);
-    };
     round(&mut warden);
     let before = warden.descriptors();
-    (0..50).for_each(|_| round(&mut warden));
+    let mut wakes_us: Vec<_> = (0..50).map(|_| round(&mut warden)).collect();
     assert_eq!(warden.groups(), 0);
     assert_eq!(warden.children(), "");
     assert_eq!(warden.descriptors(), before);
+    wakes_us.sort_unstable();
+    println!("wake of the stand-in, request to loaded: median {} us, p90 {} us", wakes_us[25], wakes_us[45]);
 }
 
 fn is_alive(pid: i32) -> bool {
