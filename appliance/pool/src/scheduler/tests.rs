@@ -1,1 +1,129 @@
-//! Placeholder
+//! The scheduler without warden or runner: inputs in, effects and events out.
+
+use super::*;
+use appliance_types::{ModelDigest, Task};
+use sandbox_wire::runner::{Failure, Text};
+
+fn name() -> FunctionName {
+    "f".parse().unwrap()
+}
+
+fn config(queue_max: usize) -> FunctionConfig {
+    let spec = RunnerSpec {
+        function: name(),
+        model: ModelDigest::from_bytes([0; 32]),
+        task: Task::Chat,
+        memory_bytes: 1 << 20,
+        cpus: 2,
+        context_tokens: 64,
+        slots: 1,
+        system: None,
+    };
+    let second = Duration::from_secs(1);
+    let (queue_timeout, keep_warm, timeout) = (second, second * 60, second * 900);
+    FunctionConfig { spec, instances_min: 0, instances_max: 1, queue_max, queue_timeout, keep_warm, timeout }
+}
+
+fn submit(scheduler: &mut Scheduler, now: Instant, ticket: Ticket) -> (Vec<Effect>, flume::Receiver<Event>) {
+    let (sender, events) = flume::bounded(4);
+    let work = Work::Detokenize(vec![1]);
+    (scheduler.handle(now, Input::Submit { ticket, function: name(), work, events: sender }), events)
+}
+
+fn wake(scheduler: &mut Scheduler, now: Instant, wake: WakeId, instance: InstanceId) -> Vec<Effect> {
+    let model = ModelInfo { slots: 1, ..ModelInfo::default() };
+    let awake = Awake { instance, tier: Tier::Cold, wake_us: 1, threads: 2, model };
+    scheduler.handle(now, Input::Woken { wake, result: Ok(awake) })
+}
+
+/// A function with one instance, number 7, that runs request 1.
+fn running(queue_max: usize) -> (Scheduler, Instant, flume::Receiver<Event>) {
+    let (mut scheduler, now) = (Scheduler::new(2), Instant::now());
+    scheduler.handle(now, Input::Configure(Box::new(config(queue_max))));
+    let (effects, events) = submit(&mut scheduler, now, 1);
+    assert!(matches!(effects[..], [Effect::Wake { wake: 1, .. }]), "{effects:?}");
+    let effects = wake(&mut scheduler, now, 1, 7);
+    assert!(matches!(effects[..], [Effect::Send { instance: 7, .. }]), "{effects:?}");
+    assert!(matches!(events.try_recv(), Ok(Event::Dispatched(d)) if d.tier == Tier::Cold));
+    (scheduler, now, events)
+}
+
+#[test]
+fn a_function_that_is_not_deployed_is_refused() {
+    let (effects, events) = submit(&mut Scheduler::new(2), Instant::now(), 1);
+    assert!(effects.is_empty());
+    assert_eq!(events.try_recv(), Ok(Event::Failed(Failed::NoFunction)));
+}
+
+#[test]
+fn the_next_request_runs_when_the_first_has_ended() {
+    let (mut scheduler, now, first) = running(4);
+    let (effects, _second) = submit(&mut scheduler, now, 2);
+    assert!(effects.is_empty(), "one slot: {effects:?}");
+    let message = FromRunner::Rendered { id: 1, text: "x".to_owned() };
+    let effects = scheduler.handle(now, Input::Said { instance: 7, message: message.clone() });
+    assert_eq!(first.try_recv(), Ok(Event::Reply(message)));
+    assert!(matches!(effects[..], [Effect::Send { instance: 7, message: ToRunner::Detokenize { id: 2, .. } }]));
+}
+
+#[test]
+fn a_full_queue_refuses_and_a_long_wait_ends() {
+    let (mut scheduler, now, _first) = running(1);
+    let (_, second) = submit(&mut scheduler, now, 2);
+    let (_, third) = submit(&mut scheduler, now, 3);
+    assert!(matches!(third.try_recv(), Ok(Event::Failed(Failed::QueueFull { queue_max: 1, .. }))));
+    assert!(second.try_recv().is_err(), "it waits");
+    scheduler.tick(now + Duration::from_secs(1));
+    assert!(matches!(second.try_recv(), Ok(Event::Failed(Failed::QueueTimeout { waited_ms: 1000, .. }))));
+}
+
+#[test]
+fn an_instance_that_died_silent_is_replaced_once() {
+    let (mut scheduler, now, events) = running(4);
+    let died = |instance| Input::Exited { instance, cause: ExitCause::Signal(9) };
+    let effects = scheduler.handle(now, died(7));
+    assert!(matches!(effects[..], [Effect::Wake { wake: 2, .. }]), "{effects:?}");
+    wake(&mut scheduler, now, 2, 8);
+    assert!(matches!(events.try_recv(), Ok(Event::Dispatched(_))));
+    assert!(scheduler.handle(now, died(8)).is_empty());
+    assert!(matches!(events.try_recv(), Ok(Event::Failed(Failed::InstanceLost { .. }))));
+}
+
+#[test]
+fn an_instance_killed_for_its_memory_is_not_tried_again() {
+    let (mut scheduler, now, events) = running(4);
+    let cause = ExitCause::OutOfMemory { limit_bytes: 1 << 20 };
+    assert!(scheduler.handle(now, Input::Exited { instance: 7, cause }).is_empty());
+    assert!(
+        matches!(events.try_recv(), Ok(Event::Failed(Failed::InstanceLost { reason })) if reason.contains("limit of 1 MiB"))
+    );
+}
+
+#[test]
+fn a_runner_that_speaks_of_a_strange_request_is_stopped() {
+    let (mut scheduler, now, _events) = running(4);
+    let text = Text { text: "x".to_owned(), tokens: 1, logprobs: Vec::new() };
+    let effects = scheduler.handle(now, Input::Said { instance: 7, message: FromRunner::Text { id: 99, text } });
+    assert_eq!(effects, [Effect::Stop(7)]);
+}
+
+#[test]
+fn a_cancelled_request_is_told_to_the_runner_and_frees_its_slot_at_its_last_message() {
+    let (mut scheduler, now, _events) = running(4);
+    let effects = scheduler.handle(now, Input::Cancel(1));
+    assert_eq!(effects, [Effect::Send { instance: 7, message: ToRunner::Cancel { id: 1 } }]);
+    let failure = Failure::Internal { message: "x".to_owned() };
+    scheduler.handle(now, Input::Said { instance: 7, message: FromRunner::Failed { id: 1, failure } });
+    assert!(scheduler.jobs.is_empty());
+    assert!(scheduler.instances[&7].running.is_empty());
+}
+
+#[test]
+fn an_idle_instance_stops_after_keep_warm_and_no_timer_is_left() {
+    let (mut scheduler, now, _events) = running(4);
+    let message = FromRunner::Rendered { id: 1, text: String::new() };
+    scheduler.handle(now, Input::Said { instance: 7, message });
+    assert_eq!(scheduler.next_due(), Some(now + Duration::from_secs(60)));
+    assert_eq!(scheduler.tick(now + Duration::from_secs(60)), [Effect::Stop(7)]);
+    assert_eq!(scheduler.next_due(), None);
+}
