@@ -90,9 +90,10 @@ run: build model
 	echo "serving until interrupted; ask again with: $(BIN)/ember run assistant \"...\" --data $(DATA)"
 	wait "$$emberd"
 
-# The crates whose tests have been seen to pass. The programs (emberd, ember-runner) and the end-to-end suites in
-# tests/ are not among them yet: emberd has no routes, so they cannot pass. Each joins when it does.
-READY := appliance-types appliance-config appliance-api appliance-keys appliance-admit appliance-runtime appliance-edge sandbox-wire
+# The crates whose tests have been seen to pass. Not among them yet: sandbox/{model,runner} (llama.cpp has to be built
+# without AMX first), appliance/{daemon,cli}, bench, and the end-to-end suites of tests/, which need emberd's routes.
+READY := appliance-types appliance-config appliance-api appliance-keys appliance-admit appliance-runtime \
+	appliance-edge appliance-pool appliance-ledger sandbox-wire sandbox-kernel sandbox-warden
 READY_FLAGS := $(addprefix -p ,$(READY))
 
 test: packages
@@ -100,6 +101,7 @@ test: packages
 	step() { echo "==> $$*"; "$$@"; }
 	step $(CARGO) fmt $(READY_FLAGS) --check
 	step $(CARGO) test --release --locked $(READY_FLAGS) -- --test-threads=2
+	step $(CARGO) test --release --locked -p tests --test house_rules
 
 bench: build model
 	@$(BUILT)/bench run $(if $(ONLY),--only $(ONLY)) --model "$(GGUF)"
