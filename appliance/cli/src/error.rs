@@ -27,6 +27,8 @@ pub(crate) enum Error {
     NoCertificate { path: PathBuf },
     #[error("{0}")]
     Manifest(String),
+    #[error("`{}` is no model: a GGUF file begins with `GGUF`", path.display())]
+    NotAModel { path: PathBuf },
     #[error("`{}` has SHA-256 {got}, not {wanted}", path.display())]
     WrongDigest { path: PathBuf, wanted: ModelDigest, got: ModelDigest },
     #[error("the server refused: {message} ({status})")]

@@ -17,6 +17,8 @@ use std::{
 const MODELS: &str = "/ember/v1/models";
 /// Pieces in which a file is hashed.
 const BUFFER_BYTES: usize = 1 << 20;
+/// What every model begins with. The store checks far more; this spares sending what it would refuse at once.
+const MAGIC: &[u8] = b"GGUF";
 
 #[derive(Deserialize)]
 struct Row {
@@ -81,6 +83,9 @@ pub(crate) fn digest(path: &Path) -> Result<ModelDigest, Error> {
     let bar = progress("hashing", path, bytes);
     let mut hasher = Sha256::new();
     let mut reader = BufReader::with_capacity(BUFFER_BYTES, bar.wrap_read(file));
+    if !reader.fill_buf().map_err(unreadable)?.starts_with(MAGIC) {
+        return Err(Error::NotAModel { path: path.into() });
+    }
     loop {
         let piece = reader.fill_buf().map_err(unreadable)?;
         if piece.is_empty() {

@@ -91,6 +91,11 @@ impl Failure {
         move |source| Self::io(action, what, source)
     }
 
+    /// A certificate that cannot be served, for `map_err`.
+    pub(crate) fn of_tls(error: appliance_edge::CertificateError) -> Self {
+        Self::Service(format!("tls: {error}"))
+    }
+
     fn code(&self) -> u8 {
         match self {
             Self::Config { .. } | Self::Unusable(_) => CONFIG,

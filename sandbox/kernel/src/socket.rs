@@ -174,13 +174,13 @@ pub fn shut(socket: impl AsFd) -> Result<(), Errno> {
     nix::sys::socket::shutdown(socket.as_fd().as_raw_fd(), nix::sys::socket::Shutdown::Both)
 }
 
-/// Whether a descriptor is a regular file or a pipe: something that can be read to an end.
+/// Whether a descriptor is a regular file, a pipe or a socket: something that can be read to an end, unlike a device.
 ///
 /// # Errors
 /// The kernel's.
-pub fn is_file_or_pipe(descriptor: impl AsFd) -> Result<bool, Errno> {
+pub fn has_an_end(descriptor: impl AsFd) -> Result<bool, Errno> {
     let mode = nix::sys::stat::fstat(descriptor)?.st_mode & libc::S_IFMT;
-    Ok(mode == libc::S_IFREG || mode == libc::S_IFIFO)
+    Ok([libc::S_IFREG, libc::S_IFIFO, libc::S_IFSOCK].contains(&mode))
 }
 
 #[cfg(test)]

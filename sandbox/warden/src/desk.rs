@@ -2,7 +2,7 @@
 
 use crate::{instance, shared::Shared, spawner::sandbox_error};
 use appliance_types::ModelDigest;
-use sandbox_kernel::socket::is_file_or_pipe;
+use sandbox_kernel::socket::has_an_end;
 use sandbox_wire::warden::{Call, InstanceId, Reply, Request, RunnerSpec, SYSTEM_BYTES_MAX, WardenError};
 use std::{
     fs::File,
@@ -80,8 +80,8 @@ impl Desk {
         expected: Option<ModelDigest>,
     ) -> Result<Option<Reply>, WardenError> {
         let source = source.ok_or_else(|| bad("a model to add comes with a descriptor"))?;
-        if !is_file_or_pipe(&source).map_err(bad)? {
-            return Err(bad("a model is read from a file or a pipe"));
+        if !has_an_end(&source).map_err(bad)? {
+            return Err(bad("a model is read from a file, a pipe or a socket"));
         }
         let permit = Permit::take(&self.adds)?;
         let shared = Arc::clone(&self.shared);

@@ -1,0 +1,381 @@
+//! Deployed functions: kept as one manifest file each, read by all cores through one pointer, changed by operators.
+//!
+//! ```text
+//!  PUT ─▶ parse ─▶ trial wake in the real sandbox ─▶ NAME.toml, atomically ─▶ map swapped ─▶ pool told
+//! ```
+//! The trial costs a load of the model, and is why a function that is deployed can be called: a model that llama.cpp
+//! cannot load, or that does not fit its memory, fails the deploy with the runner's own reason.
+//!
+//! Invariants: a stored manifest names its model by digest and spells out every default, so that it means the same
+//! after an update; file, map and pool change in the same order, whoever else deploys.
+
+use super::{
+    body,
+    handler::{Call, unix_s},
+    instances, models,
+    reply::{self, Answered, Reply},
+};
+use crate::files::{self, Access};
+use appliance_api::{
+    ApiError,
+    model::{Model, list_reply},
+};
+use appliance_config::{ConfigError, Manifest, ModelReference};
+use appliance_edge::Request;
+use appliance_pool::FunctionConfig;
+use appliance_runtime::unblock;
+use appliance_types::{FunctionName, ModelDigest};
+use arc_swap::ArcSwap;
+use http::HeaderMap;
+use nix::unistd::geteuid;
+use sandbox_wire::warden::{Awake, Call as WardenCall, Reply as WardenReply, RunnerSpec, WardenError};
+use serde_json::json;
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, UNIX_EPOCH},
+};
+
+/// Most functions.
+const FUNCTIONS_MAX: usize = 1024;
+/// Longest manifest: the longest system prompt, escaped, and all else.
+const MANIFEST_BYTES_MAX: usize = 256 << 10;
+/// Names the model of a manifest that was written with a path.
+const MODEL_HEADER: &str = "x-ember-model";
+
+/// A function that can be called.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Function {
+    pub(super) manifest: Manifest,
+    pub(super) model: ModelDigest,
+    pub(super) deployed_unix_s: u64,
+}
+
+/// By name.
+pub(super) type FunctionMap = BTreeMap<FunctionName, Arc<Function>>;
+
+/// All functions.
+pub(super) struct Functions {
+    folder: PathBuf,
+    all: ArcSwap<FunctionMap>,
+    /// Held while a change is made, so that changes follow each other.
+    change: Mutex<()>,
+}
+
+impl Function {
+    /// What the pool is told of it.
+    pub(super) fn config(&self) -> FunctionConfig {
+        let scale = &self.manifest.scale;
+        FunctionConfig {
+            spec: self.spec(),
+            instances_min: scale.min as usize,
+            instances_max: scale.max as usize,
+            queue_max: scale.queue as usize,
+            queue_timeout: Duration::from_millis(scale.queue_timeout_ms),
+            keep_warm: Duration::from_millis(scale.keep_warm_ms),
+            timeout: Duration::from_millis(self.manifest.limits.timeout_ms),
+        }
+    }
+
+    fn spec(&self) -> RunnerSpec {
+        let Manifest { name, task, limits, scale, prompt, .. } = &self.manifest;
+        RunnerSpec {
+            function: name.clone(),
+            model: self.model,
+            task: *task,
+            memory_bytes: limits.memory_bytes,
+            cpus: limits.cpus,
+            context_tokens: limits.context_tokens,
+            slots: scale.concurrency,
+            system: prompt.system.clone(),
+        }
+    }
+}
+
+impl Functions {
+    /// Reads the manifests in `folder`. One that cannot be used is left where it is, logged, and not served.
+    pub(super) fn load(folder: &Path) -> io::Result<Self> {
+        let mut all = FunctionMap::new();
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
+            if path.extension().is_none_or(|extension| extension != "toml") {
+                continue;
+            }
+            match read(&path) {
+                Ok(function) => drop(all.insert(function.manifest.name.clone(), Arc::new(function))),
+                Err(reason) => tracing::error!(file = %path.display(), %reason, "this function is not served"),
+            }
+        }
+        Ok(Self { folder: folder.to_owned(), all: ArcSwap::from_pointee(all), change: Mutex::new(()) })
+    }
+
+    /// All of them, as they are now.
+    pub(super) fn all(&self) -> Arc<FunctionMap> {
+        self.all.load_full()
+    }
+
+    /// The one of this name.
+    pub(super) fn get(&self, name: &str) -> Option<Arc<Function>> {
+        self.all.load().get(name).cloned()
+    }
+
+    /// Stores a function and shows it; `then` runs before any other change. Writes a file: not for a serving core.
+    fn put(&self, function: Function, then: impl FnOnce(&Function)) -> Result<(), ApiError> {
+        let _turn = self.change.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = FunctionMap::clone(&self.all.load());
+        let name = function.manifest.name.clone();
+        if all.len() >= FUNCTIONS_MAX && !all.contains_key(&name) {
+            return Err(ApiError::conflict(format!("there are {FUNCTIONS_MAX} functions, which is the most")));
+        }
+        let manifest = Manifest { model: ModelReference::Digest(function.model), ..function.manifest.clone() };
+        let access = Access { id: geteuid().as_raw(), mode: 0o600 };
+        let path = self.path(&name);
+        files::replace(&path, manifest.to_toml().as_bytes(), access).map_err(storage("write", &path))?;
+        then(&function);
+        all.insert(name, Arc::new(function));
+        self.all.store(Arc::new(all));
+        Ok(())
+    }
+
+    /// Removes a function; `then` runs before any other change. Removes a file: not for a serving core.
+    fn remove(&self, name: &FunctionName, then: impl FnOnce()) -> Result<(), ApiError> {
+        let _turn = self.change.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = FunctionMap::clone(&self.all.load());
+        all.remove(name).ok_or_else(|| missing(name.as_str()))?;
+        let path = self.path(name);
+        files::remove(&path).map_err(storage("remove", &path))?;
+        self.all.store(Arc::new(all));
+        then();
+        Ok(())
+    }
+
+    fn path(&self, name: &FunctionName) -> PathBuf {
+        self.folder.join(format!("{name}.toml"))
+    }
+}
+
+/// `GET /v1/models`: what this key may call.
+pub(super) fn as_models(call: &Call) -> Reply {
+    let all = call.state.functions.all();
+    let mine = all.values().filter(|function| call.key.may_call(&function.manifest.name));
+    let models: Vec<_> = mine.map(|function| model(function)).collect();
+    reply::json_bytes(list_reply(&models))
+}
+
+/// `GET /v1/models/{id}`
+pub(super) fn as_model(call: &Call, id: &str) -> Answered {
+    let function = call.function(id)?;
+    Ok(reply::json_bytes(model(&function).reply()))
+}
+
+/// `GET /ember/v1/functions`
+pub(super) async fn list(call: &Call) -> Answered {
+    let (up, stored) = (instances::by_function(call).await?, models::stored(call).await?);
+    let all = call.state.functions.all();
+    let rows = all.values().map(|function| {
+        let instances = up.get(&function.manifest.name).map_or(0, Vec::len);
+        let bytes = stored.iter().find(|entry| entry.digest == function.model).map(|entry| entry.bytes);
+        json!({
+            "name": function.manifest.name,
+            "model": format!("sha256:{}", function.model),
+            "model_bytes": bytes,
+            "task": function.manifest.task,
+            "tier": instances::tier(instances),
+            "instances": instances,
+            "max": function.manifest.scale.max,
+            "memory_bytes": function.manifest.limits.memory_bytes,
+            "deployed_unix_s": function.deployed_unix_s,
+        })
+    });
+    Ok(reply::list(&rows.collect::<Vec<_>>()))
+}
+
+/// `GET /ember/v1/functions/{name}`
+pub(super) async fn show(call: &Call, name: &str) -> Answered {
+    let function = find(call, name)?;
+    let up = instances::by_function(call).await?;
+    let up = up.get(&function.manifest.name).map_or(&[][..], |up| &up[..]);
+    Ok(reply::json(&json!({
+        "name": function.manifest.name,
+        "model": format!("sha256:{}", function.model),
+        "tier": instances::tier(up.len()),
+        "instances": up.len(),
+        "deployed_unix_s": function.deployed_unix_s,
+        "manifest": function.manifest,
+        "model_info": up.first().map(|instance| &*instance.model),
+    })))
+}
+
+/// `PUT /ember/v1/functions/{name}`: the body is a manifest, the header `x-ember-model` its model's digest.
+pub(super) async fn deploy(call: &Call, name: &str, request: Request) -> Answered {
+    let header = model_header(&request.head.headers)?;
+    let text = body::whole(request, MANIFEST_BYTES_MAX).await?;
+    let text = std::str::from_utf8(&text).map_err(|_| ApiError::unprocessable("the manifest is not UTF-8"))?;
+    let manifest = Manifest::parse(text).map_err(wrong_manifest)?;
+    if manifest.name.as_str() != name {
+        let message = format!("the manifest's name is `{}`, the path's is `{name}`", manifest.name);
+        return Err(ApiError::invalid_request(message));
+    }
+    let model = model_of(&manifest, header)?;
+    let manifest = Manifest { model: ModelReference::Digest(model), ..manifest };
+    let function = Function { manifest, model, deployed_unix_s: unix_s() };
+    let awake = try_out(call, function.spec()).await?;
+
+    let (state, name) = (Arc::clone(&call.state), function.manifest.name.clone());
+    let kept_up = function.manifest.scale.min > 0;
+    unblock(move || state.functions.put(function, |function| state.pool.configure(function.config()))).await?;
+    if kept_up {
+        call.state.wake_in_background(name.clone());
+    }
+    tracing::info!(function = %name, %model, "deployed");
+    Ok(reply::json(&json!({
+        "name": name,
+        "model": format!("sha256:{model}"),
+        "load_ms": awake.wake_us / 1_000,
+        "model_info": awake.model,
+    })))
+}
+
+/// `DELETE /ember/v1/functions/{name}`
+pub(super) async fn remove(call: &Call, name: &str) -> Answered {
+    let name = find(call, name)?.manifest.name.clone();
+    let (state, removed) = (Arc::clone(&call.state), name.clone());
+    unblock(move || state.functions.remove(&removed, || state.pool.remove(removed.clone()))).await?;
+    instances::until_gone(call, &name).await?;
+    tracing::info!(function = %name, "removed");
+    Ok(reply::nothing())
+}
+
+/// The function of this name, for an operator.
+pub(super) fn find(call: &Call, name: &str) -> Result<Arc<Function>, ApiError> {
+    call.state.functions.get(name).ok_or_else(|| missing(name))
+}
+
+fn missing(name: &str) -> ApiError {
+    ApiError::not_found(format!("no function `{name}`; `ember ls` lists those there are"))
+}
+
+fn model(function: &Function) -> Model<'_> {
+    Model::new(function.manifest.name.as_str(), function.deployed_unix_s)
+}
+
+fn read(path: &Path) -> Result<Function, String> {
+    let metadata = fs::metadata(path).map_err(|error| error.to_string())?;
+    if metadata.len() > MANIFEST_BYTES_MAX as u64 {
+        return Err(format!("it is longer than {MANIFEST_BYTES_MAX} bytes"));
+    }
+    let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
+    let manifest = Manifest::parse(&text).map_err(|error| error.to_string())?;
+    if path.file_stem().is_none_or(|stem| stem != manifest.name.as_str()) {
+        return Err(format!("its name is `{}`", manifest.name));
+    }
+    let ModelReference::Digest(model) = manifest.model else {
+        return Err("its model is not given as sha256:HEX".to_owned());
+    };
+    let modified = metadata.modified().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+    Ok(Function { manifest, model, deployed_unix_s: modified.unwrap_or_default().as_secs() })
+}
+
+fn model_header(headers: &HeaderMap) -> Result<Option<ModelDigest>, ApiError> {
+    let wrong = || ApiError::invalid_request(format!("header {MODEL_HEADER}: expected sha256:HEX"));
+    let Some(value) = headers.get(MODEL_HEADER) else { return Ok(None) };
+    match value.to_str().ok().and_then(|text| text.parse().ok()) {
+        Some(ModelReference::Digest(digest)) => Ok(Some(digest)),
+        _ => Err(wrong()),
+    }
+}
+
+fn model_of(manifest: &Manifest, header: Option<ModelDigest>) -> Result<ModelDigest, ApiError> {
+    match (&manifest.model, header) {
+        (ModelReference::Digest(named), Some(header)) if *named != header => {
+            Err(ApiError::invalid_request(format!("the manifest's model and header {MODEL_HEADER} differ")))
+        }
+        (ModelReference::Digest(digest), _) => Ok(*digest),
+        (ModelReference::Path(_), Some(digest)) => Ok(digest),
+        (ModelReference::Path(path), None) => Err(ApiError::unprocessable(format!(
+            "`model`: {path} is a path, which means nothing here; add the model (`ember model add`) and name it \
+             sha256:HEX, or deploy with `ember deploy`, which does both"
+        ))),
+    }
+}
+
+/// Starts an instance and ends it again.
+async fn try_out(call: &Call, spec: RunnerSpec) -> Result<Awake, ApiError> {
+    match call.state.warden.call(WardenCall::Wake(spec), None).await {
+        Ok(WardenReply::Awake(awake)) => {
+            let stop = WardenCall::Stop { instance: awake.instance };
+            match call.state.warden.call(stop, None).await {
+                // It may have ended by itself, since nobody holds its socket.
+                Ok(_) | Err(WardenError::InstanceMissing { .. }) => Ok(awake),
+                Err(error) => Err(models::refused(error)),
+            }
+        }
+        Ok(_) => Err(ApiError::internal("the warden answered out of place")),
+        Err(error) => Err(models::refused(error)),
+    }
+}
+
+fn wrong_manifest(error: ConfigError) -> ApiError {
+    ApiError::unprocessable(format!("the manifest is wrong at {error}"))
+}
+
+fn storage(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ApiError {
+    let path = path.display().to_string();
+    move |error| ApiError::internal(format!("cannot {action} {path}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIGEST: &str = "sha256:0000000000000000000000000000000000000000000000000000000000000007";
+
+    fn function(name: &str) -> Function {
+        let manifest = Manifest::parse(&format!("name = \"{name}\"\nmodel = \"{DIGEST}\"\n")).unwrap();
+        let ModelReference::Digest(model) = manifest.model else { panic!("a digest") };
+        Function { manifest, model, deployed_unix_s: 0 }
+    }
+
+    #[test]
+    fn what_is_stored_is_loaded() {
+        let folder = tempfile::tempdir().unwrap();
+        let functions = Functions::load(folder.path()).unwrap();
+        let mut told = Vec::new();
+        for name in ["a", "b"] {
+            functions.put(function(name), |function| told.push(function.manifest.name.to_string())).unwrap();
+        }
+        functions.remove(&"a".parse().unwrap(), || told.push("-a".to_owned())).unwrap();
+        assert_eq!(told, ["a", "b", "-a"]);
+        assert_eq!(functions.remove(&"a".parse().unwrap(), || ()).unwrap_err().status, 404);
+
+        let again = Functions::load(folder.path()).unwrap();
+        assert_eq!(again.all().keys().map(FunctionName::as_str).collect::<Vec<_>>(), ["b"]);
+        assert_eq!(again.get("b").unwrap().config(), functions.get("b").unwrap().config());
+        assert!(again.get("b").unwrap().deployed_unix_s > 0);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_used_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let manifest = function("a").manifest.to_toml();
+        fs::write(folder.path().join("other.toml"), &manifest).unwrap();
+        fs::write(folder.path().join("broken.toml"), "name = ").unwrap();
+        fs::write(folder.path().join("path.toml"), "name = \"path\"\nmodel = \"m.gguf\"\n").unwrap();
+        fs::write(folder.path().join("a.toml"), manifest).unwrap();
+        assert_eq!(Functions::load(folder.path()).unwrap().all().len(), 1);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 4);
+    }
+
+    #[test]
+    fn a_model_is_named_by_manifest_or_header() {
+        let digest = function("a").model;
+        let path = Manifest::parse("name = \"a\"\nmodel = \"m.gguf\"\n").unwrap();
+        assert_eq!(model_of(&path, Some(digest)), Ok(digest));
+        assert_eq!(model_of(&path, None).unwrap_err().status, 422);
+        assert_eq!(model_of(&function("a").manifest, None), Ok(digest));
+        let other = ModelDigest::from_bytes([1; 32]);
+        assert_eq!(model_of(&function("a").manifest, Some(other)).unwrap_err().status, 400);
+    }
+}

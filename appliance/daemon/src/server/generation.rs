@@ -1,0 +1,203 @@
+//! Work of one request in the pool: submitted, followed, and accounted for, until it ends or is dropped.
+//!
+//! Invariant: what a runner says is checked for its place here, so that a reply is never made from a broken sequence. A
+//! dropped [`Generation`] cancels its work. Prompts of one request run one after the other: they share its deadline, and
+//! a request takes one slot however many it brings.
+
+use super::{functions::Function, meter::Meter, state::State};
+use appliance_api::{ApiError, finish_name};
+use appliance_pool::{Dispatched, Event, Failed, Submission, Work};
+use sandbox_wire::{
+    runner::{FromRunner, Generate, Text},
+    warden::WardenError,
+};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// Pause that is asked for where nothing better is known, s.
+const RETRY_AFTER_S: u64 = 1;
+
+/// The answers to one request's prompts, one after the other.
+pub(super) struct Generation {
+    pub(super) state: Arc<State>,
+    pub(super) function: Arc<Function>,
+    pub(super) meter: Meter,
+    prompt_param: &'static str,
+    prompts: std::vec::IntoIter<Generate>,
+    current: Option<Submission>,
+    index: usize,
+    /// When the first of them began to run.
+    ran_since: Option<Instant>,
+}
+
+/// What comes next.
+pub(super) enum Step {
+    /// The prompt is accepted and being fed.
+    Started,
+    /// A piece of the answer.
+    Text(Text),
+    /// The answer to this prompt ended so.
+    Finished(&'static str),
+}
+
+impl Generation {
+    /// Nothing is asked of the pool before [`next`](Self::next) is called. `prompt_param` is the prompts' field.
+    pub(super) fn new(
+        state: Arc<State>,
+        function: Arc<Function>,
+        meter: Meter,
+        prompt_param: &'static str,
+        prompts: Vec<Generate>,
+    ) -> Self {
+        let prompts = prompts.into_iter();
+        Self { state, function, meter, prompt_param, prompts, current: None, index: 0, ran_since: None }
+    }
+
+    /// Which prompt the last step belongs to.
+    pub(super) fn index(&self) -> usize {
+        self.index
+    }
+
+    /// The next step; `None` after the last prompt's answer.
+    ///
+    /// # Errors
+    /// What the caller is told; nothing more comes then.
+    pub(super) async fn next(&mut self) -> Result<Option<Step>, ApiError> {
+        let step = self.advance().await;
+        if step.is_err() {
+            self.current = None;
+            self.prompts = Vec::new().into_iter();
+        }
+        self.meter.check(step)
+    }
+
+    async fn advance(&mut self) -> Result<Option<Step>, ApiError> {
+        loop {
+            let Some(current) = &mut self.current else {
+                match self.prompts.next() {
+                    None => return Ok(None),
+                    Some(generate) => self.submit(generate)?,
+                }
+                continue;
+            };
+            match current.next().await {
+                Event::Dispatched(dispatched) => {
+                    self.ran_since.get_or_insert_with(Instant::now);
+                    self.meter.dispatched(&dispatched);
+                }
+                Event::Reply(message) => return self.take(message).map(Some),
+                Event::Failed(failed) => return Err(refused(failed)),
+            }
+        }
+    }
+
+    fn submit(&mut self, generate: Generate) -> Result<(), ApiError> {
+        let limit_ms = self.function.manifest.limits.timeout_ms;
+        let limit = Duration::from_millis(limit_ms);
+        let left = limit.saturating_sub(self.ran_since.map_or(Duration::ZERO, |since| since.elapsed()));
+        if left.is_zero() {
+            return Err(ApiError::deadline_exceeded(limit_ms));
+        }
+        if self.ran_since.is_some() {
+            self.index += 1;
+        }
+        let generate = Generate { deadline_ms: left.as_millis() as u64, ..generate };
+        let name = self.function.manifest.name.clone();
+        self.current = Some(self.state.pool.submit(name, Work::Generate(Box::new(generate))).map_err(refused)?);
+        Ok(())
+    }
+
+    fn take(&mut self, message: FromRunner) -> Result<Step, ApiError> {
+        match message {
+            FromRunner::Started { prompt_tokens, cached_tokens, .. } => {
+                self.meter.started(prompt_tokens, cached_tokens);
+                Ok(Step::Started)
+            }
+            FromRunner::Text { text, .. } => {
+                self.meter.text(text.tokens);
+                Ok(Step::Text(text))
+            }
+            FromRunner::Finished { finished, .. } => {
+                self.current = None;
+                self.meter.finished(&finished);
+                finish_name(finished.reason, self.function.manifest.limits.timeout_ms).map(Step::Finished)
+            }
+            FromRunner::Failed { failure, .. } => Err(ApiError::from_failure(failure, self.prompt_param)),
+            _ => Err(out_of_place()),
+        }
+    }
+}
+
+/// Asks for work that is answered by one message. `param` is the field that the work's input came in.
+///
+/// # Errors
+/// What the caller is told.
+pub(super) async fn ask(
+    state: &State,
+    function: &Function,
+    work: Work,
+    param: &str,
+    meter: &mut Meter,
+) -> Result<(Dispatched, FromRunner), ApiError> {
+    let mut submission = state.pool.submit(function.manifest.name.clone(), work).map_err(refused)?;
+    let mut how = None;
+    loop {
+        match submission.next().await {
+            Event::Dispatched(dispatched) => {
+                meter.dispatched(&dispatched);
+                how = Some(dispatched);
+            }
+            Event::Reply(FromRunner::Failed { failure, .. }) => return Err(ApiError::from_failure(failure, param)),
+            Event::Reply(message) => return how.map(|how| (how, message)).ok_or_else(out_of_place),
+            Event::Failed(failed) => return Err(refused(failed)),
+        }
+    }
+}
+
+/// A runner that answers with what was not asked for.
+pub(super) fn out_of_place() -> ApiError {
+    ApiError::runner_failed("the instance answered out of place")
+}
+
+/// What a caller is told whom the pool does not serve.
+pub(super) fn refused(failed: Failed) -> ApiError {
+    let message = failed.to_string();
+    match failed {
+        Failed::NoFunction => ApiError::not_found(message),
+        Failed::QueueFull { retry_after_s, .. } => ApiError::rate_limit(message, retry_after_s),
+        Failed::QueueTimeout { retry_after_s, .. } => ApiError::unavailable(message, retry_after_s),
+        Failed::Overloaded
+        | Failed::WakeFailed(
+            WardenError::InstancesMax { .. }
+            | WardenError::Sandbox { .. }
+            | WardenError::Storage { .. }
+            | WardenError::BadRequest { .. },
+        ) => ApiError::unavailable(message, RETRY_AFTER_S),
+        Failed::WakeFailed(_) | Failed::InstanceLost { .. } => ApiError::runner_failed(message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn callers_are_told_whose_fault_it_is() {
+        let retry_after_s = 7;
+        let told = |failed| {
+            let error = refused(failed);
+            (error.status, error.retry_after_s)
+        };
+        assert_eq!(told(Failed::NoFunction), (404, None));
+        assert_eq!(told(Failed::QueueFull { queue_max: 1, retry_after_s }), (429, Some(7)));
+        assert_eq!(told(Failed::QueueTimeout { waited_ms: 1, retry_after_s }), (503, Some(7)));
+        assert_eq!(told(Failed::Overloaded), (503, Some(RETRY_AFTER_S)));
+        let full = WardenError::InstancesMax { limit: 1 };
+        assert_eq!(told(Failed::WakeFailed(full)), (503, Some(RETRY_AFTER_S)));
+        let broken = WardenError::LoadFailed { reason: "x".to_owned() };
+        assert_eq!(told(Failed::WakeFailed(broken)), (502, None));
+        assert_eq!(told(Failed::InstanceLost { reason: "x".to_owned() }), (502, None));
+    }
+}

@@ -1,0 +1,203 @@
+//! A request from its head to its reply: who asks, for what, and who answers.
+
+use super::{
+    functions::{self, Function},
+    inference, instances, keys,
+    meter::Meter,
+    models,
+    reply::{self, Answered, Reply},
+    route::{Admin, Miss, Route, route},
+    state::State,
+};
+use appliance_api::{ApiError, Head};
+use appliance_edge::{Failure, Handler, Request};
+use appliance_keys::Key;
+use appliance_types::RequestId;
+use http::{HeaderMap, HeaderValue, Method, header};
+use std::{
+    rc::Rc,
+    sync::Arc,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
+
+/// Answers requests on one core.
+pub(super) struct Server {
+    state: Arc<State>,
+}
+
+/// One request of a known caller.
+pub(super) struct Call {
+    pub(super) state: Arc<State>,
+    pub(super) id: RequestId,
+    pub(super) key: Arc<Key>,
+    pub(super) came: Instant,
+    pub(super) came_unix_s: u64,
+}
+
+impl Server {
+    pub(super) fn new(state: Arc<State>) -> Self {
+        Self { state }
+    }
+
+    async fn answer(&self, id: RequestId, request: Request) -> Answered {
+        let path = request.head.uri.path().to_owned();
+        let route = match route(&request.head.method, &path) {
+            Ok(Route::Health) => return Ok(reply::json(&serde_json::json!({ "status": "ok" }))),
+            found => found,
+        };
+        let key = authenticate(&self.state, &request.head.headers)?;
+        let route = match route {
+            Ok(route) => route,
+            Err(miss) => return missed(miss, &request.head.method, &path),
+        };
+        let call = Call { state: Arc::clone(&self.state), id, key, came: Instant::now(), came_unix_s: unix_s() };
+        match route {
+            Route::Health => unreachable!("answered above"),
+            Route::Chat => inference::chat(&call, request).await,
+            Route::Completion => inference::completion(&call, request).await,
+            Route::Embedding => inference::embedding(&call, request).await,
+            Route::Tokenize => inference::tokenize(&call, request).await,
+            Route::Detokenize => inference::detokenize(&call, request).await,
+            Route::ApplyTemplate => inference::apply_template(&call, request).await,
+            Route::Models => Ok(functions::as_models(&call)),
+            Route::Model(id) => functions::as_model(&call, id),
+            Route::Admin(admin) => operate(&call, admin, request).await,
+        }
+    }
+}
+
+impl Handler for Server {
+    async fn call(self: Rc<Self>, request: Request) -> Reply {
+        let id = RequestId::from_random(random());
+        let mut reply = match self.answer(id, request).await {
+            Ok(reply) => reply,
+            Err(error) => {
+                tracing::debug!(%id, %error, "refused");
+                reply::error(&error)
+            }
+        };
+        reply::set(&mut reply, "x-request-id", &id.to_string());
+        reply
+    }
+
+    fn failure(&self, failure: Failure) -> Reply {
+        reply::error(&match failure {
+            Failure::Panicked => ApiError::internal("a fault of ours; the log says more"),
+            Failure::Head(fault) => ApiError::invalid_request(format!("the request's head is refused: {fault}")),
+        })
+    }
+}
+
+impl Call {
+    /// The function that is called `name`, if this key may call it.
+    ///
+    /// # Errors
+    /// 404 or 403.
+    pub(super) fn function(&self, name: &str) -> Result<Arc<Function>, ApiError> {
+        let function = self.state.functions.get(name).ok_or_else(|| ApiError::model_not_found(name))?;
+        if !self.key.may_call(&function.manifest.name) {
+            let key = &self.key.name;
+            return Err(ApiError::permission(format!("the key `{key}` may not call `{name}`")));
+        }
+        Ok(function)
+    }
+
+    /// The function that is called `name`; without one the only function there is for this key.
+    ///
+    /// # Errors
+    /// 404, 403, or 400 when there are several.
+    pub(super) fn function_or_only(&self, name: Option<&str>) -> Result<Arc<Function>, ApiError> {
+        if let Some(name) = name {
+            return self.function(name);
+        }
+        let all = self.state.functions.all();
+        let mut mine = all.values().filter(|function| self.key.may_call(&function.manifest.name));
+        match (mine.next(), mine.next()) {
+            (Some(only), None) => Ok(Arc::clone(only)),
+            (None, _) => Err(ApiError::model_not_found("")),
+            _ => Err(ApiError::invalid_param("model", "`model`: there are several functions; say which")),
+        }
+    }
+
+    /// Begins the account of this request.
+    pub(super) fn meter(&self, function: &Function, bytes_in: usize) -> Meter {
+        Meter::new(Arc::clone(&self.state), self.id, &self.key.name, &function.manifest.name, bytes_in)
+    }
+
+    /// What its reply begins with.
+    pub(super) fn head<'f>(&self, function: &'f Function) -> Head<'f> {
+        Head { request: self.id, created_unix_s: self.came_unix_s, model: function.manifest.name.as_str() }
+    }
+}
+
+/// Random bits of the kernel's.
+pub(super) fn random() -> u128 {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).expect("the kernel has random bytes once it has booted");
+    u128::from_ne_bytes(bytes)
+}
+
+/// Seconds since the Unix epoch.
+pub(super) fn unix_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+async fn operate(call: &Call, admin: Admin<'_>, request: Request) -> Answered {
+    if !call.key.is_admin() {
+        return Err(ApiError::permission(format!("the key `{}` is no admin key", call.key.name)));
+    }
+    match admin {
+        Admin::Functions => functions::list(call).await,
+        Admin::Function(name) => functions::show(call, name).await,
+        Admin::Deploy(name) => functions::deploy(call, name, request).await,
+        Admin::Remove(name) => functions::remove(call, name).await,
+        Admin::Wake(name) => instances::wake(call, name).await,
+        Admin::Stop(name) => instances::stop(call, name).await,
+        Admin::Instances => instances::list(call).await,
+        Admin::Stored => models::list(call).await,
+        Admin::Upload => models::upload(call, request).await,
+        Admin::Discard(digest) => models::discard(call, digest).await,
+        Admin::Keys => Ok(reply::list(&call.state.keys.list())),
+        Admin::CreateKey => keys::create(call, request).await,
+        Admin::RevokeKey(name) => keys::revoke(call, name).await,
+    }
+}
+
+fn missed(miss: Miss, method: &Method, path: &str) -> Answered {
+    match miss {
+        Miss::Path => Err(ApiError::unknown_url(method.as_str(), path)),
+        Miss::Method(allowed) => {
+            let mut reply = reply::error(&ApiError::method_not_allowed(method.as_str(), path, &allowed));
+            let allowed = HeaderValue::from_str(&allowed).expect("names of methods");
+            reply.headers_mut().insert(header::ALLOW, allowed);
+            Ok(reply)
+        }
+    }
+}
+
+fn authenticate(state: &State, headers: &HeaderMap) -> Result<Arc<Key>, ApiError> {
+    let missing = || ApiError::authentication("no API key; send `Authorization: Bearer KEY`");
+    let value = headers.get(header::AUTHORIZATION).ok_or_else(missing)?;
+    let presented = value.to_str().ok().and_then(bearer).ok_or_else(missing)?;
+    state.keys.authenticate(presented).map_err(|error| ApiError::authentication(error.to_string()))
+}
+
+/// The token of an `Authorization: Bearer` header; the scheme's case does not matter.
+fn bearer(value: &str) -> Option<&str> {
+    let (scheme, token) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bearer_token_is_found() {
+        assert_eq!(bearer("Bearer abc"), Some("abc"));
+        assert_eq!(bearer("bearer  abc "), Some("abc"));
+        for none in ["", "abc", "Basic abc", "Bearerabc"] {
+            assert_eq!(bearer(none), None, "{none}");
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! The model endpoints: OpenAI's three, and llama-server's three.
+//!
+//! ```text
+//!  body ─▶ parse ─▶ function ─▶ meter ─▶ generation ─┬▶ whole:  answers ─▶ one body
+//!                                                    └▶ stream: a step, an event; pulled by the client
+//! ```
+//!
+//! A stream's head is sent once its prompt is accepted, so that everything that can be refused is refused with a status.
+//! What fails after that is one event with the error, and no `[DONE]`.
+
+use super::{
+    body,
+    functions::Function,
+    generation::{Generation, Step, ask, out_of_place},
+    handler::{Call, random},
+    meter::Meter,
+    reply::{self, Answered, Reply},
+};
+use appliance_api::{
+    Answer, ApiError, Bounds, ChunkWriter, Head, Shape, chat,
+    chat::ChatRequest,
+    completion,
+    completion::CompletionRequest,
+    embedding,
+    embedding::EmbeddingRequest,
+    llama,
+    llama::{DetokenizeRequest, TemplateRequest, TokenizeRequest},
+    sse,
+};
+use appliance_edge::{ReplyBody, Request};
+use appliance_pool::Work;
+use appliance_types::{Record, RequestId};
+use bytes::Bytes;
+use futures_lite::stream;
+use sandbox_wire::runner::{FromRunner, Generate};
+use std::{sync::Arc, time::Instant};
+
+/// Longest vector that a model may give; the longest known are a tenth of it.
+const EMBEDDING_LENGTH_MAX: usize = 1 << 17;
+
+/// `POST /v1/chat/completions`
+pub(super) async fn chat(call: &Call, request: Request) -> Answered {
+    let body = body::json(request, call.state.request_bytes_max).await?;
+    let request = ChatRequest::parse(&body)?;
+    let (function, mut meter) = begin(call, call.function(&request.model)?, &body)?;
+    let how = How { shape: Shape::Chat, stream: request.stream, include_usage: request.include_usage };
+    let prompts = meter.check(request.into_generate(&bounds(&function)))?;
+    answer(call, how, generation(call, function, meter, chat::PROMPT_PARAM, vec![prompts])).await
+}
+
+/// `POST /v1/completions`
+pub(super) async fn completion(call: &Call, request: Request) -> Answered {
+    let body = body::json(request, call.state.request_bytes_max).await?;
+    let request = CompletionRequest::parse(&body)?;
+    let (function, mut meter) = begin(call, call.function(&request.model)?, &body)?;
+    let how = How { shape: Shape::Text, stream: request.stream, include_usage: request.include_usage };
+    let prompts = meter.check(request.into_generates(&bounds(&function)))?;
+    answer(call, how, generation(call, function, meter, completion::PROMPT_PARAM, prompts)).await
+}
+
+/// `POST /v1/embeddings`
+pub(super) async fn embedding(call: &Call, request: Request) -> Answered {
+    let body = body::json(request, call.state.request_bytes_max).await?;
+    let request = EmbeddingRequest::parse(&body)?;
+    let (function, mut meter) = begin(call, call.function(&request.model)?, &body)?;
+    let vectors = vectors(call, &function, &request, &mut meter).await;
+    let vectors = meter.check(vectors)?;
+    let body = embedding::reply(function.manifest.name.as_str(), &vectors, request.encoding, &meter.usage());
+    Ok(completed(call, meter, body))
+}
+
+/// `POST /tokenize`
+pub(super) async fn tokenize(call: &Call, request: Request) -> Answered {
+    let body = body::json(request, call.state.request_bytes_max).await?;
+    let TokenizeRequest { model, content, add_special, parse_special } = TokenizeRequest::parse(&body)?;
+    let work = Work::Tokenize { text: content, add_special, parse_special };
+    simple(call, model.as_deref(), &body, work, "content", |message| match message {
+        FromRunner::Tokens { tokens, .. } => Some(llama::tokenize_reply(&tokens)),
+        _ => None,
+    })
+    .await
+}
+
+/// `POST /detokenize`
+pub(super) async fn detokenize(call: &Call, request: Request) -> Answered {
+    let body = body::json(request, call.state.request_bytes_max).await?;
+    let DetokenizeRequest { model, tokens } = DetokenizeRequest::parse(&body)?;
+    simple(call, model.as_deref(), &body, Work::Detokenize(tokens), "tokens", |message| match message {
+        FromRunner::Rendered { text, .. } => Some(llama::detokenize_reply(&text)),
+        _ => None,
+    })
+    .await
+}
+
+/// `POST /apply-template`
+pub(super) async fn apply_template(call: &Call, request: Request) -> Answered {
+    let body = body::json(request, call.state.request_bytes_max).await?;
+    let TemplateRequest { model, messages } = TemplateRequest::parse(&body)?;
+    simple(call, model.as_deref(), &body, Work::ApplyTemplate(messages), "messages", |message| match message {
+        FromRunner::Rendered { text, .. } => Some(llama::template_reply(&text)),
+        _ => None,
+    })
+    .await
+}
+
+/// Begins the account of a call to `function`, which has its say about the body's length first.
+fn begin(call: &Call, function: Arc<Function>, body: &Bytes) -> Result<(Arc<Function>, Meter), ApiError> {
+    let mut meter = call.meter(&function, body.len());
+    meter.check(body::within(body, function.manifest.limits.request_bytes))?;
+    Ok((function, meter))
+}
+
+fn bounds(function: &Function) -> Bounds {
+    let limits = &function.manifest.limits;
+    Bounds {
+        output_tokens: limits.output_tokens,
+        deadline_ms: limits.timeout_ms,
+        seed: random() as u32,
+    }
+}
+
+fn generation(
+    call: &Call,
+    function: Arc<Function>,
+    meter: Meter,
+    prompt_param: &'static str,
+    prompts: Vec<Generate>,
+) -> Generation {
+    Generation::new(Arc::clone(&call.state), function, meter, prompt_param, prompts)
+}
+
+/// How an answer is wanted.
+#[derive(Clone, Copy)]
+struct How {
+    shape: Shape,
+    stream: bool,
+    include_usage: bool,
+}
+
+async fn answer(call: &Call, how: How, generation: Generation) -> Answered {
+    if how.stream { streamed(call, how, generation).await } else { whole(call, how.shape, generation).await }
+}
+
+async fn whole(call: &Call, shape: Shape, mut generation: Generation) -> Answered {
+    let mut answers = Vec::new();
+    let mut answer = Answer::default();
+    while let Some(step) = generation.next().await? {
+        match step {
+            Step::Started => {}
+            Step::Text(piece) => generation.meter.check(answer.push(piece))?,
+            Step::Finished(reason) => {
+                answer.finish(reason);
+                answers.push(std::mem::take(&mut answer));
+            }
+        }
+    }
+    let Generation { function, meter, .. } = generation;
+    let (head, usage, timings) = (call.head(&function), meter.usage(), meter.timings());
+    let body = match (shape, &answers[..]) {
+        (Shape::Chat, [answer]) => chat::reply(&head, answer, &usage, &timings),
+        (_, answers) => completion::reply(&head, answers, &usage, &timings),
+    };
+    Ok(completed(call, meter, body))
+}
+
+/// The whole reply to a call that went well.
+fn completed(call: &Call, mut meter: Meter, body: Vec<u8>) -> Reply {
+    meter.sent(body.len());
+    meter.completed();
+    with_headers(reply::json_bytes(body), &meter.record(), call.came)
+}
+
+async fn streamed(call: &Call, how: How, mut generation: Generation) -> Answered {
+    // The first step is that the prompt is accepted, or an error.
+    generation.next().await?;
+    generation.meter.replying();
+    let record = generation.meter.record();
+    let (id, created_unix_s) = (call.id, call.came_unix_s);
+    let events = Events { generation, how, id, created_unix_s, writer: None, ended: false };
+    let stream = stream::unfold(events, |mut events| async move {
+        let bytes = events.next().await?;
+        events.generation.meter.sent(bytes.len());
+        Some((Bytes::from(bytes), events))
+    });
+    let reply = reply::with_type(sse::CONTENT_TYPE_EVENTS, ReplyBody::Stream(Box::pin(stream)));
+    Ok(with_headers(reply, &record, call.came))
+}
+
+/// A stream's events, made when they are asked for.
+struct Events {
+    generation: Generation,
+    how: How,
+    id: RequestId,
+    created_unix_s: u64,
+    /// That of the current choice.
+    writer: Option<(usize, ChunkWriter)>,
+    ended: bool,
+}
+
+impl Events {
+    async fn next(&mut self) -> Option<Vec<u8>> {
+        let mut out = Vec::new();
+        while out.is_empty() {
+            if self.ended {
+                return None;
+            }
+            if self.begin_choice(&mut out) {
+                continue;
+            }
+            match self.generation.next().await {
+                Ok(step) => self.write(step, &mut out),
+                Err(error) => {
+                    self.ended = true;
+                    out = error.event();
+                }
+            }
+        }
+        Some(out)
+    }
+
+    /// Begins the current choice unless it has begun.
+    fn begin_choice(&mut self, out: &mut Vec<u8>) -> bool {
+        let index = self.generation.index();
+        if self.writer.as_ref().is_some_and(|(current, _)| *current == index) {
+            return false;
+        }
+        let model = self.generation.function.manifest.name.as_str();
+        let head = Head { request: self.id, created_unix_s: self.created_unix_s, model };
+        let writer = ChunkWriter::new(self.how.shape, &head, index, self.how.include_usage);
+        writer.start(out);
+        self.writer = Some((index, writer));
+        true
+    }
+
+    fn write(&mut self, step: Option<Step>, out: &mut Vec<u8>) {
+        let Some((_, writer)) = &mut self.writer else { return };
+        match step {
+            Some(Step::Started) => {}
+            Some(Step::Text(piece)) => writer.text(&piece, out),
+            Some(Step::Finished(reason)) => writer.finish(reason, &self.generation.meter.timings(), out),
+            None => {
+                writer.usage(&self.generation.meter.usage(), out);
+                out.extend_from_slice(sse::DONE);
+                self.ended = true;
+                self.generation.meter.completed();
+            }
+        }
+    }
+}
+
+async fn vectors(
+    call: &Call,
+    function: &Function,
+    request: &EmbeddingRequest,
+    meter: &mut Meter,
+) -> Result<Vec<Vec<f32>>, ApiError> {
+    let mut vectors = Vec::with_capacity(request.inputs.len());
+    for input in &request.inputs {
+        let work = Work::Embed(input.clone());
+        let (how, message) = ask(&call.state, function, work, embedding::PROMPT_PARAM, meter).await?;
+        request.check_dimensions(how.model.embedding_length)?;
+        match message {
+            FromRunner::Embedding { values, tokens, compute_us, .. } if values.len() <= EMBEDDING_LENGTH_MAX => {
+                meter.computed(tokens, compute_us);
+                vectors.push(values);
+            }
+            _ => return Err(out_of_place()),
+        }
+    }
+    Ok(vectors)
+}
+
+/// An endpoint that is one question to a runner, and one answer.
+async fn simple(
+    call: &Call,
+    model: Option<&str>,
+    body: &Bytes,
+    work: Work,
+    param: &str,
+    render: impl FnOnce(FromRunner) -> Option<Vec<u8>>,
+) -> Answered {
+    let (function, mut meter) = begin(call, call.function_or_only(model)?, body)?;
+    let answered = ask(&call.state, &function, work, param, &mut meter).await;
+    let rendered = answered.and_then(|(_, message)| render(message).ok_or_else(out_of_place));
+    let body = meter.check(rendered)?;
+    meter.computed(0, 0);
+    Ok(completed(call, meter, body))
+}
+
+/// Adds what a caller wants to know of where the time went.
+fn with_headers(mut reply: Reply, record: &Record, came: Instant) -> Reply {
+    let (queue, wake) = (ms(record.queue_us), ms(record.wake_us));
+    let mut timing = format!("queue;dur={queue}, wake;dur={wake}");
+    if record.prefill_us > 0 {
+        timing += &format!(", prefill;dur={}, decode;dur={}", ms(record.prefill_us), ms(record.decode_us));
+    }
+    reply::set(&mut reply, "x-ember-tier", &record.tier.to_string());
+    reply::set(&mut reply, "x-ember-queue-ms", &queue);
+    reply::set(&mut reply, "x-ember-wake-ms", &wake);
+    reply::set(&mut reply, "openai-processing-ms", &came.elapsed().as_millis().to_string());
+    reply::set(&mut reply, "server-timing", &timing);
+    reply
+}
+
+/// Microseconds as text in milliseconds.
+fn ms(us: u64) -> String {
+    format!("{}.{:03}", us / 1_000, us % 1_000)
+}

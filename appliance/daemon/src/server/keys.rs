@@ -1,0 +1,46 @@
+//! API keys, made and revoked by an operator. Both write a file, hence run off the serving core.
+
+use super::{
+    body,
+    handler::{Call, unix_s},
+    reply::{self, Answered},
+};
+use appliance_api::ApiError;
+use appliance_edge::Request;
+use appliance_keys::{KeyError, NewKey};
+use appliance_runtime::unblock;
+use appliance_types::KeyName;
+use serde_json::json;
+use std::sync::Arc;
+
+/// Longest description of a key: a list of many functions.
+const NEW_KEY_BYTES_MAX: usize = 128 << 10;
+
+/// `POST /ember/v1/keys`: the reply holds the key's text, which is never shown again.
+pub(super) async fn create(call: &Call, request: Request) -> Answered {
+    let body = body::json(request, NEW_KEY_BYTES_MAX).await?;
+    let new: NewKey = serde_json::from_slice(&body).map_err(|error| ApiError::invalid_request(error.to_string()))?;
+    let (state, name, functions) = (Arc::clone(&call.state), new.name.clone(), new.functions.clone());
+    let text = unblock(move || state.keys.create(new, unix_s())).await.map_err(refused)?;
+    tracing::info!(key = %name, "key created");
+    Ok(reply::json(&json!({ "name": name, "functions": functions, "key": text.as_str() })))
+}
+
+/// `DELETE /ember/v1/keys/{name}`: from the reply on the key opens nothing.
+pub(super) async fn revoke(call: &Call, name: &str) -> Answered {
+    let name: KeyName = name.parse().map_err(|_| ApiError::not_found(format!("no key is named `{name}`")))?;
+    let (state, revoked) = (Arc::clone(&call.state), name.clone());
+    unblock(move || state.keys.revoke(&revoked)).await.map_err(refused)?;
+    tracing::info!(key = %name, "key revoked");
+    Ok(reply::nothing())
+}
+
+fn refused(error: KeyError) -> ApiError {
+    let message = error.to_string();
+    match error {
+        KeyError::Exists(_) | KeyError::Admin | KeyError::Full => ApiError::conflict(message),
+        KeyError::Missing(_) => ApiError::not_found(message),
+        KeyError::AdminWithFunctions => ApiError::invalid_param("functions", message),
+        KeyError::File { .. } | KeyError::Corrupt { .. } | KeyError::Random(_) => ApiError::internal(message),
+    }
+}

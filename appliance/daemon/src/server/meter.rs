@@ -1,0 +1,212 @@
+//! The account of one request that reached a function: what it used, kept until it ends and handed to the ledger then.
+//!
+//! ```text
+//!  new ─▶ (dispatched ─▶ started ─▶ text* ─▶ finished)*  ─▶ completed | failed ─▶ drop: the record is sent
+//!                 └──────────── dropped at any point: cancelled, with what was used until then
+//! ```
+//!
+//! Invariant: exactly one record for each meter, sent by its drop; so a client that leaves, which drops the request's
+//! future or its reply's stream, is accounted for like any other.
+
+use super::state::State;
+use appliance_api::{ApiError, Timings, Usage};
+use appliance_pool::Dispatched;
+use appliance_types::{FunctionName, KeyName, Outcome, Record, RequestId, Tier};
+use sandbox_wire::runner::Finished;
+use std::{
+    sync::Arc,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
+
+/// Stands for the status of a request whose client left before there was one, as it does in nginx's logs.
+const CLIENT_LEFT: u16 = 499;
+
+/// The account of one request.
+pub(super) struct Meter {
+    state: Arc<State>,
+    /// What ended jobs used.
+    record: Record,
+    job: Option<Job>,
+    dispatched: bool,
+}
+
+/// What a job has used so far, by this side's clock: exact figures come with its end.
+struct Job {
+    queue_us: u64,
+    wake_us: u64,
+    began: Instant,
+    first_text: Option<Instant>,
+    tokens_in: u32,
+    tokens_cached: u32,
+    tokens_out: u32,
+}
+
+impl Meter {
+    pub(super) fn new(
+        state: Arc<State>,
+        request: RequestId,
+        key: &KeyName,
+        function: &FunctionName,
+        bytes_in: usize,
+    ) -> Self {
+        let record = Record {
+            request,
+            ended_unix_ms: 0,
+            key: key.clone(),
+            function: function.clone(),
+            outcome: Outcome::Cancelled,
+            status: CLIENT_LEFT,
+            tier: Tier::Cold,
+            queue_us: 0,
+            wake_us: 0,
+            prefill_us: 0,
+            decode_us: 0,
+            tokens_in: 0,
+            tokens_cached: 0,
+            tokens_out: 0,
+            memory_bytes: 0,
+            bytes_in: bytes_in as u64,
+            bytes_out: 0,
+        };
+        Self { state, record, job: None, dispatched: false }
+    }
+
+    /// A job has its slot. Said again when its instance died and another took over: then the later counts.
+    pub(super) fn dispatched(&mut self, dispatched: &Dispatched) {
+        if !self.dispatched {
+            self.dispatched = true;
+            self.record.tier = dispatched.tier;
+        }
+        self.record.memory_bytes = dispatched.memory_bytes;
+        self.job = Some(Job {
+            queue_us: dispatched.queue_us,
+            wake_us: dispatched.wake_us,
+            began: Instant::now(),
+            first_text: None,
+            tokens_in: 0,
+            tokens_cached: 0,
+            tokens_out: 0,
+        });
+    }
+
+    /// Its prompt is being fed.
+    pub(super) fn started(&mut self, prompt_tokens: u32, cached_tokens: u32) {
+        if let Some(job) = &mut self.job {
+            (job.tokens_in, job.tokens_cached) = (prompt_tokens, cached_tokens);
+        }
+    }
+
+    /// It produced text.
+    pub(super) fn text(&mut self, tokens: u32) {
+        if let Some(job) = &mut self.job {
+            job.first_text.get_or_insert_with(Instant::now);
+            job.tokens_out = job.tokens_out.saturating_add(tokens);
+        }
+    }
+
+    /// It ended, having used exactly this.
+    pub(super) fn finished(&mut self, finished: &Finished) {
+        self.close(|record, job| {
+            add(&mut record.prefill_us, finished.prefill_us);
+            add(&mut record.decode_us, finished.decode_us);
+            job.tokens_in = finished.prompt_tokens;
+            job.tokens_cached = finished.cached_tokens;
+            job.tokens_out = finished.completion_tokens;
+        });
+    }
+
+    /// A job without text ended, having used this.
+    pub(super) fn computed(&mut self, tokens: u32, compute_us: u64) {
+        self.close(|record, job| {
+            add(&mut record.prefill_us, compute_us);
+            job.tokens_in = tokens;
+        });
+    }
+
+    /// The reply's head is sent, with status 200.
+    pub(super) fn replying(&mut self) {
+        self.record.status = 200;
+    }
+
+    /// So much of the reply's body is on its way.
+    pub(super) fn sent(&mut self, bytes: usize) {
+        add(&mut self.record.bytes_out, bytes as u64);
+    }
+
+    /// It was answered in full.
+    pub(super) fn completed(&mut self) {
+        self.record.status = 200;
+        self.record.outcome = Outcome::Completed;
+    }
+
+    /// It was not. A status that was sent already stays.
+    pub(super) fn failed(&mut self, error: &ApiError) {
+        if self.record.status == CLIENT_LEFT {
+            self.record.status = error.status;
+        }
+        self.record.outcome = match error.status {
+            504 => Outcome::DeadlineExceeded,
+            502 => Outcome::RunnerFailed,
+            400..=499 | 503 => Outcome::Refused,
+            _ => Outcome::Failed,
+        };
+    }
+
+    /// Passes `result` through, noting an error.
+    pub(super) fn check<T>(&mut self, result: Result<T, ApiError>) -> Result<T, ApiError> {
+        result.inspect_err(|error| self.failed(error))
+    }
+
+    /// What ended jobs used; where the request waited, that of the current one too.
+    pub(super) fn record(&self) -> Record {
+        let mut record = self.record.clone();
+        if let Some(job) = &self.job {
+            add(&mut record.queue_us, job.queue_us);
+            add(&mut record.wake_us, job.wake_us);
+        }
+        record
+    }
+
+    /// The reply's usage, receipt included.
+    pub(super) fn usage(&self) -> Usage {
+        Usage::from_record(&self.record, &self.state.prices)
+    }
+
+    /// llama-server's timings.
+    pub(super) fn timings(&self) -> Timings {
+        Timings::from_record(&self.record)
+    }
+
+    fn close(&mut self, end: impl FnOnce(&mut Record, &mut Job)) {
+        let Some(mut job) = self.job.take() else { return };
+        let record = &mut self.record;
+        end(record, &mut job);
+        add(&mut record.queue_us, job.queue_us);
+        add(&mut record.wake_us, job.wake_us);
+        record.tokens_in = record.tokens_in.saturating_add(job.tokens_in);
+        record.tokens_cached = record.tokens_cached.saturating_add(job.tokens_cached);
+        record.tokens_out = record.tokens_out.saturating_add(job.tokens_out);
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        self.close(|record, job| {
+            let decoding = job.first_text.unwrap_or(now);
+            add(&mut record.prefill_us, us(job.began, decoding));
+            add(&mut record.decode_us, us(decoding, now));
+        });
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.record.ended_unix_ms = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
+        self.state.record(&self.record);
+    }
+}
+
+fn add(total: &mut u64, more: u64) {
+    *total = total.saturating_add(more);
+}
+
+fn us(from: Instant, to: Instant) -> u64 {
+    u64::try_from(to.saturating_duration_since(from).as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,176 @@
+//! Which of our endpoints a method and a path name. Pure; the one list of all of them.
+
+use http::Method;
+
+/// An endpoint, with what its path names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Route<'p> {
+    /// `GET /health`; the only one that needs no key.
+    Health,
+    /// `POST /v1/chat/completions`
+    Chat,
+    /// `POST /v1/completions`
+    Completion,
+    /// `POST /v1/embeddings`
+    Embedding,
+    /// `POST /tokenize`
+    Tokenize,
+    /// `POST /detokenize`
+    Detokenize,
+    /// `POST /apply-template`
+    ApplyTemplate,
+    /// `GET /v1/models`
+    Models,
+    /// `GET /v1/models/{id}`
+    Model(&'p str),
+    /// One of the operator's, which need an admin key.
+    Admin(Admin<'p>),
+}
+
+/// The operator's endpoints, below `/ember/v1`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Admin<'p> {
+    /// `GET functions`
+    Functions,
+    /// `GET functions/{name}`
+    Function(&'p str),
+    /// `PUT functions/{name}`
+    Deploy(&'p str),
+    /// `DELETE functions/{name}`
+    Remove(&'p str),
+    /// `POST functions/{name}/wake`
+    Wake(&'p str),
+    /// `POST functions/{name}/stop`
+    Stop(&'p str),
+    /// `GET instances`
+    Instances,
+    /// `GET models`
+    Stored,
+    /// `PUT models`
+    Upload,
+    /// `DELETE models/{sha256}`
+    Discard(&'p str),
+    /// `GET keys`
+    Keys,
+    /// `POST keys`
+    CreateKey,
+    /// `DELETE keys/{name}`
+    RevokeKey(&'p str),
+}
+
+/// Why there is no route.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Miss {
+    /// Nothing has this path.
+    Path,
+    /// The path does not take this method, but these.
+    Method(String),
+}
+
+/// Finds the endpoint of `method` at `path`.
+pub(super) fn route<'p>(method: &Method, path: &'p str) -> Result<Route<'p>, Miss> {
+    let mut segments = [""; 6];
+    let mut count = 0;
+    for segment in path.strip_prefix('/').ok_or(Miss::Path)?.split('/') {
+        *segments.get_mut(count).ok_or(Miss::Path)? = segment;
+        count += 1;
+    }
+    let offered = match segments[..count] {
+        ["ember", "v1", ref below @ ..] => admin(below),
+        ref all => public(all),
+    };
+    let offered = offered.ok_or(Miss::Path)?;
+    match offered.0.iter().flatten().find(|(offers, _)| offers == method) {
+        Some((_, route)) => Ok(*route),
+        None => Err(Miss::Method(offered.methods())),
+    }
+}
+
+/// The methods that one path takes.
+struct Offered<'p>([Option<(Method, Route<'p>)>; 3]);
+
+impl<'p> Offered<'p> {
+    fn methods(&self) -> String {
+        let methods: Vec<_> = self.0.iter().flatten().map(|(method, _)| method.as_str()).collect();
+        methods.join(", ")
+    }
+
+    fn get(route: Route<'p>) -> Self {
+        Self([Some((Method::GET, route)), None, None])
+    }
+
+    fn post(route: Route<'p>) -> Self {
+        Self([Some((Method::POST, route)), None, None])
+    }
+
+    fn delete(route: Route<'p>) -> Self {
+        Self([Some((Method::DELETE, route)), None, None])
+    }
+
+    fn and(mut self, method: Method, route: Route<'p>) -> Self {
+        let free = self.0.iter_mut().find(|offer| offer.is_none());
+        *free.expect("no path takes more than three methods") = Some((method, route));
+        self
+    }
+}
+
+fn public<'p>(segments: &[&'p str]) -> Option<Offered<'p>> {
+    Some(match *segments {
+        ["health"] => Offered::get(Route::Health),
+        ["v1", "chat", "completions"] => Offered::post(Route::Chat),
+        ["v1", "completions"] => Offered::post(Route::Completion),
+        ["v1", "embeddings"] => Offered::post(Route::Embedding),
+        ["v1", "models"] => Offered::get(Route::Models),
+        ["v1", "models", id] => Offered::get(Route::Model(id)),
+        ["tokenize"] => Offered::post(Route::Tokenize),
+        ["detokenize"] => Offered::post(Route::Detokenize),
+        ["apply-template"] => Offered::post(Route::ApplyTemplate),
+        _ => return None,
+    })
+}
+
+fn admin<'p>(segments: &[&'p str]) -> Option<Offered<'p>> {
+    use Admin::{
+        CreateKey, Deploy, Discard, Function, Functions, Instances, Keys, Remove, RevokeKey, Stop, Stored, Upload, Wake,
+    };
+    let route = Route::Admin;
+    Some(match *segments {
+        ["functions"] => Offered::get(route(Functions)),
+        ["functions", name] => Offered::get(route(Function(name)))
+            .and(Method::PUT, route(Deploy(name)))
+            .and(Method::DELETE, route(Remove(name))),
+        ["functions", name, "wake"] => Offered::post(route(Wake(name))),
+        ["functions", name, "stop"] => Offered::post(route(Stop(name))),
+        ["instances"] => Offered::get(route(Instances)),
+        ["models"] => Offered::get(route(Stored)).and(Method::PUT, route(Upload)),
+        ["models", digest] => Offered::delete(route(Discard(digest))),
+        ["keys"] => Offered::get(route(Keys)).and(Method::POST, route(CreateKey)),
+        ["keys", name] => Offered::delete(route(RevokeKey(name))),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_and_methods_name_endpoints() {
+        assert_eq!(route(&Method::GET, "/health"), Ok(Route::Health));
+        assert_eq!(route(&Method::POST, "/v1/chat/completions"), Ok(Route::Chat));
+        assert_eq!(route(&Method::GET, "/v1/models/a"), Ok(Route::Model("a")));
+        let deploy = Route::Admin(Admin::Deploy("a"));
+        assert_eq!(route(&Method::PUT, "/ember/v1/functions/a"), Ok(deploy));
+        assert_eq!(route(&Method::POST, "/ember/v1/functions/a/stop"), Ok(Route::Admin(Admin::Stop("a"))));
+    }
+
+    #[test]
+    fn what_is_not_there_is_told_apart_from_a_wrong_method() {
+        for path in ["", "/", "x", "/v1", "/v1/models/a/b", "/health/", "//health", "/ember/v1/functions/a/b/c/d", "*"] {
+            assert_eq!(route(&Method::GET, path), Err(Miss::Path), "{path}");
+        }
+        assert_eq!(route(&Method::GET, "/v1/completions"), Err(Miss::Method("POST".to_owned())));
+        let functions = Miss::Method("GET, PUT, DELETE".to_owned());
+        assert_eq!(route(&Method::PATCH, "/ember/v1/functions/a"), Err(functions));
+    }
+}

@@ -1,0 +1,88 @@
+//! What all cores share.
+
+use super::functions::Functions;
+use crate::{exit::Failure, setup::ServerFiles};
+use appliance_api::Prices;
+use appliance_config::ServeConfig;
+use appliance_keys::KeyStore;
+use appliance_ledger::{SendError, Sender};
+use appliance_pool::{Pool, Warden, Work};
+use appliance_runtime::spawn;
+use appliance_types::Record;
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+/// What all cores share; nothing in it is waited for.
+pub(super) struct State {
+    pub(super) keys: KeyStore,
+    pub(super) functions: Functions,
+    pub(super) pool: Pool,
+    pub(super) warden: Warden,
+    pub(super) prices: Prices,
+    /// Longest body of a request that is read whole.
+    pub(super) request_bytes_max: usize,
+    ledger: Sender,
+    /// Records that the ledger did not take.
+    records_lost: AtomicU64,
+}
+
+impl State {
+    /// Opens keys and functions, and tells the pool of the functions.
+    pub(super) fn open(
+        files: &ServerFiles,
+        config: &ServeConfig,
+        pool: Pool,
+        warden: Warden,
+        ledger: Sender,
+    ) -> Result<Arc<Self>, Failure> {
+        let keys = KeyStore::open(Path::new(files.keys)).map_err(|error| Failure::Service(error.to_string()))?;
+        let functions = Functions::load(Path::new(files.functions)).map_err(Failure::of("read", files.functions))?;
+        for function in functions.all().values() {
+            pool.configure(function.config());
+        }
+        let request_bytes_max = usize::try_from(config.limits.request_bytes).unwrap_or(usize::MAX);
+        let prices = Prices::default();
+        let records_lost = AtomicU64::new(0);
+        Ok(Arc::new(Self { keys, functions, pool, warden, prices, request_bytes_max, ledger, records_lost }))
+    }
+
+    /// Hands a record to the ledger. One that cannot be taken is logged in full, so that it is not lost to the bill.
+    pub(super) fn record(&self, record: &Record) {
+        match self.ledger.send(record) {
+            Ok(()) => {}
+            Err(error @ (SendError::Full | SendError::Closed(_) | SendError::Unfit(_))) => {
+                let lost = self.records_lost.fetch_add(1, Ordering::Relaxed) + 1;
+                tracing::error!(%error, lost, ?record, "the ledger did not take a record");
+            }
+        }
+    }
+
+    /// Wakes an instance of every function that keeps one up. On an executor.
+    pub(super) fn wake_minimum(&self) {
+        for function in self.functions.all().values().filter(|function| function.manifest.scale.min > 0) {
+            self.wake_in_background(function.manifest.name.clone());
+        }
+    }
+
+    /// Wakes an instance of `function` without waiting for it. On an executor.
+    pub(super) fn wake_in_background(&self, function: appliance_types::FunctionName) {
+        let submitted = self.pool.submit(function.clone(), Work::Wake);
+        spawn(async move {
+            let failed = match submitted {
+                Err(failed) => Some(failed),
+                Ok(mut submission) => match submission.next().await {
+                    appliance_pool::Event::Failed(failed) => Some(failed),
+                    _ => None,
+                },
+            };
+            if let Some(reason) = failed {
+                tracing::warn!(%function, %reason, "cannot wake the instance that is to be kept up");
+            }
+        });
+    }
+}
