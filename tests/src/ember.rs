@@ -76,6 +76,14 @@ impl Ember {
         self
     }
 
+    /// This Ember with an instance of a function up.
+    #[track_caller]
+    pub fn awake(mut self, function: &str) -> Self {
+        self.run(&["wake", function]).ok();
+        self.look();
+        self
+    }
+
     /// Runs `ember deploy` on a function.
     pub fn deploy(&self, function: &Function) -> Run {
         let manifest = self.folder.path().join(format!("{}.toml", function.name()));

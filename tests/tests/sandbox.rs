@@ -41,7 +41,7 @@ fn assert_powerless(process: &Process, role: Role) {
 
 #[test]
 fn a_runner_is_sealed() {
-    let mut ember = Ember::serving(&assistant().limit("memory = \"512MiB\""));
+    let mut ember = Ember::serving(&assistant().limit("memory = \"512MiB\"")).awake("assistant");
     let runner = ember.process(Role::Runner);
     assert_powerless(&runner, Role::Runner);
     assert!(status(&runner)["Uid"].split_whitespace().all(|uid| uid.parse::<u32>().unwrap() >= RUNNER_UID_BASE));
@@ -65,7 +65,7 @@ fn a_runner_is_sealed() {
 
 #[test]
 fn a_runners_limits_are_the_kernels() {
-    let mut ember = Ember::serving(&assistant().limit("memory = \"512MiB\""));
+    let mut ember = Ember::serving(&assistant().limit("memory = \"512MiB\"")).awake("assistant");
     let runner = ember.process(Role::Runner);
     let limits: Vec<String> =
         runner.cgroups().iter().filter(|(_, path)| path.contains("/ember")).flat_map(memory_limits).collect();

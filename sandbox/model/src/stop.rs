@@ -9,7 +9,7 @@
 //!
 //! Invariants, held by the property tests for any cut of the bytes: the texts released together are the lossy UTF-8 of the
 //! bytes up to the stop string that is complete first (of two complete at one byte, the longer), and without one, of all
-//! bytes. Bytes that can never become a character come out as U+FFFD.
+//! bytes but a character that the end cut in two. Bytes that can never become a character come out as U+FFFD.
 
 /// Finds stop strings in the bytes of tokens.
 #[derive(Debug)]
@@ -56,9 +56,11 @@ impl StopFilter {
         self.release(whole_characters(&self.held[..free]))
     }
 
-    /// Ends the text: nothing more can complete what is held.
+    /// Ends the text: nothing more can complete what is held. Half a character is dropped, since it says nothing.
     pub(crate) fn finish(&mut self) -> Released {
-        self.release(self.held.len())
+        let released = self.release(whole_characters(&self.held));
+        self.held.clear();
+        released
     }
 
     /// Length of the longest stop string that the held bytes end with.
@@ -115,7 +117,18 @@ mod tests {
                 return (String::from_utf8_lossy(&bytes[..end - stop.len()]).into_owned(), true);
             }
         }
-        (String::from_utf8_lossy(bytes).into_owned(), false)
+        let whole =
+            bytes.len() - (1..=3.min(bytes.len())).find(|&tail| is_begun(&bytes[bytes.len() - tail..])).unwrap_or(0);
+        (String::from_utf8_lossy(&bytes[..whole]).into_owned(), false)
+    }
+
+    /// Whether some bytes after these make them one character.
+    fn is_begun(bytes: &[u8]) -> bool {
+        bytes.len() < 4
+            && [0x80, 0x90, 0xa0].iter().any(|&next| {
+                let longer = [bytes, &[next]].concat();
+                std::str::from_utf8(&longer).is_ok_and(|text| text.chars().count() == 1) || is_begun(&longer)
+            })
     }
 
     fn cut(bytes: &[u8], size: usize) -> Vec<&[u8]> {
@@ -148,6 +161,12 @@ mod tests {
                 prop_assert!(filter.held.len() <= 3, "held {:?}", filter.held);
             }
         }
+    }
+
+    #[test]
+    fn half_a_character_at_the_end_is_dropped() {
+        assert_eq!(run(&[], &[b"a\xf0\x9f", b"\x9a"]), ("a".to_owned(), false));
+        assert_eq!(run(&[], &[b"a\xf0\x9f", b"\x9a\x80"]), ("a🚀".to_owned(), false));
     }
 
     #[test]

@@ -112,11 +112,7 @@ fn begin(call: &Call, function: Arc<Function>, body: &Bytes) -> Result<(Arc<Func
 
 fn bounds(function: &Function) -> Bounds {
     let limits = &function.manifest.limits;
-    Bounds {
-        output_tokens: limits.output_tokens,
-        deadline_ms: limits.timeout_ms,
-        seed: random() as u32,
-    }
+    Bounds { output_tokens: limits.output_tokens, deadline_ms: limits.timeout_ms, seed: random() as u32 }
 }
 
 fn generation(

@@ -58,7 +58,9 @@ pub(super) async fn discard(call: &Call, digest: &str) -> Answered {
         all.values().filter(|f| f.model == digest).map(|f| FunctionName::as_str(&f.manifest.name)).collect();
     if !users.is_empty() {
         let users = users.join("`, `");
-        return Err(ApiError::conflict(format!("model {digest} is in use by `{users}`; remove that first (`ember rm`)")));
+        return Err(ApiError::conflict(format!(
+            "model {digest} is in use by `{users}`; remove that first (`ember rm`)"
+        )));
     }
     match call.state.warden.call(WardenCall::ModelRemove { digest }, None).await {
         Ok(_) => Ok(reply::nothing()),

@@ -166,7 +166,8 @@ mod tests {
 
     #[test]
     fn what_is_not_there_is_told_apart_from_a_wrong_method() {
-        for path in ["", "/", "x", "/v1", "/v1/models/a/b", "/health/", "//health", "/ember/v1/functions/a/b/c/d", "*"] {
+        for path in ["", "/", "x", "/v1", "/v1/models/a/b", "/health/", "//health", "/ember/v1/functions/a/b/c/d", "*"]
+        {
             assert_eq!(route(&Method::GET, path), Err(Miss::Path), "{path}");
         }
         assert_eq!(route(&Method::GET, "/v1/completions"), Err(Miss::Method("POST".to_owned())));
