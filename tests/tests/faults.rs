@@ -4,7 +4,7 @@
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use std::thread::{self, JoinHandle};
-use tests::{Client, Ember, Role, assistant, chat, until};
+use tests::{Client, Ember, Role, assistant, chat, text_of, until};
 
 /// What a caller saw of a request during a fault.
 #[derive(Debug)]
@@ -32,7 +32,9 @@ fn asking(client: Client) -> JoinHandle<Seen> {
 /// Kills a process while two requests run; what the two callers saw.
 fn kill_during_requests(ember: &mut Ember, role: Role) -> (Vec<Value>, Seen) {
     let mut stream = ember.client().ask_streamed(&long("Tell me a story."));
-    stream.next().expect("the stream has begun");
+    let is_text = |event: &Value| !text_of(event).is_empty();
+    // From its first word on an answer cannot be begun again elsewhere.
+    stream.by_ref().find(is_text).expect("the stream has begun");
     let victim = ember.process(role);
     let whole = asking(ember.client());
     victim.kill();

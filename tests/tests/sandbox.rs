@@ -67,9 +67,11 @@ fn a_runner_is_sealed() {
 fn a_runners_limits_are_the_kernels() {
     let mut ember = Ember::serving(&assistant().limit("memory = \"512MiB\"")).awake("assistant");
     let runner = ember.process(Role::Runner);
-    let limits: Vec<String> =
+    let limits: Vec<u64> =
         runner.cgroups().iter().filter(|(_, path)| path.contains("/ember")).flat_map(memory_limits).collect();
-    assert_eq!(limits, [(512u64 << 20).to_string()]);
+    let [limit] = limits[..] else { panic!("one memory limit, not {limits:?}") };
+    // The manifest's limit, and what the kernel charges to the cgroup for the model's pages and the process itself.
+    assert!((512 << 20..(512 << 20) + (16 << 20)).contains(&limit), "{limit}");
 
     let limits = fs::read_to_string(format!("/proc/{}/limits", runner.pid)).unwrap();
     let soft = |name: &str| limits.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()).unwrap();
@@ -78,14 +80,14 @@ fn a_runners_limits_are_the_kernels() {
     ember.stop();
 }
 
-fn memory_limits((controllers, path): &(String, String)) -> Option<String> {
+fn memory_limits((controllers, path): &(String, String)) -> Option<u64> {
     let path = path.trim_start_matches('/');
     let file = match controllers.as_str() {
         "memory" => Path::new("/sys/fs/cgroup/memory").join(path).join("memory.limit_in_bytes"),
         "" => Path::new("/sys/fs/cgroup").join(path).join("memory.max"),
         _ => return None,
     };
-    fs::read_to_string(file).ok().map(|limit| limit.trim().to_owned())
+    fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 
 #[test]

@@ -247,12 +247,16 @@ impl Scheduler {
     }
 
     fn submit(&mut self, now: Instant, ticket: Ticket, name: FunctionName, work: Work, events: flume::Sender<Event>) {
+        if work == Work::Wake && self.is_awake(now, &name, &events) {
+            return;
+        }
         let Some(function) = self.functions.get_mut(&name) else {
             drop(events.try_send(Event::Failed(Failed::NoFunction)));
             return;
         };
         function.waiting.push_back(ticket);
-        let due = now + function.config.queue_timeout;
+        // A wake waits for no slot, and a load has a time limit of its own.
+        let due = (work != Work::Wake).then(|| now + function.config.queue_timeout);
         let found = if self.is_up(&name) { Tier::Running } else { Tier::Cold };
         let bytes_left = work.reply_bytes_max();
         let job = Job {
@@ -262,16 +266,25 @@ impl Scheduler {
             came: now,
             found,
             state: State::Waiting,
-            timer: Some(due),
+            timer: due,
             retried: false,
             cancelled: false,
             bytes_left,
             spoke: false,
         };
         self.jobs.insert(ticket, job);
-        self.timers.insert((due, Timer::Queue(ticket)));
+        self.timers.extend(due.map(|due| (due, Timer::Queue(ticket))));
         self.advance(now);
         self.refuse_overflow(&name, ticket);
+    }
+
+    /// Answers a wake at once where an instance is up, busy or not. An idle one stays up as if it had been called.
+    fn is_awake(&mut self, now: Instant, name: &FunctionName, events: &flume::Sender<Event>) -> bool {
+        let Some((id, up)) = self.ready(name).next() else { return false };
+        let (id, tier, memory_bytes, model) = (*id, Tier::Running, up.memory_bytes, Arc::clone(&up.model));
+        drop(events.try_send(Event::Dispatched(Dispatched { tier, queue_us: 0, wake_us: 0, memory_bytes, model })));
+        self.rest(now, id);
+        true
     }
 
     /// Refuses the newest request when more wait than may.
@@ -351,7 +364,10 @@ impl Scheduler {
     }
 
     fn hung(&mut self, ticket: Ticket) {
-        let Some(State::Running { instance, .. }) = self.jobs.get(&ticket).map(|job| job.state) else { return };
+        let Some(job) = self.jobs.get_mut(&ticket) else { return };
+        let State::Running { instance, .. } = job.state else { return };
+        // It has had all its time: another instance would give it more than its function allows.
+        job.retried = true;
         self.blame(instance, "it did not end a request by its deadline".to_owned());
     }
 

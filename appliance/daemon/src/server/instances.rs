@@ -11,9 +11,12 @@ use appliance_api::ApiError;
 use appliance_pool::{Event, InstanceView, Work};
 use appliance_runtime::sleep;
 use appliance_types::{FunctionName, Tier};
-use sandbox_wire::warden::{Call as WardenCall, Reply as WardenReply};
+use sandbox_wire::warden::{Call as WardenCall, InstanceStatus, Reply as WardenReply};
 use serde_json::json;
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 /// Longest that an operator's command waits for instances to end; busy ones end when they are done.
 const GONE_WAIT: Duration = Duration::from_secs(5);
@@ -22,10 +25,7 @@ const GONE_STEP: Duration = Duration::from_millis(10);
 /// `GET /ember/v1/instances`
 pub(super) async fn list(call: &Call) -> Answered {
     let instances = all(call).await?;
-    let statuses = match call.state.warden.call(WardenCall::Instances, None).await.map_err(models::refused)? {
-        WardenReply::Instances(statuses) => statuses,
-        _ => return Err(ApiError::internal("the warden answered out of place")),
-    };
+    let statuses = statuses(call).await?;
     let rows = instances.iter().map(|view| {
         let status = statuses.iter().find(|status| status.instance == view.instance);
         json!({
@@ -68,17 +68,16 @@ pub(super) async fn stop(call: &Call, name: &str) -> Answered {
     Ok(reply::json(&json!({ "name": name, "instances": left })))
 }
 
-/// Waits until a function has no instance, up to [`GONE_WAIT`]; gives how many it has then.
+/// Waits until nothing is left of a function's instances, up to [`GONE_WAIT`]; gives how many it has then.
 pub(super) async fn until_gone(call: &Call, name: &FunctionName) -> Result<usize, ApiError> {
-    let steps = GONE_WAIT.as_millis() / GONE_STEP.as_millis();
-    for _ in 0..steps {
-        let left = all(call).await?.iter().filter(|view| view.function == *name).count();
-        if left == 0 {
-            return Ok(0);
+    let end = Instant::now() + GONE_WAIT;
+    loop {
+        let left = statuses(call).await?.iter().filter(|status| status.function == *name).count();
+        if left == 0 || Instant::now() >= end {
+            return Ok(left);
         }
         sleep(GONE_STEP).await;
     }
-    Ok(all(call).await?.iter().filter(|view| view.function == *name).count())
 }
 
 /// Instances by function.
@@ -93,6 +92,14 @@ pub(super) async fn by_function(call: &Call) -> Result<BTreeMap<FunctionName, Ve
 /// Where a function with so many instances stands.
 pub(super) fn tier(instances: usize) -> Tier {
     if instances > 0 { Tier::Running } else { Tier::Cold }
+}
+
+/// What the warden knows of instances, those that are ending included.
+async fn statuses(call: &Call) -> Result<Vec<InstanceStatus>, ApiError> {
+    match call.state.warden.call(WardenCall::Instances, None).await.map_err(models::refused)? {
+        WardenReply::Instances(statuses) => Ok(statuses),
+        _ => Err(ApiError::internal("the warden answered out of place")),
+    }
 }
 
 async fn all(call: &Call) -> Result<Vec<InstanceView>, ApiError> {

@@ -25,8 +25,16 @@ fn config(queue_max: usize) -> FunctionConfig {
 }
 
 fn submit(scheduler: &mut Scheduler, now: Instant, ticket: Ticket) -> (Vec<Effect>, flume::Receiver<Event>) {
+    submit_work(scheduler, now, ticket, Work::Detokenize(vec![1]))
+}
+
+fn submit_work(
+    scheduler: &mut Scheduler,
+    now: Instant,
+    ticket: Ticket,
+    work: Work,
+) -> (Vec<Effect>, flume::Receiver<Event>) {
     let (sender, events) = flume::bounded(4);
-    let work = Work::Detokenize(vec![1]);
     (scheduler.handle(now, Input::Submit { ticket, function: name(), work, events: sender }), events)
 }
 
@@ -87,6 +95,34 @@ fn an_instance_that_died_silent_is_replaced_once() {
     assert!(matches!(events.try_recv(), Ok(Event::Dispatched(_))));
     assert!(scheduler.handle(now, died(8)).is_empty());
     assert!(matches!(events.try_recv(), Ok(Event::Failed(Failed::InstanceLost { .. }))));
+}
+
+#[test]
+fn an_instance_that_outlasts_a_deadline_is_stopped_and_its_request_not_tried_again() {
+    let (mut scheduler, now, events) = running(4);
+    let due = now + Duration::from_secs(900) + HANG_GRACE;
+    assert_eq!(scheduler.next_due(), Some(due));
+    assert_eq!(scheduler.tick(due), [Effect::Stop(7)]);
+    assert!(scheduler.handle(due, Input::Exited { instance: 7, cause: ExitCause::Stopped }).is_empty());
+    assert!(
+        matches!(events.try_recv(), Ok(Event::Failed(Failed::InstanceLost { reason })) if reason.contains("deadline"))
+    );
+}
+
+#[test]
+fn a_wake_waits_for_the_load_alone() {
+    let (mut scheduler, now) = (Scheduler::new(2), Instant::now());
+    scheduler.handle(now, Input::Configure(Box::new(config(0))));
+    let (effects, cold) = submit_work(&mut scheduler, now, 1, Work::Wake);
+    assert!(matches!(effects[..], [Effect::Wake { wake: 1, .. }]), "{effects:?}");
+    let later = now + Duration::from_secs(60);
+    assert!(scheduler.tick(later).is_empty() && cold.try_recv().is_err(), "no queue's limit holds");
+    wake(&mut scheduler, later, 1, 7);
+    assert!(matches!(cold.try_recv(), Ok(Event::Dispatched(d)) if d.tier == Tier::Cold && d.wake_us == 60_000_000));
+
+    let _busy = submit(&mut scheduler, later, 2);
+    let (_, warm) = submit_work(&mut scheduler, later, 3, Work::Wake);
+    assert!(matches!(warm.try_recv(), Ok(Event::Dispatched(d)) if d.tier == Tier::Running), "a busy instance is up");
 }
 
 #[test]
