@@ -61,7 +61,7 @@ mod tests {
     #[test]
     fn a_model_path_starts_at_the_manifest() {
         let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("m.gguf"), "abc").unwrap();
+        fs::write(dir.path().join("m.gguf"), "GGUF").unwrap();
         let model = ModelReference::Path("m.gguf".into());
         let (file, _) = source(&dir.path().join("a.toml"), &model).unwrap();
         assert_eq!(file, Some(dir.path().join("m.gguf")));

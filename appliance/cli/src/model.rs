@@ -133,8 +133,8 @@ mod tests {
     #[test]
     fn a_file_is_named_by_its_bytes() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        fs::write(file.path(), "abc").unwrap();
-        let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        fs::write(file.path(), "GGUFabc").unwrap();
+        let expected = "23087cd7c7b269c4552f0bd250e0f42c736ae0387c17ce3c3a49c47bfdc763b8";
         let digest = digest(file.path()).unwrap();
         assert_eq!(digest.to_string(), expected);
         let other = Some(ModelDigest::from_bytes([0; 32]));
@@ -143,7 +143,11 @@ mod tests {
     }
 
     #[test]
-    fn only_regular_files_are_models() {
+    fn only_regular_files_that_begin_as_models_are_models() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(matches!(digest(file.path()), Err(Error::NotAModel { .. })));
+        fs::write(file.path(), "GGU").unwrap();
+        assert!(matches!(digest(file.path()), Err(Error::NotAModel { .. })));
         assert!(matches!(digest(Path::new("/dev/null")), Err(Error::Read { .. })));
         assert!(matches!(digest(Path::new("/nonexistent")), Err(Error::Read { .. })));
     }
