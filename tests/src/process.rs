@@ -8,7 +8,11 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use std::{collections::BTreeSet, fs};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
 
 /// The processes of one Ember.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,9 +111,45 @@ impl Process {
         parts.map(|(controllers, path)| (controllers.to_owned(), path.to_owned())).collect()
     }
 
+    /// The limit of its own cgroup's memory, bytes.
+    pub fn memory_limit(&self) -> u64 {
+        number_in(&self.memory_file("memory.limit_in_bytes", "memory.max"))
+    }
+
+    /// Memory that is charged to its own cgroup, bytes.
+    pub fn memory_charged(&self) -> u64 {
+        number_in(&self.memory_file("memory.usage_in_bytes", "memory.current"))
+    }
+
+    /// Sets the limit of its own cgroup's memory, bytes.
+    pub fn limit_memory(&self, bytes: u64) {
+        let file = self.memory_file("memory.limit_in_bytes", "memory.max");
+        fs::write(&file, bytes.to_string()).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    }
+
+    /// A file of its own cgroup, by its names in versions 1 and 2.
+    fn memory_file(&self, v1: &str, v2: &str) -> PathBuf {
+        let ours = self.cgroups().into_iter().filter(|(_, path)| path.contains("/ember"));
+        let mut files = ours.filter_map(|(controllers, path)| {
+            let path = path.trim_start_matches('/').to_owned();
+            match controllers.as_str() {
+                "memory" => Some(Path::new("/sys/fs/cgroup/memory").join(path).join(v1)),
+                "" => Some(Path::new("/sys/fs/cgroup").join(path).join(v2)),
+                _ => None,
+            }
+        });
+        let found = files.find(|file| file.exists());
+        found.unwrap_or_else(|| panic!("{self:?} is in no cgroup of ours with a memory limit"))
+    }
+
     fn all() -> Vec<Self> {
         let entries = fs::read_dir("/proc").expect("/proc is mounted").filter_map(Result::ok);
         let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
         pids.filter_map(Self::read).collect()
     }
+}
+
+fn number_in(file: &Path) -> u64 {
+    let text = fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    text.trim().parse().unwrap_or_else(|error| panic!("{}: {text}: {error}", file.display()))
 }

@@ -205,17 +205,34 @@ fn a_full_queue_turns_away() {
     let slow = narrow("slow").scale("queue = 1").scale("queue_timeout = \"100ms\"");
     let ember = Ember::serving(&full).with(&slow).awake("full").awake("slow");
     let client = ember.client();
-    for name in ["full", "slow"] {
+    for (name, expected) in [("full", 429), ("slow", 503)] {
         let long = chat(name, "Write a very long story.", json!({"max_tokens": 1500, "logit_bias": {"2": -100}}));
         let mut running = client.ask_streamed(&long);
         running.next().expect("the long answer has begun");
         let turned_away = client.ask(&chat(name, "Hello.", json!({})));
-        let status = turned_away.status;
-        assert!([429, 503].contains(&status), "{status}");
-        turned_away.error(status);
+        turned_away.error(expected);
         assert!(turned_away.header("retry-after").parse::<u64>().is_ok());
         drop(running);
     }
+    ember.stop();
+}
+
+#[test]
+fn what_the_disk_does_not_take_is_our_fault() {
+    let ember = Ember::serving(&assistant());
+    let (folder, away) = (ember.data().join("server/functions"), ember.data().join("server/away"));
+    let model = ember.client().get("/ember/v1/functions/assistant").expect(200).json()["model"].clone();
+    let put = || {
+        let headers = [("x-ember-model", model.as_str().unwrap())];
+        ember.client().put("/ember/v1/functions/second", &headers, Function::named("second").to_toml().as_bytes())
+    };
+    std::fs::rename(&folder, &away).unwrap();
+    let error = put().error(500);
+    assert_eq!((&error["type"], &error["code"]), (&json!("server_error"), &json!("internal_error")), "{error}");
+    ember.client().get("/v1/models/second").error(404);
+    std::fs::rename(&away, &folder).unwrap();
+    put().expect(200);
+    ember.client().get("/v1/models/second").expect(200);
     ember.stop();
 }
 

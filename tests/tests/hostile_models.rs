@@ -6,7 +6,7 @@ use std::{
     io::{Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
-use tests::{Ember, Function, Run, assistant, chat, tree};
+use tests::{Ember, Function, Role, Run, assistant, chat, tree};
 
 /// Where the model is cut: inside each part of the header, inside the tensors, and just before the end.
 const CUTS: &[u64] = &[0, 1, 4, 8, 23, 24, 100, 4096, 100_000, 1_500_000, 3_000_000, 40_000_000, 98_362_431];
@@ -107,6 +107,21 @@ fn a_function_with_too_little_memory_dies_alone() {
     let said = ember.deploy(&Function::named("broken").limit("memory = \"16MiB\"")).refused();
     assert!(said.contains("memory") && said.contains("16 MiB"), "{said}");
     assert_unharmed(&ember);
+    ember.stop();
+}
+
+#[test]
+fn a_function_that_outgrows_its_memory_dies_alone() {
+    let mut ember = Ember::serving(&assistant()).with(&Function::named("hungry")).awake("hungry");
+    let runner = ember.process(Role::Runner);
+    // What it has, and too little more for a long prompt.
+    runner.limit_memory(runner.memory_charged() + (512 << 10));
+    let long = chat("hungry", &"many words ".repeat(400), json!({"max_tokens": 4}));
+    let error = ember.client().ask(&long).error(502);
+    let message = error["message"].as_str().unwrap();
+    assert!(error["code"] == "runner_failed" && message.contains("memory limit"), "{error}");
+    assert_unharmed(&ember);
+    ember.client().ask(&long).expect(200);
     ember.stop();
 }
 

@@ -67,9 +67,7 @@ fn a_runner_is_sealed() {
 fn a_runners_limits_are_the_kernels() {
     let mut ember = Ember::serving(&assistant().limit("memory = \"512MiB\"")).awake("assistant");
     let runner = ember.process(Role::Runner);
-    let limits: Vec<u64> =
-        runner.cgroups().iter().filter(|(_, path)| path.contains("/ember")).flat_map(memory_limits).collect();
-    let [limit] = limits[..] else { panic!("one memory limit, not {limits:?}") };
+    let limit = runner.memory_limit();
     // The manifest's limit, and what the kernel charges to the cgroup for the model's pages and the process itself.
     assert!((512 << 20..(512 << 20) + (16 << 20)).contains(&limit), "{limit}");
 
@@ -78,16 +76,6 @@ fn a_runners_limits_are_the_kernels() {
     assert_eq!((soft("Max core file size"), soft("Max file size")), ("0", "0"));
     assert!(soft("Max open files").parse::<u32>().unwrap() <= 32);
     ember.stop();
-}
-
-fn memory_limits((controllers, path): &(String, String)) -> Option<u64> {
-    let path = path.trim_start_matches('/');
-    let file = match controllers.as_str() {
-        "memory" => Path::new("/sys/fs/cgroup/memory").join(path).join("memory.limit_in_bytes"),
-        "" => Path::new("/sys/fs/cgroup").join(path).join("memory.max"),
-        _ => return None,
-    };
-    fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 
 #[test]

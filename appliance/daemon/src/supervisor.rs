@@ -145,6 +145,8 @@ impl Supervisor {
                 Ok(signal) => {
                     tracing::info!(%signal, drain = ?self.drain, "stopping");
                     self.await_ready = false;
+                    // Whoever calls from now on is refused at once, and not kept waiting for nobody.
+                    self.listeners.clear();
                     self.handle(Event::Stop { drain: self.drain });
                 }
                 Err(errno) => return Err(Failure::Bug(format!("an unknown signal was taken: {errno}"))),

