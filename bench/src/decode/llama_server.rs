@@ -41,7 +41,7 @@ impl LlamaServer {
         command.arg("--model").arg(model).args(["--host", "127.0.0.1", "--port", &address.port().to_string()]);
         command.args(["--threads", &threads, "--threads-batch", &threads, "--parallel", "1"]);
         command.args(["--ctx-size", &CONTEXT_TOKENS.to_string()]);
-        let ready = |line: &str| line.contains("server is listening on").then_some(());
+        let ready = |line: &str| line.contains("listening on http://").then_some(());
         let (process, ()) = Process::start(command, Says::Stderr, ready)?;
         let server = Server { address, tls: None, authorization: None };
         Ok(Self { server, label: format!("{PROGRAM} of {PACKAGE} {VERSION}"), _process: process })
