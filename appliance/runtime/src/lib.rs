@@ -11,6 +11,7 @@
 //! Invariants, each a trap of the library that is wrapped here once and held by a test:
 //! - a task that panics ends alone: every task is polled under `catch_unwind` ([`spawn`]), or its executor would die;
 //! - an executor pins 192 KiB of memory, not 30 MiB ([`run_per_core`]);
+//! - the kernel does not interrupt a core for every completion ([`cooperative_rings`]);
 //! - waiting for a descriptor never reads from it ([`readable`]);
 //! - [`TcpListener::accept`] may be dropped at any await without losing a connection.
 //!
@@ -19,11 +20,13 @@
 mod cores;
 mod net;
 mod readiness;
+mod ring;
 mod task;
 mod time;
 
 pub use cores::{Cores, StartError, available_cores, run_per_core};
 pub use net::{TcpListener, TcpStream, UnixStream, listeners};
 pub use readiness::readable;
+pub use ring::cooperative_rings;
 pub use task::{Panicked, Task, catch_unwind, spawn, spawn_owned, unblock};
 pub use time::{Elapsed, sleep, timeout};

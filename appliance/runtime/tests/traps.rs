@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a panic in a test is its report")]
 
 use appliance_runtime::{
-    Elapsed, StartError, TcpListener, UnixStream, available_cores, catch_unwind, listeners, readable, run_per_core,
-    sleep, spawn, spawn_owned, timeout, unblock,
+    Elapsed, StartError, TcpListener, UnixStream, available_cores, catch_unwind, cooperative_rings, listeners,
+    readable, run_per_core, sleep, spawn, spawn_owned, timeout, unblock,
 };
 use futures_lite::{AsyncReadExt, AsyncWriteExt, FutureExt, future};
 use nix::libc;
@@ -85,6 +85,13 @@ fn a_dropped_or_cancelled_task_drops_its_future() {
             assert_eq!(Rc::strong_count(&held), 1);
         }
     });
+}
+
+#[test]
+fn completions_interrupt_no_core() {
+    let before = cooperative_rings();
+    on_a_core(|| async {});
+    assert!(cooperative_rings() >= before + 2, "an executor has two rings that wait for sockets");
 }
 
 #[test]
