@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  /sys/fs/cgroup[/memory|/pids|/cpu|/cpuacct]    where the host mounts the controllers (hierarchy.rs)
-//!  └── ember-TAG                                  one for each warden: what a killed one left is found by its tag
+//!  └── ember-TAG                                  one for each warden: what a killed one left is found by its tag;
+//!      │                                          weighs more than what else runs here
 //!      └── NAME                                   one for each instance: limits written, then read back
 //! ```
 //! A leaf's life: `create` → `place` (before the process may run) → `kill` → `remove`. A leaf that cannot be limited is
@@ -122,6 +123,7 @@ impl Cgroups {
         if groups.hierarchy.is_v2() {
             folders.iter().try_for_each(|folder| delegate(folder))?;
         }
+        enforce(&settings::weight(&groups.hierarchy.below(Path::new(&groups.folder))))?;
         Ok(groups)
     }
 
@@ -140,9 +142,11 @@ impl Cgroups {
     /// A limit that cannot be set or is not kept; the group is then gone again.
     pub fn create(&self, name: &str, limits: &Limits) -> Result<Cgroup, CgroupError> {
         let group = self.leaf(checked(name)?);
-        let made = group.folders.iter().try_for_each(|folder| files::make_folder(folder)).and_then(|()| {
-            settings::settings(&group.hierarchy, limits).iter().try_for_each(|setting| group.enforce(setting))
-        });
+        let made = group
+            .folders
+            .iter()
+            .try_for_each(|folder| files::make_folder(folder))
+            .and_then(|()| settings::settings(&group.hierarchy, limits).iter().try_for_each(enforce));
         match made {
             Ok(()) => Ok(group),
             Err(error) => {
@@ -194,6 +198,20 @@ fn checked(name: &str) -> Result<&str, CgroupError> {
     }
 }
 
+/// Writes a setting, and reads it back.
+fn enforce(setting: &settings::Setting) -> Result<(), CgroupError> {
+    let path = &setting.path;
+    if setting.optional && !path.exists() {
+        return Ok(());
+    }
+    write(path, &setting.value)?;
+    let found = read(path)?.trim().to_owned();
+    if found == setting.value {
+        return Ok(());
+    }
+    Err(CgroupError::NotKept { path: path.clone(), wanted: setting.value.clone(), found })
+}
+
 /// Lets the groups below a v2 folder have their own limits.
 fn delegate(folder: &Path) -> Result<(), CgroupError> {
     let path = folder.join("cgroup.subtree_control");
@@ -212,19 +230,6 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    fn enforce(&self, setting: &settings::Setting) -> Result<(), CgroupError> {
-        let path = &setting.path;
-        if setting.optional && !path.exists() {
-            return Ok(());
-        }
-        write(path, &setting.value)?;
-        let found = read(path)?.trim().to_owned();
-        if found == setting.value {
-            return Ok(());
-        }
-        Err(CgroupError::NotKept { path: path.clone(), wanted: setting.value.clone(), found })
-    }
-
     /// Moves a process in.
     ///
     /// # Errors

@@ -23,6 +23,8 @@ pub(super) struct Setting {
     pub(super) optional: bool,
 }
 
+/// Weight of all instances together, in proportion to a group or process that has none set.
+const WEIGHT: u64 = 10;
 const PERIOD_US: u64 = 100_000;
 const PAGE_BYTES: u64 = 4096;
 
@@ -52,6 +54,18 @@ pub(super) fn settings(group: &Hierarchy, limits: &Limits) -> Vec<Setting> {
     }
 }
 
+/// The setting of the folder that holds all groups: when cores are short, inference goes before what else this host does.
+///
+/// Threads of one inference wait for each other hundreds of times a token, so one that is kept waiting for a core keeps
+/// all waiting. Measured with two compilers on two cores: 0.9 tokens/s without, 16 with.
+pub(super) fn weight(all: &Hierarchy) -> Setting {
+    let (path, default) = match all {
+        Hierarchy::V2 { root } => (root.join("cpu.weight"), 100),
+        Hierarchy::V1 { cpu, .. } => (cpu.join("cpu.shares"), 1024),
+    };
+    Setting { path, value: (WEIGHT * default).to_string(), optional: false }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,6 +87,14 @@ mod tests {
             "/g/cpu.max=200000 100000",
         ];
         assert_eq!(lines(&Hierarchy::V2 { root: "/g".into() }), expected);
+    }
+
+    #[test]
+    fn inference_weighs_ten_times_the_default() {
+        let line = |all: &Hierarchy| format!("{}={}", weight(all).path.display(), weight(all).value);
+        assert_eq!(line(&Hierarchy::V2 { root: "/g".into() }), "/g/cpu.weight=1000");
+        let v1 = Hierarchy::V1 { memory: "/m".into(), pids: "/p".into(), cpu: "/c".into(), cpuacct: "/a".into() };
+        assert_eq!(line(&v1), "/c/cpu.shares=10240");
     }
 
     #[test]

@@ -26,6 +26,7 @@ fn fake_root() -> (tempfile::TempDir, Hierarchy) {
     fs::write(root.path().join("cgroup.subtree_control"), "cpu memory pids").unwrap();
     fs::create_dir(root.path().join("ember-t")).unwrap();
     fs::write(root.path().join("ember-t/cgroup.subtree_control"), "cpu memory").unwrap();
+    fs::write(root.path().join("ember-t/cpu.weight"), "100").unwrap();
     let hierarchy = Hierarchy::V2 { root: root.path().to_owned() };
     (root, hierarchy)
 }
@@ -37,6 +38,7 @@ fn v2_limits_are_written_and_counters_read() {
     let delegated = |folder: &str| fs::read_to_string(root.path().join(folder).join("cgroup.subtree_control")).unwrap();
     assert_eq!(delegated("."), "cpu memory pids", "what is enabled is left alone");
     assert_eq!(delegated("ember-t"), "+pids", "what is missing is enabled");
+    assert_eq!(fs::read_to_string(root.path().join("ember-t/cpu.weight")).unwrap(), "1000");
 
     let leaf = fake_leaf(&groups, root.path(), "a-1");
     let group = groups.create("a-1", &LIMITS).unwrap();
