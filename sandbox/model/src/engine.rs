@@ -1,13 +1,21 @@
 //! One llama.cpp context, and the steps that make an answer in it.
 //!
-//! The engine computes one sequence at a time. All state of an answer is in its [`Sequence`], so that several can share a
-//! decode later: `step` is the place where their tokens would be gathered into one batch.
+//! All state of an answer is in its [`Sequence`]; a step gathers what each has to feed into one batch ([`crate::share`]),
+//! computes it at once, and lets each choose its next token.
+//!
+//! ```text
+//!  sequences   unfed 1    unfed 1    unfed 700
+//!                 │          │          │ 64
+//!  batch       [ a         b          c c c c c … ]  ── decode ──▶ logits of a, of b, and of c's last once all is fed
+//! ```
 //!
 //! Invariants: a prompt that does not fit is refused before any work; at least one token of every prompt is fed, so that
-//! there are logits to choose from; what an answer left in the KV cache is gone when it has ended.
+//! there are logits to choose from; what an answer left in the KV cache is gone when it has ended. What an answer says
+//! depends on nothing but its request while it is alone; beside others llama.cpp sums in another order, and a token whose
+//! likelihood is within rounding of another's may differ.
 
 use crate::{
-    cache::{self, Cache, PREFIX, SEQUENCES, WORK},
+    cache::{self, Cache, PREFIX},
     embedding,
     error::{LoadError, internal, invalid},
     logprobs::LogSoftmax,
@@ -15,6 +23,7 @@ use crate::{
     prompt::Prompter,
     sampler::Sampler,
     sequence::{Sequence, count},
+    share::{PREFILL_TOKENS_MAX, decode_tokens_max, shares},
     stream::TextStream,
 };
 use appliance_types::Task;
@@ -32,10 +41,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Tokens of a prompt fed in one step; between steps the caller looks for cancels.
-pub const PREFILL_TOKENS_MAX: usize = 256;
+/// Tokens of all sequences together.
 const CONTEXT_TOKENS_MAX: u32 = 1 << 24;
 const THREADS_MAX: u32 = 512;
+const SLOTS_MAX: u32 = 256;
 const STOP_BYTES_MAX: usize = 1 << 10;
 const DETOKENIZE_TOKENS_MAX: usize = 1 << 20;
 
@@ -46,6 +55,7 @@ pub struct Engine<'m> {
     pub(crate) context: LlamaContext<'m>,
     pub(crate) batch: LlamaBatch<'static>,
     cache: Cache,
+    slots: u32,
     pub(crate) task: Task,
     pub(crate) context_tokens: u32,
 }
@@ -77,13 +87,18 @@ impl<'m> Engine<'m> {
         let prompter = Prompter::new(model, load.system.clone());
         let prefix = prefix(model, &prompter, load)?;
         let context = model.context(params(model, load, count(prefix.len()))?)?;
-        let batch_tokens = if load.task == Task::Embedding { load.context_tokens as usize } else { PREFILL_TOKENS_MAX };
+        let slots = slots(load);
+        let batch_tokens = match load.task {
+            Task::Embedding => load.context_tokens as usize,
+            Task::Chat | Task::Completion => decode_tokens_max(slots as usize),
+        };
         let mut engine = Self {
             model,
             prompter,
             context,
             batch: LlamaBatch::new(batch_tokens, 1),
-            cache: Cache::new(prefix),
+            cache: Cache::new(prefix, i32::try_from(slots).expect("checked to be small")),
+            slots,
             task: load.task,
             context_tokens: load.context_tokens,
         };
@@ -95,16 +110,21 @@ impl<'m> Engine<'m> {
     pub fn info(&self) -> ModelInfo {
         ModelInfo {
             chat_template: self.prompter.has_own_template(),
-            slots: 1,
+            slots: self.slots,
             system_tokens: count(self.cache.prefix().len()),
             ..self.model.info()
         }
     }
 
+    /// Answers that can be made at once.
+    pub fn slots(&self) -> usize {
+        self.slots as usize
+    }
+
     /// Checks a request and makes its sequence; nothing is computed yet. Deadlines count from `received`.
     ///
     /// # Errors
-    /// The request is at fault, or the model does not produce text.
+    /// The request is at fault, the model does not produce text, or every slot has an answer.
     pub fn begin(&mut self, generate: &Generate, received: Instant) -> Result<Sequence, Failure> {
         let started = Instant::now();
         if self.task == Task::Embedding {
@@ -115,9 +135,10 @@ impl<'m> Engine<'m> {
         let sampler = Sampler::new(self.model, vocabulary, &generate.sampling, &generate.constraint, window)?;
         let tokens = self.prompter.tokens(&generate.prompt)?;
         self.check_fits(tokens.len(), self.context_tokens - 1)?;
-        let cached = self.cache.begin(&mut self.context, &tokens)?;
+        let (slot, cached) = self.cache.begin(&mut self.context, &tokens)?;
         let tokens_max = tokens.len().saturating_add(generate.tokens_max as usize).min(self.context_tokens as usize);
         Ok(Sequence {
+            slot,
             fed: cached,
             cached,
             prompt: tokens.len(),
@@ -133,27 +154,30 @@ impl<'m> Engine<'m> {
         })
     }
 
-    /// Advances an answer by one decode.
+    /// Advances answers by one decode, which they share. What came of each stands at its place.
     ///
     /// # Errors
-    /// llama.cpp failed; the sequence is then spent.
-    pub fn step(&mut self, sequence: &mut Sequence) -> Result<Step, Failure> {
-        let (started, feeding) = (Instant::now(), sequence.is_feeding());
-        let advance = if sequence.is_overdue(started) {
-            Ok(Advance { text: sequence.stream.finish(), reason: Some(FinishReason::Deadline) })
-        } else {
-            self.advance(sequence)
-        };
-        *(if feeding { &mut sequence.prefill } else { &mut sequence.decode }) += started.elapsed();
-        if !matches!(advance, Ok(Advance { reason: None, .. })) {
-            cache::clear(&mut self.context);
-        }
-        advance.map(|Advance { text, reason }| Step { text, finished: reason.map(|reason| sequence.finished(reason)) })
+    /// llama.cpp failed; that sequence is then spent.
+    pub fn step(&mut self, sequences: &mut [&mut Sequence]) -> Vec<Result<Step, Failure>> {
+        let started = Instant::now();
+        let feeding: Vec<bool> = sequences.iter().map(|sequence| sequence.is_feeding()).collect();
+        let advances = self.advance(sequences, started);
+        let took = started.elapsed();
+        let each = sequences.iter_mut().zip(feeding).zip(advances);
+        each.map(|((sequence, feeding), advance)| {
+            *(if feeding { &mut sequence.prefill } else { &mut sequence.decode }) += took;
+            if !matches!(advance, Ok(Advance { reason: None, .. })) {
+                self.cache.end(&mut self.context, sequence.slot);
+            }
+            advance
+                .map(|Advance { text, reason }| Step { text, finished: reason.map(|reason| sequence.finished(reason)) })
+        })
+        .collect()
     }
 
     /// Ends an answer that nobody waits for.
     pub fn cancel(&mut self, sequence: Sequence) -> Finished {
-        cache::clear(&mut self.context);
+        self.cache.end(&mut self.context, sequence.slot);
         sequence.finished(FinishReason::Cancelled)
     }
 
@@ -203,24 +227,71 @@ impl<'m> Engine<'m> {
     fn feed_prefix(&mut self) -> Result<(), Failure> {
         let prefix = self.cache.prefix().to_vec();
         for (chunk, tokens) in prefix.chunks(PREFILL_TOKENS_MAX).enumerate() {
-            self.feed(PREFIX, tokens, chunk * PREFILL_TOKENS_MAX)?;
+            self.batch.clear();
+            self.gather(PREFIX, tokens, chunk * PREFILL_TOKENS_MAX)?;
+            self.context.decode(&mut self.batch).map_err(internal)?;
         }
         Ok(())
     }
 
-    fn advance(&mut self, sequence: &mut Sequence) -> Result<Advance, Failure> {
-        let end = sequence.tokens.len().min(sequence.fed + PREFILL_TOKENS_MAX);
-        self.feed(WORK, &sequence.tokens[sequence.fed..end], sequence.fed)?;
-        sequence.fed = end;
-        if end < sequence.tokens.len() {
-            return Ok(Advance::default());
+    /// Ends what is overdue, and computes a share of all the rest.
+    fn advance(&mut self, sequences: &mut [&mut Sequence], now: Instant) -> Vec<Result<Advance, Failure>> {
+        let in_time: Vec<usize> = (0..sequences.len()).filter(|index| !sequences[*index].is_overdue(now)).collect();
+        let unfed: Vec<usize> = in_time.iter().map(|index| sequences[*index].unfed()).collect();
+        let shares = shares(&unfed);
+        let computed = self.compute(sequences, &in_time, &shares);
+        let mut advances: Vec<_> = sequences.iter().map(|_| None).collect();
+        for (index, share) in in_time.into_iter().zip(shares) {
+            let advance = computed.clone().and_then(|ends| match ends[index] {
+                Some(end) => self.fed(sequences[index], share, end),
+                None => Ok(Advance::default()),
+            });
+            advances[index] = Some(advance);
         }
-        self.produce(sequence)
+        let overdue =
+            |sequence: &mut Sequence| Advance { text: sequence.stream.finish(), reason: Some(FinishReason::Deadline) };
+        let each = advances.into_iter().zip(sequences);
+        each.map(|(advance, sequence)| advance.unwrap_or_else(|| Ok(overdue(sequence)))).collect()
     }
 
-    /// Chooses the next token from the logits of the last one fed.
-    fn produce(&mut self, sequence: &mut Sequence) -> Result<Advance, Failure> {
-        let logits = self.context.get_logits_ith(self.batch.n_tokens() - 1);
+    /// One decode; gives where in the batch each sequence's tokens end, for those that have a share.
+    fn compute(
+        &mut self,
+        sequences: &[&mut Sequence],
+        chosen: &[usize],
+        shares: &[usize],
+    ) -> Result<Vec<Option<i32>>, Failure> {
+        self.batch.clear();
+        let mut ends = vec![None; sequences.len()];
+        for (index, share) in chosen.iter().zip(shares).filter(|(_, share)| **share > 0) {
+            let sequence = &sequences[*index];
+            self.gather(sequence.slot, &sequence.tokens[sequence.fed..sequence.fed + share], sequence.fed)?;
+            ends[*index] = Some(self.batch.n_tokens() - 1);
+        }
+        if self.batch.n_tokens() > 0 {
+            self.context.decode(&mut self.batch).map_err(internal)?;
+        }
+        Ok(ends)
+    }
+
+    /// Adds tokens of a sequence to the batch, from `position` on; the logits of the last can be read after the decode.
+    fn gather(&mut self, sequence: i32, tokens: &[LlamaToken], position: usize) -> Result<(), Failure> {
+        for (index, &token) in tokens.iter().enumerate() {
+            let position = i32::try_from(position + index).map_err(internal)?;
+            self.batch.add(token, position, &[sequence], index + 1 == tokens.len()).map_err(internal)?;
+        }
+        Ok(())
+    }
+
+    /// A sequence's share is in the cache; where that was all, the next token can be chosen.
+    fn fed(&mut self, sequence: &mut Sequence, share: usize, end: i32) -> Result<Advance, Failure> {
+        sequence.fed += share;
+        if sequence.unfed() > 0 { Ok(Advance::default()) } else { self.produce(sequence, end) }
+    }
+
+    /// Chooses the next token from the logits of the last one fed, which stood at `end` of the batch.
+    fn produce(&mut self, sequence: &mut Sequence, end: i32) -> Result<Advance, Failure> {
+        let logits = self.context.get_logits_ith(end);
         let token = sequence.sampler.choose(logits)?;
         sequence.tokens.push(token);
         if self.prompter.vocabulary().is_end(token) {
@@ -248,16 +319,6 @@ impl<'m> Engine<'m> {
         let top = softmax.likeliest(top).into_iter().map(alternative).collect();
         TokenLogprob { bytes, logprob: softmax.of(token.0 as usize), top }
     }
-
-    /// Computes tokens of a sequence from `position` on; the logits of the last can be read.
-    fn feed(&mut self, sequence: i32, tokens: &[LlamaToken], position: usize) -> Result<(), Failure> {
-        self.batch.clear();
-        for (index, &token) in tokens.iter().enumerate() {
-            let position = i32::try_from(position + index).map_err(internal)?;
-            self.batch.add(token, position, &[sequence], index + 1 == tokens.len()).map_err(internal)?;
-        }
-        self.context.decode(&mut self.batch).map_err(internal)
-    }
 }
 
 /// Two pieces that come at once, as one.
@@ -273,10 +334,17 @@ fn check_load(load: &Load) -> Result<(), LoadError> {
     let fields = [
         ("context_tokens", load.context_tokens, CONTEXT_TOKENS_MAX),
         ("threads", load.threads, THREADS_MAX),
-        ("slots", load.slots, CONTEXT_TOKENS_MAX),
+        ("slots", load.slots, SLOTS_MAX),
     ];
     let wrong = fields.into_iter().find(|(_, value, max)| !(1..=*max).contains(value));
-    wrong.map_or(Ok(()), |(field, value, max)| Err(LoadError::OutOfRange { field, value, max }))
+    wrong.map_or(Ok(()), |(field, value, max)| Err(LoadError::OutOfRange { field, value, max }))?;
+    let (value, max) = (load.context_tokens.saturating_mul(load.slots), CONTEXT_TOKENS_MAX);
+    if value > max { Err(LoadError::OutOfRange { field: "context_tokens × slots", value, max }) } else { Ok(()) }
+}
+
+/// Answers at once. A text to embed is computed alone.
+fn slots(load: &Load) -> u32 {
+    if load.task == Task::Embedding { 1 } else { load.slots }
 }
 
 /// Encoders have no logits to choose tokens from.
@@ -311,12 +379,12 @@ fn params(model: &Model, load: &Load, prefix_tokens: u32) -> Result<LlamaContext
         let params = params.with_n_ctx(context(load.context_tokens));
         return embedding::params(model, params, load.context_tokens);
     }
-    let chunk = count(PREFILL_TOKENS_MAX);
+    let (slots, decode_tokens) = (slots(load), count(decode_tokens_max(load.slots as usize)));
     Ok(params
-        .with_n_ctx(context(load.context_tokens + prefix_tokens))
-        .with_n_batch(chunk)
-        .with_n_ubatch(chunk)
-        .with_n_seq_max(SEQUENCES)
+        .with_n_ctx(context(load.context_tokens * slots + prefix_tokens))
+        .with_n_batch(decode_tokens)
+        .with_n_ubatch(decode_tokens)
+        .with_n_seq_max(cache::sequences(slots))
         .with_kv_unified(true))
 }
 

@@ -7,12 +7,12 @@
 //!
 //! - [`Model`]: the mapped file. Untrusted: it is parsed by llama.cpp, whose own words come back when it cannot be.
 //! - [`Engine`]: one llama.cpp context. It turns prompts into tokens, keeps the prefix that all chats of the function
-//!   begin with in the KV cache, and advances a [`Sequence`] by one decode at a time, so that its caller can look at
-//!   the socket between any two.
+//!   begin with in the KV cache, and advances [`Sequence`]s by one shared decode at a time, so that its caller can look
+//!   at the socket between any two.
 //!
-//! Invariants: a number or token that llama.cpp would abort on never reaches it; an answer depends on its request alone,
-//! never on the requests before it; no randomness but the request's seed, no clock but durations.
-//! Left out: several sequences in one decode, a ggml thread pool that outlives a decode (a snapshot wants one thread).
+//! Invariants: a number or token that llama.cpp would abort on never reaches it; no answer depends on the requests before
+//! it; no randomness but the request's seed, no clock but durations.
+//! Left out: a ggml thread pool that outlives a decode (a snapshot wants one thread).
 
 mod cache;
 mod embedding;
@@ -27,6 +27,7 @@ mod prompt;
 mod sampler;
 mod schema;
 mod sequence;
+mod share;
 mod stop;
 mod stream;
 mod strftime;
@@ -34,7 +35,7 @@ mod template;
 mod vocabulary;
 
 pub use embedding::Embedding;
-pub use engine::{Engine, PREFILL_TOKENS_MAX, Step};
+pub use engine::{Engine, Step};
 pub use error::LoadError;
 pub use inherited::inherited_socket;
 pub use model::Model;

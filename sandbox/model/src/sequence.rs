@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  begin ──▶ feeding the prompt ──▶ producing ──▶ finished
-//!             ≤ 256 tokens a step    1 a step      stop · length · deadline · cancelled
+//!             a chunk a step         1 a step      stop · length · deadline · cancelled
 //! ```
 //!
 //! `tokens` is the prompt and what was produced; of these `fed` are in the KV cache. A step feeds what is not, at most a
@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 /// The state of one answer. Made by [`crate::Engine::begin`], advanced by [`crate::Engine::step`].
 #[derive(Debug)]
 pub struct Sequence {
+    /// Its place in the KV cache.
+    pub(crate) slot: i32,
     pub(crate) tokens: Vec<LlamaToken>,
     pub(crate) fed: usize,
     pub(crate) cached: usize,
@@ -46,6 +48,11 @@ impl Sequence {
     /// Whether the time to work is over.
     pub(crate) fn is_overdue(&self, now: Instant) -> bool {
         self.deadline.is_some_and(|deadline| now >= deadline)
+    }
+
+    /// Tokens that are not in the KV cache yet; at least one until the answer has ended.
+    pub(crate) fn unfed(&self) -> usize {
+        self.tokens.len() - self.fed
     }
 
     /// Whether no token was chosen yet.

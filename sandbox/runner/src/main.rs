@@ -1,7 +1,7 @@
 //! `ember-runner`: the program inside the sandbox. It holds one model and answers the requests of one socket.
 //!
 //! ```text
-//!  fd 3 ──▶ channel (frames) ──▶ runner (queue, one answer at a time) ──▶ sandbox_model::Engine
+//!  fd 3 ──▶ channel (frames) ──▶ runner (queue, answers together) ──▶ sandbox_model::Engine
 //!  fd 3 ◀── channel ◀───────────────┘
 //! ```
 //!

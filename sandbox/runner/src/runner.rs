@@ -7,8 +7,9 @@
 //!                LoadFailed       protocol broken
 //! ```
 //!
-//! Answers and embeddings are made one at a time, in the order they came; what needs no computing is answered at once, also
-//! between two steps of an answer. Between any two steps the socket is looked at, so a cancel takes effect within a step.
+//! Answers are made together, as many as the engine has slots; embeddings one at a time; both begin in the order they came.
+//! What needs no computing is answered at once, also between two steps. Between any two steps the socket is looked at, so a
+//! cancel takes effect within a step.
 //!
 //! Invariants: every request gets exactly one last message; at most [`QUEUE_MAX`] requests wait; an id is in use until its
 //! last message is sent.
@@ -17,7 +18,7 @@ use crate::{
     channel::{Channel, Received, is_closed},
     error::RunnerError,
 };
-use sandbox_model::{Engine, Model, Sequence};
+use sandbox_model::{Engine, Model, Sequence, Step};
 use sandbox_wire::runner::{Failure, FinishReason, Finished, FromRunner, Generate, Id, Load, Prompt, ToRunner};
 use std::{collections::VecDeque, os::unix::net::UnixStream, path::Path, time::Instant};
 
@@ -51,7 +52,7 @@ fn load_and_run(mut channel: Channel, path: &Path, load: &Load) -> Result<(), Ru
     let model = report(&mut channel, Model::load(path))?;
     let engine = report(&mut channel, Engine::new(&model, load))?;
     channel.send(&FromRunner::Loaded(engine.info()))?;
-    Runner { channel, engine, queue: VecDeque::new(), active: None }.run()
+    Runner { channel, engine, queue: VecDeque::new(), active: Vec::new() }.run()
 }
 
 /// Tells the peer why the model cannot be used.
@@ -66,7 +67,7 @@ struct Runner<'m> {
     channel: Channel,
     engine: Engine<'m>,
     queue: VecDeque<Job>,
-    active: Option<Active>,
+    active: Vec<Active>,
 }
 
 /// A request that waits.
@@ -81,7 +82,7 @@ enum Work {
     Embed(Prompt),
 }
 
-/// The request that is worked on.
+/// A request that is worked on.
 struct Active {
     id: Id,
     sequence: Sequence,
@@ -106,7 +107,7 @@ impl Runner<'_> {
 
     fn next_message(&mut self, taken: usize) -> Result<Received, RunnerError> {
         match () {
-            () if self.active.is_none() && self.queue.is_empty() => self.channel.wait(),
+            () if self.active.is_empty() && self.queue.is_empty() => self.channel.wait(),
             () if taken >= MESSAGES_PER_STEP_MAX => Ok(Received::Nothing),
             () => self.channel.poll(),
         }
@@ -134,7 +135,7 @@ impl Runner<'_> {
     }
 
     fn enqueue(&mut self, id: Id, work: Work) -> Result<(), RunnerError> {
-        let is_active = self.active.as_ref().is_some_and(|active| active.id == id);
+        let is_active = self.active.iter().any(|active| active.id == id);
         if is_active || self.queue.iter().any(|job| job.id == id) {
             return Err(RunnerError::OutOfTurn(format!("id {id} is in use")));
         }
@@ -148,8 +149,8 @@ impl Runner<'_> {
 
     /// Ends a request; one that has ended already is let be, since its last message crossed the cancel.
     fn cancel(&mut self, id: Id) -> Result<(), RunnerError> {
-        let finished = match self.active.take_if(|active| active.id == id) {
-            Some(active) => self.engine.cancel(active.sequence),
+        let finished = match self.active.iter().position(|active| active.id == id) {
+            Some(position) => self.engine.cancel(self.active.remove(position).sequence),
             None => match self.queue.iter().position(|job| job.id == id) {
                 Some(position) => {
                     self.queue.remove(position);
@@ -161,42 +162,50 @@ impl Runner<'_> {
         self.channel.send(&FromRunner::Finished { id, finished })
     }
 
-    /// Does one step of the work at hand.
+    /// Begins what there is a slot for, then does one step of the work at hand.
     fn work(&mut self) -> Result<(), RunnerError> {
-        match self.active.take() {
-            Some(active) => self.step(active),
-            None => match self.queue.pop_front() {
-                Some(Job { id, received, work: Work::Generate(generate) }) => self.begin(id, received, &generate),
-                Some(Job { id, work: Work::Embed(input), .. }) => self.embed(id, &input),
-                None => Ok(()),
-            },
+        while self.active.len() < self.engine.slots() {
+            match self.queue.pop_front() {
+                Some(Job { id, received, work: Work::Generate(generate) }) => self.begin(id, received, &generate)?,
+                Some(Job { id, work: Work::Embed(input), .. }) => return self.embed(id, &input),
+                None => break,
+            }
         }
+        self.step()
     }
 
     fn begin(&mut self, id: Id, received: Instant, generate: &Generate) -> Result<(), RunnerError> {
         let begun = self.engine.begin(generate, received).map(|sequence| {
             let (prompt_tokens, cached_tokens) = (sequence.prompt_tokens(), sequence.cached_tokens());
-            self.active = Some(Active { id, sequence });
+            self.active.push(Active { id, sequence });
             FromRunner::Started { id, prompt_tokens, cached_tokens }
         });
         self.reply(id, begun)
     }
 
-    fn step(&mut self, mut active: Active) -> Result<(), RunnerError> {
-        let id = active.id;
-        let step = match self.engine.step(&mut active.sequence) {
+    fn step(&mut self) -> Result<(), RunnerError> {
+        let mut sequences: Vec<_> = self.active.iter_mut().map(|active| &mut active.sequence).collect();
+        let steps = self.engine.step(&mut sequences);
+        for (active, step) in std::mem::take(&mut self.active).into_iter().zip(steps) {
+            if self.tell(active.id, step)? {
+                self.active.push(active);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends what came of a step; whether there is more to come.
+    fn tell(&mut self, id: Id, step: Result<Step, Failure>) -> Result<bool, RunnerError> {
+        let Step { text, finished } = match step {
             Ok(step) => step,
-            Err(failure) => return self.reply(id, Err(failure)),
+            Err(failure) => return self.reply(id, Err(failure)).map(|()| false),
         };
-        if let Some(text) = step.text {
+        if let Some(text) = text {
             self.channel.send(&FromRunner::Text { id, text })?;
         }
-        match step.finished {
-            Some(finished) => self.channel.send(&FromRunner::Finished { id, finished }),
-            None => {
-                self.active = Some(active);
-                Ok(())
-            }
+        match finished {
+            Some(finished) => self.channel.send(&FromRunner::Finished { id, finished }).map(|()| false),
+            None => Ok(true),
         }
     }
 

@@ -10,7 +10,11 @@ use sandbox_wire::{
     frame::{TO_RUNNER_BYTES_MAX, encode},
     runner::{Constraint, Failure, FinishReason, FromRunner, Generate, Load, Prompt, Sampling, Text, ToRunner},
 };
-use std::{fs, path::Path};
+use std::{
+    collections::{HashMap, HashSet},
+    fs,
+    path::Path,
+};
 
 const QUESTION: &str = "Tell me a story about a fox and a crow.";
 
@@ -118,6 +122,114 @@ fn short_questions_are_answered_beside_a_long_answer() {
     while !matches!(peer.receive().unwrap(), FromRunner::Tokens { id: got, .. } if got == id) {}
     peer.send(&ToRunner::Cancel { id: running });
     while !peer.receive().unwrap().is_last() {}
+}
+
+/// A runner with four slots.
+fn shared() -> Peer {
+    Peer::load(Load { context_tokens: 1024, slots: 4, ..load(Task::Completion) })
+}
+
+#[test]
+fn answers_are_made_together_and_each_is_its_own() {
+    let mut peer = shared();
+    assert_eq!(peer.info.slots, 4);
+    let cases =
+        [("France", "Paris"), ("Italy", "Rome"), ("Germany", "Berlin"), ("Spain", "Madrid"), ("Japan", "Tokyo")];
+    let mut asked = HashMap::new();
+    for (country, city) in cases {
+        let id = peer.ask(of(Prompt::Text(format!("The capital of {country} is"))));
+        asked.insert(id, (city, String::new()));
+    }
+    let (mut speakers, mut ended) = (HashSet::new(), 0);
+    while ended < cases.len() {
+        let message = peer.receive().unwrap();
+        if let FromRunner::Text { id, text } = &message {
+            speakers.extend((ended == 0).then_some(*id));
+            asked.get_mut(id).unwrap().1.push_str(&text.text);
+        }
+        assert!(!matches!(message, FromRunner::Failed { .. }), "{message:?}");
+        ended += usize::from(message.is_last());
+    }
+    assert_eq!(speakers.len(), 4, "four spoke before the first had ended, the fifth waited for a slot");
+    for (city, said) in asked.values() {
+        assert!(said.contains(city), "{city}: {said}");
+    }
+    let france = of(Prompt::Text("The capital of France is".into()));
+    let after = peer.generate(france.clone()).unwrap();
+    drop(peer);
+    assert_eq!(after.text(), shared().generate(france).unwrap().text(), "nothing of the others is left");
+}
+
+#[test]
+fn a_long_prompt_does_not_stop_other_answers() {
+    let mut peer = shared();
+    let generate = endless(&mut peer);
+    let running = peer.ask(generate);
+    while !matches!(peer.receive().unwrap(), FromRunner::Text { .. }) {}
+    let long = peer.ask(of(Prompt::Text("word ".repeat(600))));
+    let (mut fed, mut meanwhile) = (false, 0);
+    loop {
+        match peer.receive().unwrap() {
+            FromRunner::Started { id, prompt_tokens, .. } if id == long => {
+                assert!(prompt_tokens > 500);
+                fed = true;
+            }
+            FromRunner::Text { id, .. } if id == running && fed => meanwhile += 1,
+            FromRunner::Text { id, .. } if id == long => break,
+            other => assert!(!other.is_last(), "{other:?}"),
+        }
+    }
+    assert!(meanwhile >= 8, "a prompt of 600 tokens is fed in ten steps at least, {meanwhile} beside it");
+}
+
+#[test]
+fn a_cancel_frees_one_slot_and_leaves_the_others() {
+    let mut peer = shared();
+    let generate = endless(&mut peer);
+    let running: Vec<_> = (0..4).map(|_| peer.ask(generate.clone())).collect();
+    let waiting = peer.ask(greedy("What is 2 + 2?"));
+    while !matches!(peer.receive().unwrap(), FromRunner::Text { id, .. } if id == running[3]) {}
+    peer.send(&ToRunner::Cancel { id: running[1] });
+    let mut texts_after = 0;
+    loop {
+        match peer.receive().unwrap() {
+            FromRunner::Finished { id, finished } if id == running[1] => {
+                assert_eq!(finished.reason, FinishReason::Cancelled);
+            }
+            FromRunner::Finished { id, .. } if id == waiting => break,
+            FromRunner::Text { id, .. } if id == running[0] => texts_after += 1,
+            other => assert!(!other.is_last(), "{other:?}"),
+        }
+    }
+    assert!(texts_after > 0, "the others went on");
+    for id in [running[0], running[2], running[3]] {
+        peer.send(&ToRunner::Cancel { id });
+    }
+    let mut ended = 0;
+    while ended < 3 {
+        ended += u32::from(peer.receive().unwrap().is_last());
+    }
+    let after = peer.generate(greedy(QUESTION)).unwrap();
+    drop(peer);
+    assert_eq!(after.text(), shared().generate(greedy(QUESTION)).unwrap().text(), "nothing of the others is left");
+}
+
+#[test]
+fn a_deadline_ends_one_answer_of_many() {
+    let mut peer = shared();
+    let generate = endless(&mut peer);
+    let hurried = peer.ask(Generate { deadline_ms: 50, ..generate.clone() });
+    let patient = peer.ask(generate);
+    loop {
+        match peer.receive().unwrap() {
+            FromRunner::Finished { id, finished } => {
+                assert_eq!((id, finished.reason), (hurried, FinishReason::Deadline));
+                break;
+            }
+            other => assert!(!other.is_last(), "{other:?}"),
+        }
+    }
+    while !matches!(peer.receive().unwrap(), FromRunner::Text { id, .. } if id == patient) {}
 }
 
 #[test]
@@ -454,6 +566,8 @@ fn bad_numbers_in_load_are_refused() {
         Load { threads: 0, ..load(Task::Chat) },
         Load { threads: 1 << 20, ..load(Task::Chat) },
         Load { slots: 0, ..load(Task::Chat) },
+        Load { slots: 257, ..load(Task::Chat) },
+        Load { slots: 256, context_tokens: 1 << 20, ..load(Task::Chat) },
         Load { context_tokens: u32::MAX, ..load(Task::Chat) },
     ];
     for load in bad {
