@@ -238,6 +238,20 @@ impl Cgroup {
         self.folders.iter().try_for_each(|folder| write(&folder.join("cgroup.procs"), &pid.to_string()))
     }
 
+    /// Whether it limits this process in every controller, and no other process.
+    ///
+    /// # Errors
+    /// The kernel's, with the file.
+    pub fn holds(&self, pid: Pid) -> Result<bool, CgroupError> {
+        let alone = pid.to_string();
+        for folder in &self.folders {
+            if read(&folder.join("cgroup.procs"))?.trim() != alone {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// What it uses now.
     ///
     /// # Errors

@@ -4,16 +4,19 @@
 //!  Sandbox (a value) ──plan()──▶ [Step, Step, …] ──spawn()──▶ Child (pid, pidfd)
 //!                                  pure, tested without root     one clone3; the child walks the steps and execs
 //!  Limits (a value) ──Cgroups::create()──▶ Cgroup                written, then read back
+//!  Child ──audit──▶ as it was asked for, or the layer that is not    read from outside; escape: tried from inside
 //! ```
 //!
 //! Invariants: what a sandbox asks of the kernel is data before it is done; a step that fails ends the child and comes
 //! back as the name of its layer; every descriptor made here is close-on-exec. `unsafe` lives in the modules that say
-//! `allow(unsafe_code)` and nowhere else. Left out: seccomp and Landlock, and the look from outside at what was made;
-//! both have their place in the plan (before [`spec::Step::Exec`]) and in the warden (before it sends `Load`).
+//! `allow(unsafe_code)` and nowhere else.
 
+pub mod audit;
 pub mod cgroup;
 pub mod disk;
+pub mod escape;
 pub mod identity;
+pub mod landlock;
 pub mod limits;
 pub mod memory;
 pub mod mounts;
@@ -21,6 +24,7 @@ pub mod pidfd;
 pub mod probe;
 pub mod process;
 pub mod ready;
+pub mod seccomp;
 pub mod socket;
 pub mod spawn;
 pub mod spec;

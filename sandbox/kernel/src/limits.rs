@@ -20,6 +20,9 @@ const fn limit(resource: Resource, max: u64) -> Rlimit {
     Rlimit { resource, max }
 }
 
+/// No descriptor of a sandboxed process can get this number or a higher one.
+pub const DESCRIPTORS_MAX: u64 = 16;
+
 /// The limits of every sandbox.
 pub const RLIMITS: [Rlimit; 7] = [
     // No memory image of a tenant's data on disk.
@@ -27,7 +30,7 @@ pub const RLIMITS: [Rlimit; 7] = [
     // No file can grow: there is none to write.
     limit(Resource::RLIMIT_FSIZE, 0),
     // Four are given; the model is opened once or twice while it loads.
-    limit(Resource::RLIMIT_NOFILE, 16),
+    limit(Resource::RLIMIT_NOFILE, DESCRIPTORS_MAX),
     // Per user id, so per slot. The cgroup's pids.max is the tighter bound; this one holds if that fails.
     limit(Resource::RLIMIT_NPROC, 256),
     limit(Resource::RLIMIT_MSGQUEUE, 0),

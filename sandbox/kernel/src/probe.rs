@@ -4,7 +4,7 @@
 //! distribution that someone patched, so each feature is tried: in a throwaway child where trying changes the process.
 #![allow(unsafe_code)]
 
-use crate::{cgroup::Hierarchy, pidfd::Pidfd, spawn::fork_and_end};
+use crate::{cgroup::Hierarchy, landlock, pidfd::Pidfd, spawn::fork_and_end};
 use nix::{
     errno::Errno,
     libc,
@@ -138,14 +138,10 @@ fn seccomp() -> Probe {
     probe("seccomp", true, fine(Errno::result(tried), "enable CONFIG_SECCOMP_FILTER"))
 }
 
-/// `LANDLOCK_CREATE_RULESET_VERSION` of `linux/landlock.h`.
-const LANDLOCK_VERSION: usize = 1;
-
 fn landlock() -> Probe {
-    // SAFETY: with this flag the call takes no memory and answers a version number.
-    let tried = Errno::result(unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, 0, 0, LANDLOCK_VERSION) });
     let fix = "enable CONFIG_SECURITY_LANDLOCK and add landlock to the kernel's lsm= list";
-    probe("landlock", false, tried.map(|abi| format!("ABI {abi}")).map_err(|error| format!("{error}; {fix}")))
+    let tried = landlock::version().map(|abi| format!("ABI {abi}")).map_err(|error| format!("{error}; {fix}"));
+    probe("landlock", true, tried)
 }
 
 /// What one io_uring executor pins for each core at the least.

@@ -4,18 +4,20 @@
 //! is an error, and whatever descriptors did arrive are closed.
 #![allow(unsafe_code)]
 
+use crate::spec::SOCKET;
 use nix::{
     cmsg_space,
     errno::Errno,
     libc,
     sys::socket::{
-        AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, RecvMsg, SockFlag, SockType, recv, recvmsg, send,
-        sendmsg, socketpair,
+        AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, RecvMsg, SockFlag, SockType, UnixAddr,
+        getsockname, recv, recvmsg, send, sendmsg, socketpair,
     },
 };
 use std::{
     io::{IoSlice, IoSliceMut},
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 /// `SCM_MAX_FD` of the kernel: most descriptors that a message can carry.
@@ -147,15 +149,19 @@ fn retry(mut call: impl FnMut() -> Result<usize, Errno>) -> Result<usize, Errno>
     }
 }
 
-/// A descriptor that this process was started with, by its number: a duplicate, so that nobody else's is closed.
+/// The socket that a sandboxed process is started with, once: it takes the descriptor's ownership on trust. Makes one
+/// call, which the filter of a sandbox allows.
 ///
 /// # Errors
-/// `EBADF` when there is none.
-pub fn inherited(number: RawFd) -> Result<OwnedFd, Errno> {
-    // SAFETY: numbers are all that an exec leaves. The call takes one, touches no memory, and fails if it is not open.
-    let duplicate = Errno::result(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 0) })?;
-    // SAFETY: the kernel has just made this descriptor for us; nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(duplicate) })
+/// `ENOTSOCK` or `EBADF` when there is none, `EBUSY` when it was taken before.
+pub fn inherited() -> Result<OwnedFd, Errno> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    getsockname::<UnixAddr>(SOCKET)?;
+    if TAKEN.swap(true, Ordering::Relaxed) {
+        return Err(Errno::EBUSY);
+    }
+    // SAFETY: a number is all that an exec leaves. It is that of an open socket, which is given away here only once.
+    Ok(unsafe { OwnedFd::from_raw_fd(SOCKET) })
 }
 
 /// Room that a socket needs to hold one packet of `bytes`, its bookkeeping included.

@@ -9,8 +9,9 @@
 
 use crate::{
     cgroup::Cgroup,
-    identity, limits, mounts,
+    identity, landlock, limits, mounts,
     pidfd::{Ended, Pidfd},
+    seccomp::{self, Start},
     spec::{self, Descriptors, File, HOST_NAME, INSIDE_ID, Step, plan},
 };
 use nix::{
@@ -65,7 +66,7 @@ pub struct LayerError {
 }
 
 impl LayerError {
-    fn new(layer: &'static str, attempted: impl std::fmt::Display, error: impl std::fmt::Display) -> Self {
+    pub(crate) fn new(layer: &'static str, attempted: impl std::fmt::Display, error: impl std::fmt::Display) -> Self {
         Self { layer, reason: format!("{attempted}: {error}") }
     }
 }
@@ -136,12 +137,14 @@ impl Drop for Child {
 /// The layer that failed; the child is then gone.
 pub fn spawn(sandbox: &Sandbox<'_>) -> std::result::Result<Child, LayerError> {
     let descriptors = |error| LayerError::new("descriptors", "duplicate", error);
-    let own = Own::prepare(sandbox).map_err(descriptors)?;
+    let ruleset = ruleset(sandbox).map_err(|error| LayerError::new(spec::LANDLOCK, "make a ruleset", error))?;
+    let own = Own::prepare(sandbox, &ruleset).map_err(descriptors)?;
     let image = Image::new(sandbox);
     let (gate_in, gate) = pipe2(OFlag::O_CLOEXEC).map_err(descriptors)?;
     let (report, report_in) = pipe2(OFlag::O_CLOEXEC).map_err(descriptors)?;
     let (gate_in, report_in) = (raise(gate_in).map_err(descriptors)?, raise(report_in).map_err(descriptors)?);
-    let steps = plan(&own.numbers(&gate_in, &report_in), own.files());
+    let numbers = own.numbers(&gate_in, &report_in);
+    let steps = plan(&numbers, own.files(), seccomp::starting(&image.start(&numbers)));
 
     let child = clone_child(&steps, &image, report_in.as_raw_fd())
         .map_err(|error| LayerError::new("namespaces", "clone3", error))?;
@@ -182,22 +185,30 @@ fn await_exec(report: &OwnedFd, steps: &[Step]) -> std::result::Result<(), Layer
     Err(LayerError::new(step.layer(), format_args!("{step:?}"), Errno::from_raw(errno)))
 }
 
+/// What the sandbox may open: its files, and once its program.
+fn ruleset(sandbox: &Sandbox<'_>) -> Result<OwnedFd> {
+    let files = sandbox.files.iter().map(|(mount, _)| (*mount, landlock::Use::Read));
+    landlock::domain(files.chain([(sandbox.program, landlock::Use::Execute)]))
+}
+
 /// Descriptors of the sandbox, duplicated above those that the child will overwrite.
 struct Own {
     null: OwnedFd,
     stderr: OwnedFd,
     socket: OwnedFd,
+    ruleset: OwnedFd,
     program: OwnedFd,
     files: Vec<(OwnedFd, CString)>,
 }
 
 impl Own {
-    fn prepare(sandbox: &Sandbox<'_>) -> Result<Self> {
+    fn prepare(sandbox: &Sandbox<'_>, ruleset: &OwnedFd) -> Result<Self> {
         let files = sandbox.files.iter().map(|(mount, name)| Ok((raise(mount)?, (*name).to_owned())));
         Ok(Self {
             null: raise(open(c"/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?)?,
             stderr: raise(sandbox.stderr)?,
             socket: raise(sandbox.socket)?,
+            ruleset: raise(ruleset)?,
             program: raise(sandbox.program)?,
             files: files.collect::<Result<_>>()?,
         })
@@ -210,6 +221,7 @@ impl Own {
             null: self.null.as_raw_fd(),
             stderr: self.stderr.as_raw_fd(),
             socket: self.socket.as_raw_fd(),
+            ruleset: self.ruleset.as_raw_fd(),
             program: self.program.as_raw_fd(),
         }
     }
@@ -220,13 +232,14 @@ impl Own {
 }
 
 fn raise(descriptor: impl AsFd) -> Result<OwnedFd> {
-    let raised = fcntl(descriptor, FcntlArg::F_DUPFD_CLOEXEC(spec::DESCRIPTORS_KEPT))?;
+    let raised = fcntl(descriptor, FcntlArg::F_DUPFD_CLOEXEC(spec::DESCRIPTORS_OWN))?;
     // SAFETY: fcntl gives a raw number. The kernel has just made this descriptor for us; nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(raised) })
 }
 
 /// Arguments and environment as execveat takes them: arrays of pointers that end with null.
 struct Image<'a> {
+    path: *const libc::c_char,
     arguments: Vec<*const libc::c_char>,
     environment: Vec<*const libc::c_char>,
     strings: std::marker::PhantomData<&'a CStr>,
@@ -238,7 +251,14 @@ impl<'a> Image<'a> {
             strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]).collect::<Vec<_>>()
         };
         let (arguments, environment) = (pointers(sandbox.arguments), pointers(sandbox.environment));
-        Self { arguments, environment, strings: std::marker::PhantomData }
+        Self { path: c"".as_ptr(), arguments, environment, strings: std::marker::PhantomData }
+    }
+
+    /// The exec that the child will make with it.
+    fn start(&self, descriptors: &Descriptors) -> Start {
+        let Descriptors { program, report, .. } = *descriptors;
+        let image = [self.path as u64, self.arguments.as_ptr() as u64, self.environment.as_ptr() as u64];
+        Start { program, report, image }
     }
 }
 
@@ -274,7 +294,7 @@ pub(crate) fn fork_and_end(namespaces: libc::c_int) -> Result<Ended> {
 /// # Safety
 /// The copy has only the calling thread. It must not return from its caller's frame, and may only make calls that are
 /// safe after a fork of many threads: no allocation, no lock, no panic.
-unsafe fn fork_into(namespaces: libc::c_int) -> Result<Option<Child>> {
+pub(crate) unsafe fn fork_into(namespaces: libc::c_int) -> Result<Option<Child>> {
     let mut pidfd: RawFd = -1;
     let arguments = libc::clone_args {
         flags: (namespaces | libc::CLONE_PIDFD) as u64 | CLONE_CLEAR_SIGHAND,
@@ -346,9 +366,11 @@ fn run(step: &Step, image: &Image<'_>) -> Result<()> {
         Step::LockSecurebits => identity::lock_securebits(),
         Step::DropCapabilities => identity::drop_capabilities(),
         Step::ForbidNewPrivileges => identity::forbid_new_privileges(),
+        Step::EnterDomain(ruleset) => landlock::enter(*ruleset),
         Step::ConfirmParent(report) => confirm_parent(*report),
         Step::Place { from, to } => place(*from, *to),
         Step::CloseFrom(first) => close_from(*first),
+        Step::FilterCalls(filter) => filter.install(),
         Step::Exec(program) => exec(*program, image),
     }
 }
@@ -394,11 +416,57 @@ fn exec(program: RawFd, image: &Image<'_>) -> Result<()> {
         libc::syscall(
             libc::SYS_execveat,
             program,
-            c"".as_ptr(),
+            image.path,
             image.arguments.as_ptr(),
             image.environment.as_ptr(),
             libc::AT_EMPTY_PATH,
         )
     };
     Errno::result(failed).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        cgroup::{Cgroups, Limits},
+        socket::stream_pair,
+    };
+    use std::{io::Write, os::unix::fs::PermissionsExt};
+
+    /// Spawns a file that holds these bytes, as root alone can.
+    fn spawned(program: &[u8], mode: u32) -> LayerError {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(program).unwrap();
+        file.as_file().set_permissions(fs::Permissions::from_mode(mode)).unwrap();
+        let program = fs::File::open(file.path()).unwrap();
+        // A file that is open for writing cannot be executed.
+        let _path = file.into_temp_path();
+        let groups = Cgroups::open(&format!("spawn-{}-{mode}", std::process::id())).unwrap();
+        let cgroup = groups.create("one", &Limits { memory_bytes: 32 << 20, pids: 4, cpus: 1 }).unwrap();
+        let (socket, stderr) = stream_pair().unwrap();
+        let failed = spawn(&Sandbox {
+            program: program.as_fd(),
+            arguments: &[c"x"],
+            environment: &[],
+            host_id: 2_000_002_000,
+            files: &[],
+            socket: socket.as_fd(),
+            stderr: stderr.as_fd(),
+            cgroup: &cgroup,
+        });
+        let failed = failed.map(|child| child.pid()).unwrap_err();
+        cgroup.remove().unwrap();
+        groups.close().unwrap();
+        failed
+    }
+
+    #[test]
+    fn a_program_that_cannot_be_executed_is_told_through_the_filter() {
+        for (bytes, mode, reason) in [(&b"no program"[..], 0o755, "ENOEXEC"), (b"\x7fELF", 0o644, "EACCES")] {
+            let failed = spawned(bytes, mode);
+            assert_eq!(failed.layer, "program", "{failed}");
+            assert!(failed.reason.contains(reason), "{failed}");
+        }
+    }
 }

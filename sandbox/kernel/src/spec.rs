@@ -7,29 +7,37 @@
 //!    │ open the gate ─────────────────▶ │ cgroup namespace · session · host name
 //!    │                                  │ identity: groups, gid, uid           (capabilities stay: no root is mapped)
 //!    │                                  │ mounts: private, tmpfs root, the files, pivot, read-only
-//!    │                                  │ limits · capabilities gone and locked · no new privileges
+//!    │                                  │ limits · capabilities gone and locked · no new privileges · Landlock
 //!    │                                  │ die with parent (a change of uid had cleared it) · is there a parent?
-//!    │                                  │ descriptors 0-3 placed, the rest close-on-exec
+//!    │                                  │ descriptors 0-3 placed, the rest close-on-exec · seccomp
 //!    │ ◀──────── end of file ────────── │ execveat
 //!    │ ◀──── step number and errno ──── │ or the step that failed
 //! ```
 //!
 //! Why this order: identity comes before the mounts, since files can only be made in the new tmpfs by an id that is
-//! mapped; capabilities go after the mounts, which need them; descriptors are placed last, since 0-3 may be in use until
-//! then. The cgroup namespace is entered after the gate rather than by clone3, so that its root is the instance's own
+//! mapped; capabilities go after the mounts, which need them; descriptors are placed late, since 0-3 may be in use until
+//! then; the filter comes last, since it allows none of what comes before it. The cgroup namespace is entered after the gate rather than by clone3, so that its root is the instance's own
 //! group and not the warden's.
 
-use crate::limits::{RLIMITS, Rlimit};
+use crate::{
+    limits::{DESCRIPTORS_MAX, RLIMITS, Rlimit},
+    seccomp::Filter,
+};
 use std::{ffi::CString, os::fd::RawFd};
 
 /// The id that a sandboxed process sees as its own.
 pub const INSIDE_ID: u32 = 65534;
 /// The host name that it sees.
 pub const HOST_NAME: &str = "runner";
+/// The number under which it finds its socket.
+pub const SOCKET: RawFd = 3;
 /// First descriptor that is not handed on.
 pub const DESCRIPTORS_KEPT: RawFd = 4;
+/// Least number of a descriptor that is used until exec: above those handed on, so that placing one hides no other, and
+/// above all that the program can ever have, so that what the filter allows of it is no use to the program.
+pub const DESCRIPTORS_OWN: RawFd = DESCRIPTORS_MAX as RawFd;
 
-/// Descriptors as the child finds them. All are above [`DESCRIPTORS_KEPT`], so that placing one hides no other.
+/// Descriptors as the child finds them, from [`DESCRIPTORS_OWN`] on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Descriptors {
     /// Read end of the pipe that holds the child back; a byte lets it go, an end of file ends it.
@@ -42,6 +50,8 @@ pub struct Descriptors {
     pub stderr: RawFd,
     /// Becomes descriptor 3.
     pub socket: RawFd,
+    /// The Landlock ruleset that allows the program and the files.
+    pub ruleset: RawFd,
     /// The program, executed by descriptor.
     pub program: RawFd,
 }
@@ -98,6 +108,8 @@ pub enum Step {
     DropCapabilities,
     /// Let no exec ever give privileges.
     ForbidNewPrivileges,
+    /// Enter a Landlock domain.
+    EnterDomain(RawFd),
     /// End unless the parent still holds the other end of the report pipe.
     ConfirmParent(RawFd),
     /// Make a descriptor available under a number.
@@ -109,9 +121,14 @@ pub enum Step {
     },
     /// Close all from this number on at exec.
     CloseFrom(RawFd),
+    /// Forbid all system calls but those of a filter.
+    FilterCalls(Filter),
     /// Become the program.
     Exec(RawFd),
 }
+
+/// The layer whose ruleset the parent makes.
+pub(crate) const LANDLOCK: &str = "landlock";
 
 impl Step {
     /// The layer of the sandbox that a step belongs to, as errors name it.
@@ -128,14 +145,16 @@ impl Step {
                 "capabilities"
             }
             Self::ForbidNewPrivileges => "no new privileges",
+            Self::EnterDomain(_) => LANDLOCK,
             Self::Place { .. } | Self::CloseFrom(_) => "descriptors",
+            Self::FilterCalls(_) => "seccomp",
             Self::Exec(_) => "program",
         }
     }
 }
 
 /// The steps of a sandbox, in order.
-pub fn plan(descriptors: &Descriptors, files: Vec<File>) -> Vec<Step> {
+pub fn plan(descriptors: &Descriptors, files: Vec<File>, filter: Filter) -> Vec<Step> {
     let mut steps = vec![Step::DieWithParent, Step::AwaitRelease(descriptors.gate), Step::EnterCgroupNamespace];
     steps.extend([Step::NewSession, Step::ClearSignalMask, Step::NameHost]);
     steps.extend([Step::ClearGroups, Step::SetGroup(INSIDE_ID), Step::SetUser(INSIDE_ID)]);
@@ -144,26 +163,28 @@ pub fn plan(descriptors: &Descriptors, files: Vec<File>) -> Vec<Step> {
     steps.extend([Step::EnterRoot, Step::SealRoot]);
     steps.extend(RLIMITS.map(Step::Limit));
     steps.extend([Step::DropBoundingSet, Step::ClearAmbient, Step::LockSecurebits, Step::DropCapabilities]);
-    steps.extend([Step::ForbidNewPrivileges, Step::DieWithParent, Step::ConfirmParent(descriptors.report)]);
+    steps.extend([Step::ForbidNewPrivileges, Step::EnterDomain(descriptors.ruleset)]);
+    steps.extend([Step::DieWithParent, Step::ConfirmParent(descriptors.report)]);
     steps.extend(place(descriptors));
-    steps.extend([Step::CloseFrom(DESCRIPTORS_KEPT), Step::Exec(descriptors.program)]);
+    steps.extend([Step::CloseFrom(DESCRIPTORS_KEPT), Step::FilterCalls(filter), Step::Exec(descriptors.program)]);
     steps
 }
 
 fn place(descriptors: &Descriptors) -> [Step; 4] {
     let Descriptors { null, stderr, socket, .. } = *descriptors;
-    [(null, 0), (null, 1), (stderr, 2), (socket, 3)].map(|(from, to)| Step::Place { from, to })
+    [(null, 0), (null, 1), (stderr, 2), (socket, SOCKET)].map(|(from, to)| Step::Place { from, to })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::seccomp;
 
     const DESCRIPTORS: Descriptors =
-        Descriptors { gate: 10, report: 11, null: 12, stderr: 13, socket: 14, program: 15 };
+        Descriptors { gate: 10, report: 11, null: 12, stderr: 13, socket: 14, ruleset: 17, program: 15 };
 
     fn steps() -> Vec<Step> {
-        plan(&DESCRIPTORS, vec![File { mount: 16, name: c"model.gguf".to_owned() }])
+        plan(&DESCRIPTORS, vec![File { mount: 16, name: c"model.gguf".to_owned() }], seccomp::sealed())
     }
 
     fn position(wanted: &Step) -> usize {
@@ -189,10 +210,12 @@ mod tests {
             Step::LockSecurebits,
             Step::DropCapabilities,
             Step::ForbidNewPrivileges,
+            Step::EnterDomain(17),
             Step::DieWithParent,
             Step::ConfirmParent(11),
             Step::Place { from: 14, to: 3 },
             Step::CloseFrom(4),
+            Step::FilterCalls(seccomp::sealed()),
             Step::Exec(15),
         ];
         assert!(order.map(|step| position(&step)).is_sorted());

@@ -2,18 +2,21 @@
 //!
 //! Without arguments it stands in for a runner: it speaks the runner's protocol and tries, from inside its sandbox, what
 //! it is told to try. As `sandbox-probe warden MODELS TAG LOAD_TIMEOUT_MS` it is a warden on standard input, with itself as
-//! the runner.
+//! the runner. As `sandbox-probe try ESCAPE` it tries a way out where there is no sandbox.
+//!
+//! The stand-in lives by the runner's filter, so it keeps to calls that the runner makes: no `fs::read`, which asks for a
+//! file's status, and its socket is not duplicated.
 
+use sandbox_kernel::{escape, socket::inherited};
 use sandbox_warden::WardenConfig;
 use sandbox_wire::{
     frame::{Decoder, FROM_RUNNER_BYTES_MAX, TO_RUNNER_BYTES_MAX, encode},
-    runner::{FromRunner, MODEL_PATH, ModelInfo, SOCKET_FD, ToRunner},
+    runner::{FromRunner, MODEL_PATH, ModelInfo, ToRunner},
 };
 use std::{
     error::Error,
-    fs,
-    io::{Read, Write},
-    net::{TcpStream, UdpSocket},
+    fs::File,
+    io::{self, Read, Write},
     os::{fd::AsFd, unix::net::UnixStream},
     path::PathBuf,
     process::ExitCode,
@@ -30,7 +33,8 @@ fn main() -> ExitCode {
     let outcome = match &*arguments {
         [] => Probe::serve(),
         [role, models, tag, timeout_ms] if role == "warden" => warden(models, tag, timeout_ms),
-        _ => Err("it takes no arguments, or `warden MODELS TAG LOAD_TIMEOUT_MS`".into()),
+        [role, escape] if role == "try" => try_outside(escape),
+        _ => Err("it takes no arguments, or `warden MODELS TAG LOAD_TIMEOUT_MS`, or `try ESCAPE`".into()),
     };
     match outcome {
         Ok(code) => code,
@@ -45,20 +49,26 @@ fn warden(models: &str, tag: &str, timeout_ms: &str) -> Result<ExitCode, Box<dyn
     let runner = std::env::current_exe()?;
     let mut config = WardenConfig::new(PathBuf::from(models), runner, tag.to_owned(), 2)?;
     config.load_timeout = Duration::from_millis(timeout_ms.parse()?);
-    let socket = std::io::stdin().as_fd().try_clone_to_owned()?;
+    let socket = io::stdin().as_fd().try_clone_to_owned()?;
     sandbox_warden::run(config, socket)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn try_outside(name: &str) -> Result<ExitCode, Box<dyn Error>> {
+    escape::named(name).ok_or("no such way out")?.attempt()?;
     Ok(ExitCode::SUCCESS)
 }
 
 struct Probe {
     socket: UnixStream,
     decoder: Decoder,
+    kept: Option<File>,
 }
 
 impl Probe {
     fn serve() -> Result<ExitCode, Box<dyn Error>> {
-        let socket = UnixStream::from(sandbox_kernel::socket::inherited(SOCKET_FD)?);
-        let mut probe = Self { socket, decoder: Decoder::new(TO_RUNNER_BYTES_MAX) };
+        let mut probe =
+            Self { socket: UnixStream::from(inherited()?), decoder: Decoder::new(TO_RUNNER_BYTES_MAX), kept: None };
         while let Some(message) = probe.receive()? {
             match message {
                 ToRunner::Load(load) => probe.load(load.system.as_deref().unwrap_or(""))?,
@@ -103,12 +113,19 @@ impl Probe {
                 hog();
                 Ok(())
             }
-            _ => {
-                let model = fs::read(MODEL_PATH)?;
-                let info = ModelInfo { name: "probe".into(), weight_bytes: model.len() as u64, ..ModelInfo::default() };
-                self.send(&FromRunner::Loaded(info))
+            "keep" => {
+                // One descriptor more than it was given.
+                self.kept = Some(File::open(MODEL_PATH)?);
+                self.loaded()
             }
+            _ => self.loaded(),
         }
+    }
+
+    fn loaded(&mut self) -> Result<(), Box<dyn Error>> {
+        let weight_bytes = read(MODEL_PATH)?;
+        let info = ModelInfo { name: "probe".into(), weight_bytes, ..ModelInfo::default() };
+        self.send(&FromRunner::Loaded(info))
     }
 }
 
@@ -120,24 +137,38 @@ enum Done {
 fn carry_out(order: &str) -> Done {
     let (verb, rest) = order.split_once(' ').unwrap_or((order, ""));
     Done::Said(match verb {
-        "read" => said(fs::read(rest).map(|bytes| bytes.len())),
-        "write" => said(fs::write(rest, "x")),
-        "list" => said(fs::read_dir(rest).map(|entries| {
-            entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect::<Vec<_>>()
-        })),
+        "read" => said(read(rest)),
+        "escape" => attempt(rest),
         "environment" => format!("{:?}", std::env::vars().collect::<Vec<_>>()),
-        "connect" => said(TcpStream::connect(rest)),
-        "loopback" => said(UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.send_to(b"x", "127.0.0.1:9"))),
         "threads" => threads(),
         "hog" => hog(),
-        "say" => said(std::io::stderr().write_all(rest.as_bytes())),
+        "say" => said(io::stderr().write_all(rest.as_bytes())),
         "abort" => std::process::abort(),
         "exit" => return Done::Exit(rest.parse().unwrap_or(255)),
         _ => format!("no such order: {order}"),
     })
 }
 
-fn said<T: std::fmt::Debug>(outcome: std::io::Result<T>) -> String {
+/// How many bytes a file has.
+fn read(path: &str) -> io::Result<u64> {
+    let (mut file, mut buffer, mut total) = (File::open(path)?, [0; 4096], 0);
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(total),
+            bytes => total += bytes as u64,
+        }
+    }
+}
+
+fn attempt(name: &str) -> String {
+    match escape::named(name).map(escape::Escape::attempt) {
+        Some(Ok(())) => "escaped".to_owned(),
+        Some(Err(errno)) => format!("refused {errno}"),
+        None => "no such way out".to_owned(),
+    }
+}
+
+fn said<T: std::fmt::Debug>(outcome: io::Result<T>) -> String {
     match outcome {
         Ok(value) => format!("ok {value:?}"),
         Err(error) => format!("error {:?}", error.kind()),

@@ -2,10 +2,13 @@
 //!
 //! ```text
 //!  lease ──▶ cgroup ──▶ process in its sandbox ──▶ model loaded ──▶ handed to the server ──▶ ended ──▶ nothing left
-//!              │              │                        │                                       ▲
+//!              │              │ confined?              │ holds what it was given, no more?     ▲
 //!              └──────────────┴────────────────────────┴── failed: the reply says why ─────────┘
 //! ```
-//! Invariant: whichever way it goes, the process is waited for, its cgroup is removed, and only then is anyone told.
+//! Invariants: nothing is told to a process that is not confined as it was asked for, and none is handed over that holds
+//! more than it was given; a layer that is missing is named instead. Whichever way it goes, the process is waited for,
+//! its cgroup is removed, and only then is anyone told.
+//!
 //! The server's end of the socket is handed over and closed here: from then on only the runner holds the other end, so
 //! the server learns of its death from the socket, before the warden's `Exited` tells why.
 
@@ -19,8 +22,14 @@ use crate::{
 };
 use appliance_types::Tier;
 use sandbox_kernel::{
-    cgroup::Cgroup, memory::prefault, mounts::detach_file, pidfd::Ended, ready::readable, socket::stream_pair,
-    spawn::Child,
+    audit::{self, Inode},
+    cgroup::Cgroup,
+    memory::prefault,
+    mounts::detach_file,
+    pidfd::Ended,
+    ready::readable,
+    socket::stream_pair,
+    spawn::{Child, LayerError},
 };
 use sandbox_wire::{
     runner::{Load, ModelInfo},
@@ -66,6 +75,8 @@ struct Instance {
     grant: Grant,
     child: Child,
     cgroup: Arc<Cgroup>,
+    /// What it was given as standard error and as its socket.
+    given: [Inode; 2],
     tail: Tail,
 }
 
@@ -98,12 +109,19 @@ fn start(
     let model = detach_file(model).map_err(|error| sandbox_error("root", format_args!("mount the model: {error}")))?;
     let (ours, socket) = stream_pair().map_err(|error| descriptors(error.into()))?;
     let (reader, stderr) = pipe().map_err(descriptors)?;
-    let host_id = shared.config.uid_base + lease.slot as u32;
+    let given = [Inode::of(&stderr).map_err(descriptors)?, Inode::of(&socket).map_err(descriptors)?];
+    let host_id = host_id(shared, lease);
     let order = Order { model, socket, stderr, host_id, cgroup: Arc::clone(cgroup) };
     let child = shared.spawner.spawn(order)?;
     let known = shared.registry.started(lease.instance, &child, cgroup);
     known.map_err(|error| sandbox_error("supervision", error))?;
-    Ok((Instance { lease, grant, child, cgroup: Arc::clone(cgroup), tail: Tail::new(reader) }, ours))
+    let (cgroup, tail) = (Arc::clone(cgroup), Tail::new(reader));
+    Ok((Instance { lease, grant, child, cgroup, given, tail }, ours))
+}
+
+/// The user and group id on the host that a slot's runner has.
+fn host_id(shared: &Shared, lease: Lease) -> u32 {
+    shared.config.uid_base + lease.slot as u32
 }
 
 /// Removes a cgroup whatever is in it. What resists is swept when the next warden starts.
@@ -113,7 +131,7 @@ fn clear(cgroup: &Cgroup, lease: Lease) {
     }
 }
 
-/// Between the end of a runner's socket and its own end lie a few destructors.
+/// Between the first sign of a runner's end, such as that of its socket, and the end itself lie a few steps.
 const LAST_STEPS: Duration = Duration::from_secs(1);
 
 impl Instance {
@@ -125,6 +143,7 @@ impl Instance {
         socket: &OwnedFd,
     ) -> Result<ModelInfo, LoadError> {
         let deadline = Instant::now() + shared.config.load_timeout;
+        self.judge(audit::confinement(self.child.pid(), host_id(shared, self.lease), &self.cgroup))?;
         // The weights become ours before the runner may touch them, so that they are not charged to it.
         prefault(model).map_err(|error| LoadError::Refused(error.to_string()))?;
         let request = Load {
@@ -134,7 +153,19 @@ impl Instance {
             threads: self.grant.threads,
             system: spec.system.clone(),
         };
-        loading::load(socket, &self.child, &mut self.tail, request, deadline)
+        let info = loading::load(socket, &self.child, &mut self.tail, request, deadline)?;
+        let [stderr, socket] = self.given;
+        self.judge(audit::holdings(self.child.pid(), stderr, socket))?;
+        Ok(info)
+    }
+
+    /// What a look from outside means. Of a process that ends meanwhile the kernel tells less and less: it has ended.
+    fn judge(&self, look: Result<(), LayerError>) -> Result<(), LoadError> {
+        let Err(missing) = look else { return Ok(()) };
+        match readable([Some(self.child.as_fd())], Some(Instant::now() + LAST_STEPS)) {
+            Ok([true]) => Err(LoadError::Ended),
+            _ => Err(LoadError::Unsealed(missing)),
+        }
     }
 
     /// Ends an instance that did not load, and says why.
@@ -147,6 +178,7 @@ impl Instance {
         }
         let cause = self.end(shared);
         match error {
+            LoadError::Unsealed(missing) => sandbox_error(missing.layer, missing.reason),
             LoadError::Refused(reason) => WardenError::LoadFailed { reason },
             LoadError::Late => WardenError::LoadTimeout { limit_ms: shared.config.load_timeout.as_millis() as u64 },
             LoadError::Ended => WardenError::DiedLoading { cause },

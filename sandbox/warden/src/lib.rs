@@ -12,8 +12,7 @@
 //! process is reaped and its cgroup removed. When the socket or the process ends, every instance ends first; after a
 //! SIGKILL the kernel ends them (they die with the thread that made them), and the next warden sweeps their cgroups.
 //!
-//! Left out, with their places kept: seccomp and Landlock (steps of `sandbox_kernel::spec`), snapshots (tiers other than
-//! cold: between [`instance`]'s `start` and `load`), the look from outside (there too, before a runner is told anything).
+//! Left out, with its place kept: snapshots (tiers other than cold: between [`instance`]'s `start` and `load`).
 
 mod decide;
 mod desk;

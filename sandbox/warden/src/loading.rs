@@ -7,6 +7,7 @@ use crate::tail::{Tail, printable};
 use sandbox_kernel::{
     ready::readable,
     socket::{receive_now, send_now},
+    spawn::LayerError,
 };
 use sandbox_wire::{
     frame::{Decoder, TO_RUNNER_BYTES_MAX, encode},
@@ -23,6 +24,8 @@ const ANSWER_BYTES_MAX: usize = 64 << 10;
 /// Why no model was loaded.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum LoadError {
+    /// A layer of its sandbox is missing, seen from outside.
+    Unsealed(LayerError),
     /// The runner says why, or broke the protocol.
     Refused(String),
     /// It has ended, or closed its socket.

@@ -64,6 +64,15 @@ fn a_runner_that_does_not_load_says_why_and_leaves_nothing() {
 }
 
 #[test]
+fn a_runner_that_holds_more_than_it_was_given_is_not_handed_over() {
+    let mut warden = Warden::start();
+    let error = warden.try_wake("keep", 64 << 20).err().unwrap();
+    let (layer, reason) = ("descriptors".to_owned(), "descriptor 4 is not one that was given".to_owned());
+    assert_eq!(error, WardenError::Sandbox { layer, reason });
+    assert_eq!((warden.groups(), warden.children()), (0, String::new()));
+}
+
+#[test]
 fn a_runner_that_never_answers_is_given_up() {
     let mut warden = Warden::with_load_timeout(200);
     let error = warden.try_wake("silent", 64 << 20).err().unwrap();

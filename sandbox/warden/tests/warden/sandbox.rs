@@ -33,6 +33,7 @@ fn its_identity_is_its_slots_and_it_may_nothing() {
             ("CapBnd", "0000000000000000".into()),
             ("CapAmb", "0000000000000000".into()),
             ("NoNewPrivs", "1".into()),
+            ("Seccomp", "2".into()),
             ("SigBlk", "0000000000000000".into()),
         ];
         for (name, value) in expected {
@@ -61,7 +62,6 @@ fn it_shares_no_namespace_with_the_host() {
 #[test]
 fn it_holds_four_descriptors() {
     let mut warden = Warden::start();
-    // The stand-in duplicates its socket to have an owned one; a runner of ours need not.
     let runner = warden.wake();
     let pid = warden.pid(runner.awake.instance);
     let mut held: Vec<(u32, String)> = fs::read_dir(format!("/proc/{pid}/fd"))
@@ -75,7 +75,7 @@ fn it_holds_four_descriptors() {
     assert_eq!(held[1], (1, "/dev/null".into()));
     assert!(held[2].1.starts_with("pipe:"), "{held:?}");
     assert!(held[3].1.starts_with("socket:"), "{held:?}");
-    assert_eq!((held.len(), &held[4].1), (5, &held[3].1), "the fifth is the stand-in's own duplicate");
+    assert_eq!(held.len(), 4, "{held:?}");
 }
 
 #[test]
@@ -90,27 +90,16 @@ fn its_root_is_empty_and_read_only_but_for_the_model() {
         assert!(line.contains(" ro,nosuid,nodev,noexec"), "{line}");
         assert!(!line.contains("shared:") && !line.contains("master:"), "{line}");
     }
-    assert_eq!(runner.ask("list /").unwrap(), r#"ok ["model.gguf"]"#);
-    assert_eq!(runner.ask("read /model.gguf").unwrap(), "ok 24");
+    let names = fs::read_dir(format!("/proc/{pid}/root")).unwrap().flatten().map(|entry| entry.file_name());
+    assert_eq!(names.collect::<Vec<_>>(), ["model.gguf"]);
     for (order, answer) in [
-        ("write /file", "error ReadOnlyFilesystem"),
-        ("write /model.gguf", "error ReadOnlyFilesystem"),
+        ("read /model.gguf", "ok 24"),
+        ("read /", "error PermissionDenied"),
         ("read /etc/passwd", "error NotFound"),
         ("read /proc/self/status", "error NotFound"),
-        ("list /..", r#"ok ["model.gguf"]"#),
         ("environment", r#"[("GGML_NO_BACKTRACE", "1")]"#),
     ] {
         assert_eq!(runner.ask(order).unwrap(), answer, "{order}");
-    }
-}
-
-#[test]
-fn it_reaches_no_network() {
-    let mut warden = Warden::start();
-    let mut runner = warden.wake();
-    for order in ["connect 127.0.0.1:22", "connect 192.0.2.1:80", "connect [::1]:22", "loopback"] {
-        let answer = runner.ask(order).unwrap();
-        assert!(answer.starts_with("error"), "{order}: {answer}");
     }
 }
 

@@ -1,0 +1,77 @@
+//! Every way out, tried by an instance of its own: none gets through, and nobody else notices.
+
+use crate::harness::Warden;
+use sandbox_kernel::escape::{self, Escape, MEMORY_BOMBS, Outside};
+use sandbox_wire::warden::ExitCause;
+use std::{collections::BTreeSet, fs, process::Command};
+
+/// How an attempt was stopped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Stopped {
+    /// The call was refused, with this error.
+    Refused(String),
+    /// The filter ended the instance.
+    Killed,
+    /// The memory limit ended it.
+    OutOfMemory,
+    /// Not at all, or not as it should be.
+    No(String),
+}
+
+/// The signal by which a filter ends a process.
+const SIGSYS: i32 = 31;
+
+fn stopped(warden: &mut Warden, escape: &Escape) -> Stopped {
+    let mut runner = warden.wake();
+    let instance = runner.awake.instance;
+    match runner.ask(&format!("escape {}", escape.name)) {
+        Some(answer) => {
+            warden.stop(instance).unwrap();
+            answer.strip_prefix("refused ").map_or_else(|| Stopped::No(answer.clone()), |e| Stopped::Refused(e.into()))
+        }
+        None => match warden.exited(instance) {
+            ExitCause::Signal(SIGSYS) => Stopped::Killed,
+            ExitCause::OutOfMemory { .. } if MEMORY_BOMBS.contains(&escape.name) => Stopped::OutOfMemory,
+            other => Stopped::No(other.to_string()),
+        },
+    }
+}
+
+/// What an attempt on the host itself would change.
+fn host() -> [String; 4] {
+    let files = ["/proc/sys/kernel/hostname", "/proc/self/mountinfo", "/proc/swaps", "/proc/modules"];
+    files.map(|path| fs::read_to_string(path).unwrap_or_default())
+}
+
+#[test]
+fn no_way_out_gets_through() {
+    let before = host();
+    let mut warden = Warden::start();
+    let mut neighbour = warden.wake();
+    let mut through = Vec::new();
+    for escape in escape::all() {
+        let stopped = stopped(&mut warden, escape);
+        println!("{:<50} {stopped:?}", escape.name);
+        assert_eq!(neighbour.ask("read /model.gguf").as_deref(), Some("ok 24"), "after {}", escape.name);
+        if matches!(stopped, Stopped::No(_)) {
+            through.push((escape.name, stopped));
+        }
+    }
+    assert_eq!(through, []);
+    assert_eq!(warden.stop(neighbour.awake.instance), Ok(sandbox_wire::warden::Reply::Stopped));
+    assert_eq!((warden.groups(), warden.children()), (0, String::new()));
+    assert_eq!(host(), before);
+}
+
+/// An attempt that fails anywhere proves nothing of the sandbox.
+#[test]
+fn the_attempts_are_real() {
+    let tried: Vec<_> = escape::all().filter(|escape| escape.outside == Outside::Works).collect();
+    assert!(tried.len() >= 60, "{}", tried.len());
+    let works = |escape: &&&Escape| {
+        let status = Command::new(env!("CARGO_BIN_EXE_sandbox-probe")).args(["try", escape.name]).status();
+        status.unwrap().success()
+    };
+    let failed: BTreeSet<_> = tried.iter().filter(|escape| !works(escape)).map(|escape| escape.name).collect();
+    assert_eq!(failed, BTreeSet::new());
+}
