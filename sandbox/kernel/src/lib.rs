@@ -28,3 +28,5 @@ pub mod seccomp;
 pub mod socket;
 pub mod spawn;
 pub mod spec;
+pub mod table;
+pub mod trace;
