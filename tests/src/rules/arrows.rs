@@ -1,7 +1,8 @@
 //! Which crate may name which.
 //!
 //! ```text
-//!  types ◀── wire ◀── pure ◀── fences ◀── stages ◀── programs      an arrow goes down a layer or more, never along or up
+//!  types ◀── wire ◀── pure ◀── fences ◀── mechanisms ◀── stages ◀── programs
+//!                                              an arrow goes down a layer or more, never along or up
 //! ```
 //!
 //! A stage hands a value on and does not know who takes it, hence no arrow between stages. `sandbox/` never names
@@ -16,8 +17,9 @@ use serde_json::Value;
 const LAYERS: &[(&str, &[&str])] = &[
     ("types", &["appliance-types"]),
     ("wire", &["sandbox-wire"]),
-    ("pure", &["appliance-config", "appliance-api", "appliance-admit"]),
+    ("pure", &["appliance-config", "appliance-api", "appliance-admit", "sandbox-snapshot"]),
     ("fences", &["appliance-runtime", "sandbox-kernel", "sandbox-model"]),
+    ("mechanisms", &["sandbox-image"]),
     ("stages", &["appliance-edge", "appliance-keys", "appliance-pool", "appliance-ledger", "sandbox-warden"]),
     ("programs", &["appliance-daemon", "appliance-cli", "sandbox-runner", "bench", "tests"]),
 ];
@@ -38,6 +40,7 @@ const CLIENT: &str = "speaks HTTPS as a client, and must choose whom to trust";
 pub const WORLDS: &[World] = &[
     World { crates: &["glommio"], owner: "appliance-runtime", also: &[] },
     World { crates: &["llama-cpp"], owner: "sandbox-model", also: &[] },
+    World { crates: &["zstd"], owner: "sandbox-snapshot", also: &[] },
     World { crates: &["hyper"], owner: "appliance-edge", also: &[("bench", "is the load, and the peer on tokio")] },
     World {
         crates: &["rustls", "futures-rustls", "tokio-rustls"],
@@ -52,6 +55,7 @@ pub const WORLDS: &[World] = &[
         also: &[
             ("appliance-runtime", "awaits raw descriptors and pins its threads to cores"),
             ("appliance-ledger", "takes records from a SOCK_SEQPACKET socket and locks its file"),
+            ("sandbox-image", "names the calls that a child runs by number, and seals files in memory"),
             ("sandbox-runner", "reads its socket between two steps without blocking"),
             ("appliance-daemon", "takes signals, locks its folder, gives files to the uids of its children"),
             ("bench", "stops the peers that it started"),
