@@ -1,11 +1,13 @@
-//! S5: decode rate of one stream, Ember through HTTPS ÷ llama-server, both with the same GGUF and as many threads.
+//! S5 and S6: decode rate of one stream, and of eight at once, Ember through HTTPS ÷ llama-server, both with the same GGUF
+//! and as many threads.
 //!
 //! ```text
 //!  request ─▶ … ─▶ first piece ─▶ … ─▶ last piece ─▶ usage
-//!                  └────────── seconds ──────────┘      completion_tokens − 1 intervals
+//!                  └────────── seconds ──────────┘      S5: completion_tokens − 1 intervals
+//!  └─ eight requests ────────── seconds ─── the last of them ends ─┘   S6: all completion_tokens
 //! ```
-//! Both sides get the same chat at temperature 0 and stream it; the rate is what the client sees between the first and
-//! the last piece, so wake and prefill are not in it (other figures have them).
+//! Both sides get the same chats at temperature 0 and stream them. S5's rate is what the client sees between the first and
+//! the last piece, so wake and prefill are not in it (other figures have them); S6's has the prefill of all eight.
 
 mod ember;
 mod llama_server;
@@ -25,10 +27,30 @@ const ROUNDS: usize = 9;
 const TOKENS: u32 = 128;
 /// Fewer tokens than these make no rate.
 const TOKENS_MIN: u32 = 16;
-const CONTEXT_TOKENS: u32 = 2048;
 const PROMPT: &str = "Tell a long story about a lighthouse keeper and the sea, with many details.";
+/// Streams of S6.
+const STREAMS: usize = 8;
 
+/// What both servers are to do at once, and how long each may get.
+#[derive(Clone, Copy, Debug)]
+struct Load {
+    threads: usize,
+    streams: usize,
+    context_tokens: u32,
+}
+
+impl Load {
+    fn of(streams: usize, context_tokens: u32) -> Result<Self, Error> {
+        let threads = thread::available_parallelism().map_err(Error::setup)?.get();
+        Ok(Self { threads, streams, context_tokens })
+    }
+}
+
+/// S5.
 pub(crate) struct DecodeRate;
+
+/// S6.
+pub(crate) struct SharedDecodeRate;
 
 impl Figure for DecodeRate {
     fn name(&self) -> &'static str {
@@ -44,21 +66,65 @@ impl Figure for DecodeRate {
     }
 
     fn measure(&self, context: &Context) -> Result<Measured, Error> {
-        let (rounds, tokens) = if context.smoke { (1, TOKENS_MIN + 1) } else { (ROUNDS, TOKENS) };
-        let threads = thread::available_parallelism().map_err(Error::setup)?.get();
-        let peer = llama_server::LlamaServer::start(&context.model, threads)?;
-        let ours = ember::Ember::start(&context.model, threads)?;
-        let rate = |server: &Server| in_thread(None, async || tokens_per_second(server, tokens).await);
-        // Woken, and its pages touched, before anything counts.
-        rate(&ours.server)?;
-        rate(&peer.server)?;
-        let samples = interleave(rounds, || rate(&ours.server), || rate(&peer.server))?;
-        Ok(Measured {
-            unit: "tokens/s",
-            ours: Side { label: "ember".into(), samples: samples.0 },
-            peer: Side { label: peer.label.clone(), samples: samples.1 },
+        compare(context, Load::of(1, 2048)?, async |server, _, tokens| {
+            stream(server, PROMPT, tokens).await?.tokens_per_second()
         })
     }
+}
+
+impl Figure for SharedDecodeRate {
+    fn name(&self) -> &'static str {
+        "S6"
+    }
+
+    fn title(&self) -> &'static str {
+        "tokens/s of eight streams at once, through HTTPS ÷ llama-server -np 8"
+    }
+
+    fn bar(&self) -> Bar {
+        Bar::AtLeast(1.0)
+    }
+
+    fn measure(&self, context: &Context) -> Result<Measured, Error> {
+        compare(context, Load::of(STREAMS, 512)?, async |server, streams, tokens| {
+            at_once(server, streams, tokens).await
+        })
+    }
+}
+
+/// Runs both servers, and measures them in turns.
+fn compare(
+    context: &Context,
+    load: Load,
+    measure: impl AsyncFn(&Server, usize, u32) -> Result<f64, Error> + Sync,
+) -> Result<Measured, Error> {
+    let (rounds, tokens) = if context.smoke { (1, TOKENS_MIN + 1) } else { (ROUNDS, TOKENS) };
+    let peer = llama_server::LlamaServer::start(&context.model, load)?;
+    let ours = ember::Ember::start(&context.model, load)?;
+    let rate = |server: &Server| in_thread(None, async || measure(server, load.streams, tokens).await);
+    // Woken, and its pages touched, before anything counts.
+    rate(&ours.server)?;
+    rate(&peer.server)?;
+    let samples = interleave(rounds, || rate(&ours.server), || rate(&peer.server))?;
+    Ok(Measured {
+        unit: "tokens/s",
+        ours: Side { label: "ember".into(), samples: samples.0 },
+        peer: Side { label: peer.label.clone(), samples: samples.1 },
+    })
+}
+
+/// Tokens of `streams` answers, of different questions, by the time it took to get them all.
+async fn at_once(server: &Server, streams: usize, tokens: u32) -> Result<f64, Error> {
+    let began = Instant::now();
+    let asking = (0..streams).map(|n| {
+        let server = server.clone();
+        tokio::spawn(async move { stream(&server, &format!("{PROMPT} Its number is {n}."), tokens).await })
+    });
+    let mut produced = 0;
+    for asked in asking.collect::<Vec<_>>() {
+        produced += asked.await.map_err(Error::setup)??.completion_tokens.unwrap_or(0);
+    }
+    Ok(f64::from(produced) / began.elapsed().as_secs_f64())
 }
 
 #[derive(Deserialize)]
@@ -114,10 +180,10 @@ impl Progress {
     }
 }
 
-async fn tokens_per_second(server: &Server, tokens: u32) -> Result<f64, Error> {
+async fn stream(server: &Server, prompt: &str, tokens: u32) -> Result<Progress, Error> {
     let request = json!({
         "model": ember::FUNCTION,
-        "messages": [{ "role": "user", "content": PROMPT }],
+        "messages": [{ "role": "user", "content": prompt }],
         "max_tokens": tokens,
         "temperature": 0,
         "stream": true,
@@ -134,7 +200,7 @@ async fn tokens_per_second(server: &Server, tokens: u32) -> Result<f64, Error> {
             progress.line(line.trim_ascii_end(), now);
         }
     }
-    progress.tokens_per_second()
+    Ok(progress)
 }
 
 #[cfg(test)]

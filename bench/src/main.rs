@@ -4,7 +4,7 @@
 //!  figures ─▶ interleaved rounds (ours, peer, peer, ours, …) ─▶ ratio pair by pair ─▶ line · report.json · report.html
 //! ```
 //! What is measured (the bars are those of `docs/SPECIFICATION.md`):
-//! - S5 decode rate of one stream through HTTPS ÷ that of llama-server ([`decode`]);
+//! - S5 decode rate of one stream through HTTPS ÷ that of llama-server, and S6 of eight at once ([`decode`]);
 //! - S10 the edge's CPU time a request ÷ that of hyper on tokio ([`edge`]).
 //!
 //! Invariants: both sides of a ratio come from one run on one machine, and every raw sample is in the report. Wall time
@@ -100,7 +100,8 @@ fn write(runs: &Path, figures: Vec<Outcome>) -> Result<PathBuf, Error> {
 }
 
 fn chosen(only: &[String]) -> Result<Vec<Box<dyn Figure>>, Error> {
-    let all: [Box<dyn Figure>; 2] = [Box::new(decode::DecodeRate), Box::new(edge::EdgeCpu)];
+    let all: [Box<dyn Figure>; 3] =
+        [Box::new(decode::DecodeRate), Box::new(decode::SharedDecodeRate), Box::new(edge::EdgeCpu)];
     if let Some(unknown) = only.iter().find(|name| !all.iter().any(|figure| figure.name() == **name)) {
         let known = all.iter().map(|figure| figure.name()).collect::<Vec<_>>().join(", ");
         return Err(Error::UnknownFigure { name: unknown.clone(), known });
@@ -118,7 +119,7 @@ mod tests {
             let only: Vec<_> = only.iter().map(|name| (*name).to_owned()).collect();
             chosen(&only).map(|figures| figures.iter().map(|figure| figure.name()).collect::<Vec<_>>())
         };
-        assert_eq!(names(&[]).unwrap(), ["S5", "S10"]);
+        assert_eq!(names(&[]).unwrap(), ["S5", "S6", "S10"]);
         assert_eq!(names(&["S10"]).unwrap(), ["S10"]);
         assert!(matches!(names(&["S1"]), Err(Error::UnknownFigure { .. })));
     }

