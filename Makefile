@@ -85,7 +85,7 @@ run: build model
 	echo "$$ready"
 	$(SUDO) $(BIN)/ember deploy docs/examples/assistant.toml --data $(DATA)
 	echo "> $(QUESTION)"
-	$(SUDO) $(BIN)/ember run assistant "$(QUESTION)" --verbose --data $(DATA)
+	$(SUDO) $(BIN)/ember run assistant "$(QUESTION)" --temperature 0 --verbose --data $(DATA)
 	if [ -n "$(ONCE)" ]; then stop 0; fi
 	echo "serving until interrupted; ask again with: $(BIN)/ember run assistant \"...\" --data $(DATA)"
 	wait "$$emberd"
