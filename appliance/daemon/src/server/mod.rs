@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Life: `run` starts one executor a core, each serving its own listener; the pool's task lives on the first. It ends
-//! when the supervisor says so, or when the warden is gone, since all instances went with it.
+//! when the supervisor says so, or at once when the warden is gone: all instances went with it, and whoever waits is cut
+//! off. The supervisor starts both again.
 //!
 //! Invariants: cores share [`State`] and nothing else; every request that reaches a function makes one record, also one
 //! that its client left; nothing here runs as root or trusts a runner. Left out: limits of connections (the edge),
@@ -46,9 +47,6 @@ use std::{
     time::Duration,
 };
 
-/// Time that requests get to end with a typed error when the warden is gone.
-const LOST_DRAIN: Duration = Duration::from_secs(1);
-
 /// Serves until told to stop.
 ///
 /// # Errors
@@ -60,7 +58,7 @@ pub(crate) fn run(setup: ServerSetup) -> Result<(), Failure> {
     let end = End { edge: edge.clone(), fault: Arc::default() };
 
     let for_warden = end.clone();
-    let warden = Warden::connect(warden, move || for_warden.because("the warden is gone", LOST_DRAIN));
+    let warden = Warden::connect(warden, move || for_warden.because("the warden is gone", Duration::ZERO));
     let warden = warden.map_err(Failure::of("speak to", "the warden"))?;
     let (pool, inputs) = appliance_pool::pool();
     let state = State::open(&files, &config, pool, warden.clone(), ledger)?;
