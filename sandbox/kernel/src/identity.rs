@@ -56,7 +56,7 @@ pub(crate) fn set_user(id: u32) -> Result<()> {
 }
 
 /// Room in the kernel's capability sets; it knows fewer.
-const CAPABILITIES_MAX: u64 = 64;
+pub(crate) const CAPABILITIES_MAX: u64 = 64;
 
 /// Empties the bounding set.
 pub(crate) fn drop_bounding_set() -> Result<()> {
@@ -77,7 +77,7 @@ pub(crate) fn clear_ambient() -> Result<()> {
 }
 
 /// Every securebit that takes something away, and all locks.
-const SECUREBITS: libc::c_int = libc::SECBIT_NOROOT
+pub(crate) const SECUREBITS: libc::c_int = libc::SECBIT_NOROOT
     | libc::SECBIT_NOROOT_LOCKED
     | libc::SECBIT_NO_SETUID_FIXUP
     | libc::SECBIT_NO_SETUID_FIXUP_LOCKED
@@ -96,7 +96,7 @@ struct CapabilityHeader {
     pid: i32,
 }
 
-const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
+pub(crate) const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 
 /// Empties the effective, permitted and inheritable sets of the calling thread.
 pub(crate) fn drop_capabilities() -> Result<()> {

@@ -3,6 +3,7 @@
 //! ```text
 //!  Sandbox (a value) ──plan()──▶ [Step, Step, …] ──spawn()──▶ Child (pid, pidfd)
 //!                                  pure, tested without root     one clone3; the child walks the steps and execs
+//!                                  a Table, where the child is restored (confine)
 //!  Limits (a value) ──Cgroups::create()──▶ Cgroup                written, then read back
 //!  Child ──audit──▶ as it was asked for, or the layer that is not    read from outside; escape: tried from inside
 //! ```
@@ -13,11 +14,13 @@
 
 pub mod audit;
 pub mod cgroup;
+pub mod confine;
 pub mod disk;
 pub mod escape;
 pub mod identity;
 pub mod landlock;
 pub mod limits;
+pub mod machine;
 pub mod memory;
 pub mod mounts;
 pub mod pidfd;

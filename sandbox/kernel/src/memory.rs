@@ -9,12 +9,16 @@
 use nix::{
     Result,
     errno::Errno,
+    fcntl::{FcntlArg, SealFlag, fcntl},
     libc,
-    sys::mman::{MapFlags, ProtFlags, mmap, munmap},
+    sys::{
+        memfd::{MFdFlags, memfd_create},
+        mman::{MapFlags, ProtFlags, mmap, munmap},
+    },
     unistd::Pid,
 };
 use std::{
-    ffi::c_void,
+    ffi::{CStr, c_void},
     fs::{self, File},
     io,
     num::NonZeroUsize,
@@ -70,6 +74,46 @@ pub fn prefault(file: &File) -> io::Result<()> {
     let bytes = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
     let Some(bytes) = NonZeroUsize::new(bytes) else { return Ok(()) };
     Ok(Mapping::new(file, bytes)?.populate()?)
+}
+
+/// Memory that nobody can change once `fill` has written it: a sealed file, to be mapped copy-on-write by many.
+/// `fill` gets it whole, zeroed.
+///
+/// # Errors
+/// There is no room, or what `fill` says.
+pub fn sealed<E: From<io::Error>>(
+    name: &CStr,
+    bytes: u64,
+    fill: impl FnOnce(&mut [u8]) -> std::result::Result<(), E>,
+) -> std::result::Result<File, E> {
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let file = File::from(memfd_create(name, flags).map_err(io::Error::from)?);
+    file.set_len(bytes)?;
+    if let Some(length) = usize::try_from(bytes).ok().and_then(NonZeroUsize::new) {
+        let mut writable = Writable::new(&file, length).map_err(io::Error::from)?;
+        fill(writable.bytes())?;
+    }
+    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SEAL;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(io::Error::from)?;
+    Ok(file)
+}
+
+/// A writable mapping of a file that nobody else knows.
+struct Writable(Mapping);
+
+impl Writable {
+    fn new(file: &File, bytes: NonZeroUsize) -> Result<Self> {
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a fresh mapping at an address of the kernel's choice.
+        let address = unsafe { mmap(None, bytes, protection, MapFlags::MAP_SHARED, file.as_fd(), 0) }?;
+        Ok(Self(Mapping { address, bytes }))
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: the mapping is as long as this, readable and writable, and lives as long as we are borrowed. Its file
+        // is a memfd that only `sealed` holds, so that nothing else maps, writes or shortens it meanwhile.
+        unsafe { std::slice::from_raw_parts_mut(self.0.address.as_ptr().cast(), self.0.bytes.get()) }
+    }
 }
 
 /// Memory of this host, bytes.

@@ -30,8 +30,8 @@ use std::{
 };
 
 const NOTHING: Option<&CStr> = None;
-const ROOT_OPTIONS: &CStr = c"size=64k,nr_inodes=16,mode=0555";
-const MOUNT_POINT: &CStr = c"/proc";
+pub(crate) const ROOT_OPTIONS: &CStr = c"size=64k,nr_inodes=16,mode=0555";
+pub(crate) const MOUNT_POINT: &CStr = c"/proc";
 
 const OPEN_TREE_CLONE: libc::c_uint = 1;
 const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 4;
@@ -87,7 +87,7 @@ pub(crate) fn make_private() -> Result<()> {
     mount(NOTHING, c"/", NOTHING, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NOTHING)
 }
 
-fn inert() -> MsFlags {
+pub(crate) fn inert() -> MsFlags {
     MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC
 }
 

@@ -2,10 +2,13 @@
 //! their parent's.
 //!
 //! Call these at the start of a child, before it has threads: namespaces and no_new_privs are per thread.
+#![allow(unsafe_code)]
 
 use crate::identity;
 use nix::{
     Result,
+    errno::Errno,
+    libc,
     sched::{CloneFlags, unshare},
     sys::{
         prctl::{set_child_subreaper, set_dumpable, set_pdeathsig},
@@ -55,4 +58,14 @@ pub fn leave_network() -> Result<()> {
 /// The kernel's.
 pub fn adopt_orphans() -> Result<()> {
     set_child_subreaper(true)
+}
+
+/// Lets the calling thread compute only where nobody else wants to.
+///
+/// # Errors
+/// The kernel's.
+pub fn compute_when_idle() -> Result<()> {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: nix has no sched_setscheduler. The structure outlives the call; 0 is the calling thread.
+    Errno::result(unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) }).map(drop)
 }

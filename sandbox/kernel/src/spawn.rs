@@ -66,7 +66,8 @@ pub struct LayerError {
 }
 
 impl LayerError {
-    pub(crate) fn new(layer: &'static str, attempted: impl std::fmt::Display, error: impl std::fmt::Display) -> Self {
+    /// A layer, what was attempted, and what was said to it.
+    pub fn new(layer: &'static str, attempted: impl std::fmt::Display, error: impl std::fmt::Display) -> Self {
         Self { layer, reason: format!("{attempted}: {error}") }
     }
 }
@@ -149,7 +150,7 @@ pub fn spawn(sandbox: &Sandbox<'_>) -> std::result::Result<Child, LayerError> {
     let child = clone_child(&steps, &image, report_in.as_raw_fd())
         .map_err(|error| LayerError::new("namespaces", "clone3", error))?;
     drop((gate_in, report_in));
-    admit(&child, sandbox)?;
+    admit(child.pid, sandbox.cgroup, sandbox.host_id)?;
     // An EPIPE here means that the child has failed a step already; the report says which.
     let _ = write(&gate, b".");
     await_exec(&report, &steps)?;
@@ -157,11 +158,14 @@ pub fn spawn(sandbox: &Sandbox<'_>) -> std::result::Result<Child, LayerError> {
 }
 
 /// Puts a child that waits at its gate where it belongs: limits first, then ids.
-fn admit(child: &Child, sandbox: &Sandbox<'_>) -> std::result::Result<(), LayerError> {
-    sandbox.cgroup.place(child.pid).map_err(|error| LayerError { layer: "cgroup", reason: error.to_string() })?;
-    identity::write_maps(child.pid, INSIDE_ID, sandbox.host_id)
+///
+/// # Errors
+/// The layer that failed.
+pub fn admit(child: Pid, cgroup: &Cgroup, host_id: u32) -> std::result::Result<(), LayerError> {
+    cgroup.place(child).map_err(|error| LayerError { layer: "cgroup", reason: error.to_string() })?;
+    identity::write_maps(child, INSIDE_ID, host_id)
         .map_err(|error| LayerError { layer: "user namespace", reason: error.to_string() })?;
-    let path = format!("/proc/{}/oom_score_adj", child.pid);
+    let path = format!("/proc/{child}/oom_score_adj");
     fs::write(&path, OOM_SCORE).map_err(|error| LayerError::new("supervision", path, error))
 }
 
@@ -262,7 +266,8 @@ impl<'a> Image<'a> {
     }
 }
 
-const NAMESPACES: libc::c_int = libc::CLONE_NEWUSER
+/// The namespaces that a sandbox is made with; that of cgroups is entered later.
+pub const NAMESPACES: libc::c_int = libc::CLONE_NEWUSER
     | libc::CLONE_NEWPID
     | libc::CLONE_NEWNS
     | libc::CLONE_NEWNET

@@ -72,12 +72,14 @@ pub struct Table {
     base: u64,
     data: Vec<u8>,
     calls: Vec<Call>,
+    /// Names of layers, each with the number of its first call.
+    layers: Vec<(usize, &'static str)>,
 }
 
 impl Table {
     /// An empty table for a region that will begin at `base`.
     pub fn new(base: u64) -> Self {
-        Self { base, data: Vec::new(), calls: Vec::new() }
+        Self { base, data: Vec::new(), calls: Vec::new(), layers: Vec::new() }
     }
 
     /// The region's address.
@@ -98,6 +100,16 @@ impl Table {
     /// The data so far, from its address on.
     pub fn data(&self) -> (u64, &[u8]) {
         (self.base + PAGE_BYTES, &self.data)
+    }
+
+    /// The calls that follow are of this layer of the sandbox.
+    pub fn begin(&mut self, layer: &'static str) {
+        self.layers.push((self.calls.len(), layer));
+    }
+
+    /// The layer that a call belongs to, if any.
+    pub fn layer(&self, call: usize) -> Option<&'static str> {
+        self.layers.iter().rev().find(|(first, _)| *first <= call).map(|(_, layer)| *layer)
     }
 
     /// Adds bytes for calls to point to, and says where they will be, aligned to 16.

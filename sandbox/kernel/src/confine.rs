@@ -1,0 +1,165 @@
+//! The layers of a sandbox as calls of a [`Table`], for a child that becomes a restored process rather than a program.
+//!
+//! ```text
+//!  spawn.rs   steps, walked by a child that then execs      files in its root, its program in its Landlock domain
+//!  here       the same layers, as data                      an empty root, an empty domain: all it needs is mapped
+//! ```
+//! [`confine`] is run while what the parent has open is still open, [`seal`] last of all. A call that fails names its
+//! layer ([`Table::layer`]); whether each layer holds is read from outside all the same ([`crate::audit`]), as with a
+//! child that execs.
+//!
+//! Left out: what precedes any layer (the gate, at which the parent places the child and maps its ids:
+//! [`crate::spawn::admit`]) and its descriptors, which the restore places between the two.
+
+use crate::{
+    identity::{CAPABILITIES_MAX, CAPABILITY_VERSION_3, SECUREBITS},
+    limits::RLIMITS,
+    mounts::{MOUNT_POINT, ROOT_OPTIONS, inert},
+    seccomp::{self, Filter},
+    spec::{HOST_NAME, INSIDE_ID, LANDLOCK},
+    table::{MAY_FAIL, Table},
+};
+use nix::{
+    libc,
+    mount::{MntFlags, MsFlags},
+};
+use std::{ffi::CStr, os::fd::RawFd};
+
+/// Adds all layers but the last two: namespaces entered late, identity, root, capabilities, the Landlock domain of
+/// `ruleset`, and death with the parent, which a change of identity had cleared.
+pub fn confine(table: &mut Table, ruleset: RawFd) {
+    table.begin("cgroup namespace");
+    table.call(libc::SYS_unshare, &[libc::CLONE_NEWCGROUP as u64]);
+    table.begin("session");
+    table.call(libc::SYS_setsid, &[]);
+    table.begin("uts namespace");
+    let name = table.put(HOST_NAME.as_bytes());
+    table.call(libc::SYS_sethostname, &[name, HOST_NAME.len() as u64]);
+    identity(table);
+    root(table);
+    capabilities(table);
+    table.begin("no new privileges");
+    table.call(libc::SYS_prctl, &[libc::PR_SET_NO_NEW_PRIVS as u64, 1, 0, 0, 0]);
+    table.begin(LANDLOCK);
+    table.call(libc::SYS_landlock_restrict_self, &[ruleset as u64, 0]);
+    table.begin("supervision");
+    table.call(libc::SYS_prctl, &[libc::PR_SET_PDEATHSIG as u64, libc::SIGKILL as u64]);
+    table.begin("descriptors");
+}
+
+/// Adds the last layers: limits, below which descriptors could not be placed, and the filter of a process that has started
+/// ([`seccomp::sealed`]).
+pub fn seal(table: &mut Table) {
+    limits(table);
+    filter(table, &seccomp::sealed());
+}
+
+fn filter(table: &mut Table, filter: &Filter) {
+    table.begin("seccomp");
+    let instructions = table.put(&filter.encode());
+    // `struct sock_fprog`: a length of 16 bits, and a pointer on the next word.
+    let program = [u64::from(filter.instructions()), instructions].map(u64::to_ne_bytes);
+    let program = table.put(program.as_flattened());
+    table.call(libc::SYS_seccomp, &[libc::SECCOMP_SET_MODE_FILTER.into(), 0, program]);
+}
+
+fn identity(table: &mut Table) {
+    let id = u64::from(INSIDE_ID);
+    table.begin("identity");
+    table.call(libc::SYS_setgroups, &[0, 0]);
+    table.call(libc::SYS_setresgid, &[id, id, id]);
+    table.call(libc::SYS_setresuid, &[id, id, id]);
+}
+
+/// See [`crate::mounts`], whose root this is, without a file in it.
+fn root(table: &mut Table) {
+    table.begin("root");
+    let [here, top, tmpfs, source] = [c".", c"/", c"tmpfs", c"ember"].map(|text| text_of(table, text));
+    let (point, options) = (text_of(table, MOUNT_POINT), text_of(table, ROOT_OPTIONS));
+    let private = (MsFlags::MS_REC | MsFlags::MS_PRIVATE).bits();
+    let read_only = (MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | inert()).bits();
+    table.call(libc::SYS_mount, &[0, top, 0, private, 0]);
+    table.call(libc::SYS_mount, &[source, point, tmpfs, inert().bits(), options]);
+    table.call(libc::SYS_chdir, &[point]);
+    table.call(libc::SYS_pivot_root, &[here, here]);
+    table.call(libc::SYS_umount2, &[here, MntFlags::MNT_DETACH.bits() as u64]);
+    table.call(libc::SYS_chdir, &[top]);
+    table.call(libc::SYS_mount, &[0, top, 0, read_only, 0]);
+}
+
+fn text_of(table: &mut Table, text: &CStr) -> u64 {
+    table.put(text.to_bytes_with_nul())
+}
+
+fn limits(table: &mut Table) {
+    table.begin("resource limits");
+    for limit in RLIMITS {
+        let soft_and_hard = [limit.max.to_ne_bytes(); 2];
+        let soft_and_hard = table.put(soft_and_hard.as_flattened());
+        table.call(libc::SYS_prlimit64, &[0, limit.resource as u64, soft_and_hard, 0]);
+    }
+}
+
+fn capabilities(table: &mut Table) {
+    table.begin("capabilities");
+    for capability in 0..CAPABILITIES_MAX {
+        // The kernel knows fewer and refuses the rest. What it keeps by mistake, the audit finds in the bounding set.
+        table.call_with(libc::SYS_prctl, &[libc::PR_CAPBSET_DROP as u64, capability], MAY_FAIL);
+    }
+    let clear = [libc::PR_CAP_AMBIENT as u64, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64, 0, 0, 0];
+    table.call(libc::SYS_prctl, &clear);
+    table.call(libc::SYS_prctl, &[libc::PR_SET_SECUREBITS as u64, SECUREBITS as u64]);
+    let header = table.put([CAPABILITY_VERSION_3, 0].map(u32::to_ne_bytes).as_flattened());
+    let none = table.put(&[0; 24]);
+    table.call(libc::SYS_capset, &[header, none]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        audit,
+        cgroup::{Cgroups, Limits},
+        landlock,
+        pidfd::Ended,
+        spawn::{NAMESPACES, admit},
+        table::Region,
+    };
+    use std::{
+        io::{Read, Write, pipe},
+        os::fd::AsRawFd,
+    };
+
+    const BASE: u64 = 96 << 30;
+    const HOST_ID: u32 = 2_000_003_100;
+
+    #[test]
+    fn a_child_is_confined_by_a_table_as_the_audit_wants_it() {
+        let groups = Cgroups::open(&format!("confine-{}", std::process::id())).unwrap();
+        let cgroup = groups.create("one", &Limits { memory_bytes: 32 << 20, pids: 4, cpus: 1 }).unwrap();
+        let ruleset = landlock::domain([]).unwrap();
+        let ((gate, mut opener), (mut told, tell), (held, release)) =
+            (pipe().unwrap(), pipe().unwrap(), pipe().unwrap());
+        let mut table = Table::new(BASE);
+        let byte = table.put(b".");
+        table.call_with(libc::SYS_read, &[gate.as_raw_fd() as u64, byte, 1], 1);
+        confine(&mut table, ruleset.as_raw_fd());
+        seal(&mut table);
+        table.call_with(libc::SYS_write, &[tell.as_raw_fd() as u64, byte, 1], 1);
+        table.call_with(libc::SYS_read, &[held.as_raw_fd() as u64, byte, 1], 1);
+        table.call(libc::SYS_exit_group, &[7]);
+        let region = Region::load(&table).unwrap();
+        let mut child = region.spawn(NAMESPACES).unwrap();
+        admit(child.pid(), &cgroup, HOST_ID).unwrap();
+        opener.write_all(b".").unwrap();
+        drop(tell);
+        let mut byte = [0];
+        let confined = told.read(&mut byte).unwrap();
+        let looked = audit::confinement(child.pid(), HOST_ID, &cgroup);
+        drop(release.try_clone().map(|mut release| release.write_all(b".")));
+        let ended = child.wait().unwrap();
+        cgroup.remove().unwrap();
+        groups.close().unwrap();
+        assert_eq!((confined, looked, ended), (1, Ok(()), Ended::Exit(7)));
+    }
+}
