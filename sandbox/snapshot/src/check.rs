@@ -32,6 +32,7 @@ impl Image {
         check_mappings(&self.mappings)?;
         check_cover(&self.mappings, &self.extents)?;
         check_data_area(&self.extents)?;
+        at_most("bytes of the note", self.note.len() as u64, NOTE_BYTES_MAX as u64)?;
         self.check_registers()?;
         process::check(self)
     }

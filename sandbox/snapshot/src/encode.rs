@@ -104,9 +104,9 @@ fn arrange(
     pages: &impl Pages,
     options: &EncodeOptions<'_>,
 ) -> Result<(Image, Vec<Extent>), SnapshotError> {
-    let Capture { identity, registers, process, mappings, kept, .. } = capture;
+    let Capture { identity, registers, process, mappings, kept, note, .. } = capture;
     check_mappings(&mappings)?;
-    let mut image = Image { identity, registers, process, mappings, extents: Vec::new() };
+    let mut image = Image { identity, registers, process, mappings, extents: Vec::new(), note };
     check_data(&image, data)?;
     let is_one_mapping = |gap: Span| {
         let before = image.mapping_at(gap.address - 1);

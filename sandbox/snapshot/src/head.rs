@@ -34,7 +34,7 @@ use crate::{
 /// What must be read to know how long the head is, bytes.
 pub const HEADER_BYTES: usize = 64;
 /// The version that this build writes and reads.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 const MAGIC: &[u8; 8] = b"EMBERIMG";
 const SEAL_OFFSET: usize = 32;

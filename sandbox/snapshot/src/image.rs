@@ -226,6 +226,8 @@ pub struct Image {
     pub mappings: Vec<Mapping>,
     /// What the address space holds, by ascending address.
     pub extents: Vec<Extent>,
+    /// See [`Capture::note`].
+    pub note: Vec<u8>,
 }
 
 /// A runner as it was seen: what the encoder makes an [`Image`] of.
@@ -243,6 +245,9 @@ pub struct Capture {
     pub kept: Vec<Extent>,
     /// Present private pages, which the encoder reads, by ascending address. What neither this nor `kept` covers is zero.
     pub data: Vec<Span>,
+    /// What whoever takes the snapshot wants to find in it again, at most
+    /// [`NOTE_BYTES_MAX`](crate::limits::NOTE_BYTES_MAX); sealed with the rest, and not looked at here.
+    pub note: Vec<u8>,
 }
 
 /// A stretch of the address space.

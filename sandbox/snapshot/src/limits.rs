@@ -30,6 +30,8 @@ pub const EXTENDED_BYTES_MIN: usize = 576;
 pub const EXTENDED_BYTES_MAX: usize = 16 << 10;
 /// Longest auxiliary vector, bytes.
 pub const AUXV_BYTES_MAX: usize = 1024;
+/// Longest note, bytes.
+pub const NOTE_BYTES_MAX: usize = 64 << 10;
 /// Longest name of a thread, bytes.
 pub const COMM_BYTES_MAX: usize = 15;
 /// Longest kernel release, bytes.

@@ -42,6 +42,15 @@ impl Snapshot {
         Ok(Self { image, frames, key })
     }
 
+    /// What a snapshot was taken of, by its head as for [`open`](Self::open).
+    ///
+    /// # Errors
+    /// It is not authentic.
+    pub fn identity(head: &[u8], file_bytes: u64, key: &[u8; 32]) -> Result<Identity, SnapshotError> {
+        let (image, _) = head::read(head, file_bytes, &SealKey::new(key))?;
+        Ok(image.identity)
+    }
+
     pub(crate) fn written(image: Image, frames: Vec<Frame>, key: SealKey) -> Self {
         Self { image, frames, key }
     }

@@ -149,6 +149,7 @@ pub(crate) fn runner() -> (Capture, Memory) {
         mappings: mappings(),
         kept: kept(),
         data,
+        note: b"kept as it is".to_vec(),
     };
     (capture, memory)
 }
