@@ -105,7 +105,7 @@ fn look(
     let process = asked?;
     put_back?;
     let registers = image::Registers { general: registers::to_bytes(&registers), extended };
-    Ok(Capture { identity, registers, process, mappings, kept, data })
+    Ok(Capture { identity, registers, process, mappings, kept, data, note: Vec::new() })
 }
 
 fn status(pid: i32) -> Result<Status, CaptureError> {

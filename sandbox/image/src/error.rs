@@ -1,7 +1,7 @@
 //! What can go wrong at a capture and at a restore, and with what.
 
 use nix::errno::Errno;
-use sandbox_kernel::pidfd::Ended;
+use sandbox_kernel::{pidfd::Ended, spawn::LayerError};
 use std::{io, ops::Range};
 
 /// A result of this crate.
@@ -82,6 +82,9 @@ pub enum RestoreError {
         /// What the kernel said.
         error: io::Error,
     },
+    /// A layer of the sandbox could not be set up.
+    #[error("sandbox layer {0}")]
+    Layer(#[from] LayerError),
     /// A call of the child failed.
     #[error("the child's {call}: {error}")]
     Call {

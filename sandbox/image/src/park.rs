@@ -17,7 +17,10 @@ use nix::{
     fcntl::{FcntlArg, SealFlag, fcntl},
     sys::memfd::{MFdFlags, memfd_create},
 };
-use sandbox_snapshot::image::{Capture, Extent, Image, Mapping, PAGE_BYTES, Source, Span};
+use sandbox_snapshot::{
+    Pages,
+    image::{Capture, Extent, Image, Mapping, PAGE_BYTES, Source, Span},
+};
 use std::{fs::File, io, os::unix::fs::FileExt};
 
 /// Zeros between data that are kept: 32 pages.
@@ -54,6 +57,31 @@ impl Parked {
     }
 }
 
+impl Parked {
+    /// The process as it was captured, for an encoder that reads its memory here.
+    pub fn capture(&self) -> Capture {
+        let Image { identity, registers, process, mappings, extents, note } = self.image.clone();
+        let is_data = |extent: &&Extent| matches!(extent.source, Source::Compressed { .. });
+        let data = extents.iter().filter(is_data).map(Extent::span).collect();
+        let is_kept = |extent: &Extent| !matches!(extent.source, Source::Compressed { .. } | Source::Zero);
+        let kept = extents.into_iter().filter(is_kept).collect();
+        Capture { identity, registers, process, mappings, kept, data, note }
+    }
+}
+
+impl Pages for Parked {
+    fn read(&self, address: u64, bytes: &mut [u8]) -> io::Result<()> {
+        let extents = &self.image.extents;
+        let extent = extents.partition_point(|extent| extent.address <= address).checked_sub(1).map(|at| extents[at]);
+        match extent {
+            Some(Extent { address: start, source: Source::Compressed { offset }, .. }) => {
+                self.data.read_exact_at(bytes, offset + (address - start))
+            }
+            _ => Err(io::Error::new(io::ErrorKind::InvalidInput, format!("no data at {address:#x}"))),
+        }
+    }
+}
+
 /// Copies the memory of a captured process into a sealed file.
 ///
 /// # Errors
@@ -84,6 +112,7 @@ fn image(capture: &Capture, extents: Vec<Extent>) -> Image {
         process: capture.process.clone(),
         mappings: capture.mappings.clone(),
         extents,
+        note: capture.note.clone(),
     }
 }
 

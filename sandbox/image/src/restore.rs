@@ -28,8 +28,8 @@ use nix::{
 };
 use sandbox_kernel::{
     pidfd::Pid,
-    spawn::Child,
-    table::{Call, REGION_BYTES, Region, Table, inherited_rseq},
+    spawn::{Child, LayerError},
+    table::{REGION_BYTES, Region, Table, inherited_rseq},
     trace::{Registers, Stop, Tracee},
 };
 use sandbox_snapshot::image::Image;
@@ -64,7 +64,7 @@ pub struct Restore<'a> {
     /// New namespaces for it: flags of clone3.
     pub namespaces: c_int,
     /// Puts the waiting child where it belongs: cgroup, id maps.
-    pub admit: &'a dyn Fn(Pid) -> io::Result<()>,
+    pub admit: &'a dyn Fn(Pid) -> Result<(), LayerError>,
     /// Adds the calls that confine it, done while what this process has open is still open.
     pub confine: &'a dyn Fn(&mut Table),
     /// Adds the calls that seal it, done last.
@@ -96,8 +96,7 @@ impl Restore<'_> {
         let child = region.spawn(self.namespaces).map_err(RestoreError::prepare("clone3"))?;
         let mut held = HeldChild::seize(child)?;
         clock.done(Step::Cloned);
-        (self.admit)(held.child.pid())
-            .map_err(|error| RestoreError::Prepare { attempted: "admit the child", error })?;
+        (self.admit)(held.child.pid())?;
         opener.write_all(b".").map_err(|error| RestoreError::Prepare { attempted: "open the gate", error })?;
         clock.done(Step::Admitted);
         held.await_table(&table, &region)?;
@@ -188,7 +187,7 @@ impl HeldChild {
         let registers = self.expect_trap(stop)?;
         match region.call_at(registers.rbx) {
             Ok(None) => Ok(()),
-            Ok(Some(at)) => Err(failed(&table.calls()[at], registers.rax)),
+            Ok(Some(at)) => Err(failed(table, at, registers.rax)),
             Err(_) => Err(stray(registers, stop)),
         }
     }
@@ -227,13 +226,18 @@ fn stray(registers: Registers, stop: Stop) -> RestoreError {
     RestoreError::Stopped { at: registers.rip, why: format!("{stop:?}, rax {:#x}", registers.rax) }
 }
 
-fn failed(call: &Call, result: u64) -> RestoreError {
+fn failed(table: &Table, at: usize, result: u64) -> RestoreError {
+    let call = &table.calls()[at];
     let [a, b, c, d, e, f] = call.arguments;
     let call = format!("{}({a:#x}, {b:#x}, {c:#x}, {d:#x}, {e:#x}, {f:#x})", name(call.number as libc::c_long));
-    match result as i64 {
-        error @ -4095..0 => RestoreError::Call { call, error: Errno::from_raw(-error as i32) },
+    let error = match result as i64 {
+        error @ -4095..0 => Errno::from_raw(-error as i32),
         // Fewer bytes than asked for: a file that is shorter than the image says.
-        _ => RestoreError::Call { call, error: Errno::ENODATA },
+        _ => Errno::ENODATA,
+    };
+    match table.layer(at) {
+        Some(layer) => RestoreError::Layer(LayerError::new(layer, call, error)),
+        None => RestoreError::Call { call, error },
     }
 }
 

@@ -112,7 +112,7 @@ mod tests {
             robust_list: 0, rseq: None, sigaltstack: None, signal_actions: Vec::new(), signal_mask: 0,
         };
         let registers = Registers { general: Vec::new(), extended: Vec::new() };
-        Image { identity, registers, process, mappings: Vec::new(), extents: Vec::new() }
+        Image { identity, registers, process, mappings: Vec::new(), extents: Vec::new(), note: Vec::new() }
     }
 
     #[test]
