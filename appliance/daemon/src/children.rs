@@ -15,7 +15,7 @@
 
 use crate::{
     control::{self, Beginning, Role, Start, What},
-    data::{LEDGER, LEDGER_ID, MODELS, SERVER_ID},
+    data::{LEDGER, LEDGER_ID, MODELS, SERVER_ID, SNAPSHOTS},
     exit::Failure,
     server,
     setup::{SERVER_FILES, ServerSetup},
@@ -78,8 +78,14 @@ fn warden(mut gifts: Gifts, start: &Start) -> Result<(), Failure> {
     stay_with(start)?;
     let cores = appliance_runtime::available_cores().map_err(Failure::of("count", "the cores"))?.len();
     let cpus = config.inference_cores.unwrap_or(u32::try_from(cores).unwrap_or(u32::MAX));
-    let config = WardenConfig::new(start.data.join(MODELS), start.runner.clone(), start.tag.clone(), cpus)
-        .map_err(Failure::of("look at", "the memory"))?;
+    let config = WardenConfig::new(
+        start.data.join(MODELS),
+        start.data.join(SNAPSHOTS),
+        start.runner.clone(),
+        start.tag.clone(),
+        cpus,
+    )
+    .map_err(Failure::of("look at", "the memory"))?;
     sandbox_warden::run(config, gifts.take(What::Peer)?).map_err(warden_failure)
 }
 

@@ -7,6 +7,7 @@
 //!  ├── admin.key   root     0600
 //!  ├── tls/        root     0755   ca.pem 0644, ca.key 0600, server.pem 0644; server.key 0600 is the server's
 //!  ├── models/     root     0755   the warden's store
+//!  ├── snapshots/  root     0700   the warden's, with the key that seals them
 //!  ├── server/     server   0700   keys.json, device.secret, functions/NAME.toml
 //!  └── ledger/     ledger   0700   requests.log
 //! ```
@@ -42,9 +43,10 @@ pub(crate) const SERVER_ID: u32 = BASE_ID + 1;
 pub(crate) const LEDGER_ID: u32 = BASE_ID + 2;
 
 const FOLDER_MODE: u32 = 0o755;
-const FOLDERS: [(&str, Access); 4] = [
+const FOLDERS: [(&str, Access); 5] = [
     (TLS, Access { id: ROOT_ID, mode: FOLDER_MODE }),
     (MODELS, Access { id: ROOT_ID, mode: FOLDER_MODE }),
+    (SNAPSHOTS, Access { id: ROOT_ID, mode: 0o700 }),
     (SERVER, Access { id: SERVER_ID, mode: 0o700 }),
     (LEDGER, Access { id: LEDGER_ID, mode: 0o700 }),
 ];
@@ -52,6 +54,8 @@ const FOLDERS: [(&str, Access); 4] = [
 pub(crate) const TLS: &str = "tls";
 /// The warden's store.
 pub(crate) const MODELS: &str = "models";
+/// The warden's snapshots.
+pub(crate) const SNAPSHOTS: &str = "snapshots";
 /// The ledger's folder.
 pub(crate) const LEDGER: &str = "ledger";
 const SERVER: &str = "server";

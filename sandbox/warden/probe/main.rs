@@ -18,7 +18,7 @@ use std::{
     fs::File,
     io::{self, Read, Write},
     os::{fd::AsFd, unix::net::UnixStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::{
         Arc,
@@ -47,7 +47,8 @@ fn main() -> ExitCode {
 
 fn warden(models: &str, tag: &str, timeout_ms: &str) -> Result<ExitCode, Box<dyn Error>> {
     let runner = std::env::current_exe()?;
-    let mut config = WardenConfig::new(PathBuf::from(models), runner, tag.to_owned(), 2)?;
+    let (models, snapshots) = (PathBuf::from(models), Path::new(models).join("snapshots"));
+    let mut config = WardenConfig::new(models, snapshots, runner, tag.to_owned(), 2)?;
     config.load_timeout = Duration::from_millis(timeout_ms.parse()?);
     let socket = io::stdin().as_fd().try_clone_to_owned()?;
     sandbox_warden::run(config, socket)?;

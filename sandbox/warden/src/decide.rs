@@ -44,6 +44,11 @@ pub(crate) fn cause(ended: Ended, oom_kills: u64, stopping: bool, limit_bytes: u
     }
 }
 
+/// Whether an instance ended as one does whose memory is not what it was: SIGILL, SIGBUS, SIGFPE or SIGSEGV.
+pub(crate) fn is_fault(cause: &ExitCause) -> bool {
+    matches!(cause, ExitCause::Signal(4 | 7 | 8 | 11))
+}
+
 const KILL: i32 = 9;
 
 #[cfg(test)]

@@ -1,9 +1,11 @@
 //! Where requests of the server are taken and dealt out. Nothing here waits: what takes time gets a thread.
 
-use crate::{instance, shared::Shared, spawner::sandbox_error};
+use crate::{instance, shared::Shared, snapshots::Ready, spawner::sandbox_error, taking};
 use appliance_types::ModelDigest;
 use sandbox_kernel::socket::has_an_end;
-use sandbox_wire::warden::{Call, InstanceId, Reply, Request, RunnerSpec, SYSTEM_BYTES_MAX, WardenError};
+use sandbox_wire::warden::{
+    Call, InstanceId, Reply, Request, RunnerSpec, SYSTEM_BYTES_MAX, SnapshotEntry, WardenError,
+};
 use std::{
     fs::File,
     os::fd::OwnedFd,
@@ -17,6 +19,8 @@ use std::{
 
 /// Models added at once; more are refused, since each may wait for its sender without end.
 const ADDS_MAX: usize = 4;
+/// Snapshots taken, read or verified at once by call; more are refused.
+const SNAPSHOTS_MAX: usize = 8;
 
 /// Takes requests, one after the other.
 #[derive(Debug)]
@@ -24,11 +28,12 @@ pub(crate) struct Desk {
     shared: Arc<Shared>,
     instances: Vec<JoinHandle<()>>,
     adds: Arc<AtomicUsize>,
+    snapshots: Arc<AtomicUsize>,
 }
 
 impl Desk {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, instances: Vec::new(), adds: Arc::default() }
+        Self { shared, instances: Vec::new(), adds: Arc::default(), snapshots: Arc::default() }
     }
 
     /// Answers a request, now or from a thread.
@@ -38,6 +43,19 @@ impl Desk {
             Call::Wake(spec) => self.wake(id, spec),
             Call::Stop { instance } => self.stop(id, instance),
             Call::Instances => Ok(Some(Reply::Instances(self.shared.registry.statuses()))),
+            Call::Park(spec) => self.work(id, move |shared| park(shared, &spec).map(Reply::Parked)),
+            Call::Store { function } => {
+                self.shared.snapshots.store(&function);
+                Ok(Some(Reply::Stored))
+            }
+            Call::SnapshotTake(spec) => self.work(id, move |shared| take(shared, &spec).map(Reply::SnapshotTaken)),
+            Call::SnapshotVerify(spec) => {
+                self.work(id, move |shared| verify(shared, &spec).map(Reply::SnapshotVerified))
+            }
+            Call::Snapshots => self.shared.snapshots.list().map(|snapshots| Some(Reply::Snapshots(snapshots))),
+            Call::SnapshotRemove { function } => {
+                self.shared.snapshots.remove(&function).map(|()| Some(Reply::SnapshotRemoved))
+            }
             Call::ModelAdd { expected } => self.add(id, descriptor, expected),
             Call::Models => self.shared.store.list().map(|models| Some(Reply::Models(models))),
             Call::ModelRemove { digest } => self.remove(&digest),
@@ -69,6 +87,25 @@ impl Desk {
         Ok(None)
     }
 
+    /// Does on a thread what takes long.
+    fn work(
+        &mut self,
+        id: u64,
+        work: impl FnOnce(&Shared) -> Result<Reply, WardenError> + Send + 'static,
+    ) -> Result<Option<Reply>, WardenError> {
+        let permit = Permit::take(&self.snapshots, SNAPSHOTS_MAX)?;
+        let shared = Arc::clone(&self.shared);
+        let work = move || {
+            let done = work(&shared);
+            drop(permit);
+            shared.outbox.reply(id, done);
+        };
+        let thread = thread::Builder::new().name("snapshot".into()).spawn(work);
+        self.instances.retain(|thread| !thread.is_finished());
+        self.instances.push(thread.map_err(|error| sandbox_error("supervision", error))?);
+        Ok(None)
+    }
+
     fn stop(&self, id: u64, instance: InstanceId) -> Result<Option<Reply>, WardenError> {
         self.shared.registry.stop(instance, id).map(|()| None)
     }
@@ -83,7 +120,7 @@ impl Desk {
         if !has_an_end(&source).map_err(bad)? {
             return Err(bad("a model is read from a file, a pipe or a socket"));
         }
-        let permit = Permit::take(&self.adds)?;
+        let permit = Permit::take(&self.adds, ADDS_MAX)?;
         let shared = Arc::clone(&self.shared);
         let add = move || {
             let added = shared.store.add(File::from(source), expected);
@@ -115,14 +152,45 @@ fn bad(reason: impl ToString) -> WardenError {
     WardenError::BadRequest { reason: reason.to_string() }
 }
 
-/// The right to add a model; given back when dropped.
+/// Takes a function's snapshot and writes it.
+fn take(shared: &Shared, spec: &RunnerSpec) -> Result<SnapshotEntry, WardenError> {
+    take_and_write(shared, spec)?;
+    Ok(shared.snapshots.entry(&spec.function))
+}
+
+fn take_and_write(shared: &Shared, spec: &RunnerSpec) -> Result<Arc<Ready>, WardenError> {
+    let lease = shared.registry.reserve(spec)?;
+    let ready = instance::take(shared, lease, spec)?;
+    shared.snapshots.write(&ready)?;
+    // What was held of an earlier one.
+    shared.snapshots.store(&spec.function);
+    Ok(ready)
+}
+
+/// Holds a function's snapshot in memory.
+fn park(shared: &Shared, spec: &RunnerSpec) -> Result<SnapshotEntry, WardenError> {
+    let found = shared.snapshots.find(&instance::identity(shared, spec)?).unwrap_or_else(|reason| {
+        taking::retire(shared, &spec.function, reason);
+        None
+    });
+    if found.is_none() {
+        shared.snapshots.hold(take_and_write(shared, spec)?);
+    }
+    Ok(shared.snapshots.entry(&spec.function))
+}
+
+fn verify(shared: &Shared, spec: &RunnerSpec) -> Result<SnapshotEntry, WardenError> {
+    shared.snapshots.verify(&instance::identity(shared, spec)?)
+}
+
+/// The right to do what takes long; given back when dropped.
 struct Permit(Arc<AtomicUsize>);
 
 impl Permit {
     /// Only the desk takes permits, so that looking and taking are one step.
-    fn take(taken: &Arc<AtomicUsize>) -> Result<Self, WardenError> {
-        if taken.load(Ordering::Acquire) >= ADDS_MAX {
-            return Err(bad(format!("{ADDS_MAX} models are being added, which is the most; try again later")));
+    fn take(taken: &Arc<AtomicUsize>, max: usize) -> Result<Self, WardenError> {
+        if taken.load(Ordering::Acquire) >= max {
+            return Err(bad(format!("{max} such calls are under way, which is the most; try again later")));
         }
         taken.fetch_add(1, Ordering::AcqRel);
         Ok(Self(Arc::clone(taken)))
@@ -142,9 +210,9 @@ mod tests {
     #[test]
     fn permits_run_out_and_come_back() {
         let taken = Arc::default();
-        let mut permits: Vec<_> = (0..ADDS_MAX).map(|_| Permit::take(&taken).unwrap()).collect();
-        assert!(Permit::take(&taken).is_err());
+        let mut permits: Vec<_> = (0..ADDS_MAX).map(|_| Permit::take(&taken, ADDS_MAX).unwrap()).collect();
+        assert!(Permit::take(&taken, ADDS_MAX).is_err());
         permits.pop();
-        assert!(Permit::take(&taken).is_ok());
+        assert!(Permit::take(&taken, ADDS_MAX).is_ok());
     }
 }

@@ -1,9 +1,11 @@
 //! The life of one instance, on a thread of its own.
 //!
 //! ```text
-//!  lease ──▶ cgroup ──▶ process in its sandbox ──▶ model loaded ──▶ handed to the server ──▶ ended ──▶ nothing left
-//!              │              │ confined?              │ holds what it was given, no more?     ▲
-//!              └──────────────┴────────────────────────┴── failed: the reply says why ─────────┘
+//!                              ┌── restored from a snapshot ──────────┐
+//!  lease ──▶ cgroup ──▶ process ─┤       │ not to be used: retired      ├──▶ handed to the server ──▶ ended ──▶ nothing left
+//!              │                 └─▶ sandboxed ──▶ model loaded ──▶ snapshot taken                       ▲
+//!              │                       │ confined?     │ holds what it was given, no more?               │
+//!              └───────────────────────┴───────────────┴── failed: the reply says why ───────────────────┘
 //! ```
 //! Invariants: nothing is told to a process that is not confined as it was asked for, and none is handed over that holds
 //! more than it was given; a layer that is missing is named instead. Whichever way it goes, the process is waited for,
@@ -13,14 +15,16 @@
 //! the server learns of its death from the socket, before the warden's `Exited` tells why.
 
 use crate::{
-    decide::{Grant, cause, grant},
+    decide::{Grant, cause, grant, is_fault},
     loading::{self, LoadError},
     registry::Lease,
     shared::Shared,
-    spawner::{Order, sandbox_error},
+    snapshots::Ready,
+    spawner::{Order, Origin, SpawnError, sandbox_error},
     tail::Tail,
+    taking,
 };
-use appliance_types::Tier;
+use appliance_types::{FunctionName, Tier};
 use sandbox_kernel::{
     audit::{self, Inode},
     cgroup::Cgroup,
@@ -31,22 +35,23 @@ use sandbox_kernel::{
     socket::stream_pair,
     spawn::{Child, LayerError},
 };
+use sandbox_snapshot::image::Identity;
 use sandbox_wire::{
     runner::{Load, ModelInfo},
     warden::{Awake, ExitCause, Reply, RunnerSpec, WardenError},
 };
 use std::{
     fs::File,
-    io::{self, pipe},
+    io::{self, PipeReader, PipeWriter, pipe},
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 /// Runs an instance from its lease to its end, and says what is to be said. Its slot is free before anyone is told.
-pub(crate) fn live(shared: &Shared, lease: Lease, request: u64, spec: &RunnerSpec, begun: Instant) {
+pub(crate) fn live(shared: &Arc<Shared>, lease: Lease, request: u64, spec: &RunnerSpec, begun: Instant) {
     let ended = match wake(shared, lease, spec) {
-        Ok(woken) => Ok(serve(shared, woken, request, begun)),
+        Ok(woken) => Ok(serve(shared, woken, &spec.function, request, begun)),
         Err(error) => Err(error),
     };
     let released = shared.registry.release(lease.instance);
@@ -61,12 +66,18 @@ pub(crate) fn live(shared: &Shared, lease: Lease, request: u64, spec: &RunnerSpe
 }
 
 /// Hands an instance over to the server, and waits for its end.
-fn serve(shared: &Shared, (instance, model, socket): Woken, request: u64, begun: Instant) -> ExitCause {
-    let awake = instance.awake(model, begun);
-    tracing::info!(instance = awake.instance, wake_us = awake.wake_us, "awake");
+fn serve(shared: &Shared, woken: Woken, function: &FunctionName, request: u64, begun: Instant) -> ExitCause {
+    let Woken { instance, info, socket, tier } = woken;
+    let awake = instance.awake(info, tier, begun);
+    tracing::info!(instance = awake.instance, %tier, wake_us = awake.wake_us, "awake");
     shared.outbox.hand_over(request, Reply::Awake(awake), socket.as_fd());
     drop(socket);
-    instance.end(shared)
+    let restored = instance.restored;
+    let cause = instance.end(shared);
+    if restored && is_fault(&cause) {
+        taking::retire(shared, function, format!("an instance restored from it crashed: {cause}"));
+    }
+    cause
 }
 
 /// A running process and what belongs to it.
@@ -78,45 +89,175 @@ struct Instance {
     /// What it was given as standard error and as its socket.
     given: [Inode; 2],
     tail: Tail,
+    /// Whether it goes on where a captured one waited.
+    restored: bool,
 }
 
-/// An instance with its model loaded, and the server's end of its socket.
-type Woken = (Instance, ModelInfo, OwnedFd);
+/// An instance that can be asked.
+struct Woken {
+    instance: Instance,
+    info: ModelInfo,
+    /// The server's end of its socket.
+    socket: OwnedFd,
+    /// Where its function was found.
+    tier: Tier,
+}
 
-fn wake(shared: &Shared, lease: Lease, spec: &RunnerSpec) -> Result<Woken, WardenError> {
+/// Boots an instance, takes its snapshot, and leaves nothing but that. Answers the snapshot, which is not on disk yet.
+pub(crate) fn take(shared: &Shared, lease: Lease, spec: &RunnerSpec) -> Result<Arc<Ready>, WardenError> {
+    let taken = Place::new(shared, lease, spec).and_then(|place| {
+        let woken = place.boot(shared, spec)?;
+        let taken =
+            taking::take(shared, &woken.instance.child, place.identity(shared, spec), &place.model, &woken.info);
+        drop(woken.socket);
+        if let Err(error) = woken.instance.child.kill() {
+            tracing::error!(instance = lease.instance, %error, "an instance could not be killed");
+        }
+        woken.instance.end(shared);
+        taken.map_err(|reason| WardenError::CaptureFailed { function: spec.function.clone(), reason })
+    });
+    let released = shared.registry.release(lease.instance);
+    released.stops.into_iter().for_each(|stop| shared.outbox.reply(stop, Ok(Reply::Stopped)));
+    taken
+}
+
+fn wake(shared: &Arc<Shared>, lease: Lease, spec: &RunnerSpec) -> Result<Woken, WardenError> {
+    let place = Place::new(shared, lease, spec)?;
+    let identity = place.identity(shared, spec);
+    let unusable = match shared.snapshots.find(&identity) {
+        Ok(Some((ready, tier))) => match place.restore(shared, &ready, tier) {
+            Ok(woken) => return Ok(woken),
+            Err(RestoreFailure::Closed(error)) => return Err(error),
+            Err(RestoreFailure::Unusable(reason)) => Some(reason),
+        },
+        Ok(None) => None,
+        Err(reason) => Some(reason),
+    };
+    if let Some(reason) = unusable {
+        taking::retire(shared, &spec.function, reason);
+    }
+    let woken = place.boot(shared, spec)?;
+    match taking::take(shared, &woken.instance.child, identity, &place.model, &woken.info) {
+        Ok(ready) => taking::keep(shared, ready),
+        Err(reason) => tracing::warn!(function = %spec.function, reason, "no snapshot could be taken"),
+    }
+    Ok(woken)
+}
+
+/// What snapshots of a function must be of to be used.
+pub(crate) fn identity(shared: &Shared, spec: &RunnerSpec) -> Result<Identity, WardenError> {
+    let (_, grant) = granted(shared, spec)?;
+    Ok(shared.snapshots.machine().identity(spec, &grant))
+}
+
+fn granted(shared: &Shared, spec: &RunnerSpec) -> Result<(File, Grant), WardenError> {
     let model = shared.store.model(&spec.model)?;
     let model_bytes = model.metadata().map_err(|error| sandbox_error("root", error))?.len();
     let grant = grant(spec, model_bytes, shared.config.memory_bytes_max, shared.config.inference_cpus);
-    let name = format!("{}-{}", spec.function, lease.instance);
-    let cgroup = shared.cgroups.create(&name, &grant.limits).map_err(|error| sandbox_error("cgroup", error))?;
-    let cgroup = Arc::new(cgroup);
-    let started = start(shared, lease, grant, &model, &cgroup);
-    let (mut instance, socket) = started.inspect_err(|_| clear(&cgroup, lease))?;
-    match instance.load(shared, spec, &model, &socket) {
-        Ok(info) => Ok((instance, info, socket)),
-        Err(error) => Err(instance.fail(shared, error)),
+    Ok((model, grant))
+}
+
+/// Where an instance will be, and what it is to be on.
+struct Place {
+    lease: Lease,
+    grant: Grant,
+    model: File,
+}
+
+/// Why no instance came of a snapshot.
+enum RestoreFailure {
+    /// Not for the snapshot's sake: nothing runs.
+    Closed(WardenError),
+    /// The snapshot is not to be used again.
+    Unusable(String),
+}
+
+/// The two ends of what connects an instance: ours, and the runner's.
+struct Ends {
+    ours: OwnedFd,
+    reader: PipeReader,
+    socket: OwnedFd,
+    stderr: PipeWriter,
+    given: [Inode; 2],
+}
+
+impl Ends {
+    fn new() -> Result<Self, WardenError> {
+        let descriptors = |error: io::Error| sandbox_error("descriptors", error);
+        let (ours, socket) = stream_pair().map_err(|error| descriptors(error.into()))?;
+        let (reader, stderr) = pipe().map_err(descriptors)?;
+        let given = [Inode::of(&stderr).map_err(descriptors)?, Inode::of(&socket).map_err(descriptors)?];
+        Ok(Self { ours, reader, socket, stderr, given })
     }
 }
 
-fn start(
-    shared: &Shared,
-    lease: Lease,
-    grant: Grant,
-    model: &File,
-    cgroup: &Arc<Cgroup>,
-) -> Result<(Instance, OwnedFd), WardenError> {
-    let descriptors = |error: io::Error| sandbox_error("descriptors", error);
-    let model = detach_file(model).map_err(|error| sandbox_error("root", format_args!("mount the model: {error}")))?;
-    let (ours, socket) = stream_pair().map_err(|error| descriptors(error.into()))?;
-    let (reader, stderr) = pipe().map_err(descriptors)?;
-    let given = [Inode::of(&stderr).map_err(descriptors)?, Inode::of(&socket).map_err(descriptors)?];
-    let host_id = host_id(shared, lease);
-    let order = Order { model, socket, stderr, host_id, cgroup: Arc::clone(cgroup) };
-    let child = shared.spawner.spawn(order)?;
-    let known = shared.registry.started(lease.instance, &child, cgroup);
-    known.map_err(|error| sandbox_error("supervision", error))?;
-    let (cgroup, tail) = (Arc::clone(cgroup), Tail::new(reader));
-    Ok((Instance { lease, grant, child, cgroup, given, tail }, ours))
+impl Place {
+    fn new(shared: &Shared, lease: Lease, spec: &RunnerSpec) -> Result<Self, WardenError> {
+        let (model, grant) = granted(shared, spec)?;
+        Ok(Self { lease, grant, model })
+    }
+
+    fn identity(&self, shared: &Shared, spec: &RunnerSpec) -> Identity {
+        shared.snapshots.machine().identity(spec, &self.grant)
+    }
+
+    fn cgroup(&self, shared: &Shared, function: &FunctionName) -> Result<Arc<Cgroup>, WardenError> {
+        let name = format!("{function}-{}", self.lease.instance);
+        let cgroup =
+            shared.cgroups.create(&name, &self.grant.limits).map_err(|error| sandbox_error("cgroup", error))?;
+        Ok(Arc::new(cgroup))
+    }
+
+    /// A new process, with its model loaded.
+    fn boot(&self, shared: &Shared, spec: &RunnerSpec) -> Result<Woken, WardenError> {
+        let root = |error| sandbox_error("root", format_args!("mount the model: {error}"));
+        let origin = Origin::Program { model: detach_file(&self.model).map_err(root)? };
+        let cgroup = self.cgroup(shared, &spec.function)?;
+        let started = self.start(shared, origin, &cgroup).map_err(|failure| match failure {
+            RestoreFailure::Closed(error) => error,
+            RestoreFailure::Unusable(reason) => sandbox_error("program", reason),
+        });
+        let (mut instance, socket) = started.inspect_err(|_| clear(&cgroup, self.lease))?;
+        match instance.load(shared, spec, &self.model, &socket) {
+            Ok(info) => Ok(Woken { instance, info, socket, tier: Tier::Cold }),
+            Err(error) => Err(instance.fail(shared, error)),
+        }
+    }
+
+    /// A process that goes on where a captured one waited.
+    fn restore(&self, shared: &Shared, ready: &Arc<Ready>, tier: Tier) -> Result<Woken, RestoreFailure> {
+        let model =
+            self.model.try_clone().map_err(|error| RestoreFailure::Closed(sandbox_error("descriptors", error)))?;
+        let origin = Origin::Snapshot { ready: Arc::clone(ready), model };
+        let cgroup = self.cgroup(shared, ready.function()).map_err(RestoreFailure::Closed)?;
+        let started = self.start(shared, origin, &cgroup).inspect_err(|_| clear(&cgroup, self.lease));
+        let (instance, socket) = started?;
+        match instance.look(shared) {
+            Ok(()) => Ok(Woken { instance, info: ready.model.clone(), socket, tier }),
+            Err(LoadError::Ended) => Err(RestoreFailure::Unusable(instance.fail(shared, LoadError::Ended).to_string())),
+            Err(error) => Err(RestoreFailure::Closed(instance.fail(shared, error))),
+        }
+    }
+
+    fn start(
+        &self,
+        shared: &Shared,
+        origin: Origin,
+        cgroup: &Arc<Cgroup>,
+    ) -> Result<(Instance, OwnedFd), RestoreFailure> {
+        let Ends { ours, reader, socket, stderr, given } = Ends::new().map_err(RestoreFailure::Closed)?;
+        let restored = matches!(origin, Origin::Snapshot { .. });
+        let host_id = host_id(shared, self.lease);
+        let order = Order { origin, socket, stderr, host_id, cgroup: Arc::clone(cgroup) };
+        let child = shared.spawner.spawn(order).map_err(|error| match error {
+            SpawnError::Layer(error) => RestoreFailure::Closed(sandbox_error(error.layer, error.reason)),
+            SpawnError::Restore(error) => RestoreFailure::Unusable(error.to_string()),
+        })?;
+        let known = shared.registry.started(self.lease.instance, &child, cgroup);
+        known.map_err(|error| RestoreFailure::Closed(sandbox_error("supervision", error)))?;
+        let (lease, grant, cgroup, tail) = (self.lease, self.grant, Arc::clone(cgroup), Tail::new(reader));
+        Ok((Instance { lease, grant, child, cgroup, given, tail, restored }, ours))
+    }
 }
 
 /// The user and group id on the host that a slot's runner has.
@@ -154,9 +295,19 @@ impl Instance {
             system: spec.system.clone(),
         };
         let info = loading::load(socket, &self.child, &mut self.tail, request, deadline)?;
-        let [stderr, socket] = self.given;
-        self.judge(audit::holdings(self.child.pid(), stderr, socket))?;
+        self.judge_holdings()?;
         Ok(info)
+    }
+
+    /// Looks from outside at one that has nothing left to load.
+    fn look(&self, shared: &Shared) -> Result<(), LoadError> {
+        self.judge(audit::confinement(self.child.pid(), host_id(shared, self.lease), &self.cgroup))?;
+        self.judge_holdings()
+    }
+
+    fn judge_holdings(&self) -> Result<(), LoadError> {
+        let [stderr, socket] = self.given;
+        self.judge(audit::holdings(self.child.pid(), stderr, socket))
     }
 
     /// What a look from outside means. Of a process that ends meanwhile the kernel tells less and less: it has ended.
@@ -185,9 +336,9 @@ impl Instance {
         }
     }
 
-    fn awake(&self, model: ModelInfo, begun: Instant) -> Awake {
+    fn awake(&self, model: ModelInfo, tier: Tier, begun: Instant) -> Awake {
         let wake_us = begun.elapsed().as_micros() as u64;
-        Awake { instance: self.lease.instance, tier: Tier::Cold, wake_us, threads: self.grant.threads, model }
+        Awake { instance: self.lease.instance, tier, wake_us, threads: self.grant.threads, model }
     }
 
     /// Waits until the process has ended, and takes what it writes meanwhile.

@@ -4,6 +4,7 @@
 //! ```text
 //!  socket ──▶ desk ──┬─ wake ──▶ thread of an instance ──▶ spawner ──▶ runner in its sandbox
 //!                    ├─ add ───▶ thread ──▶ store
+//!                    ├─ park, snapshot ──▶ thread ──▶ snapshots
 //!                    └─ stop, list, remove: at once
 //!         ◀── outbox ◀── any of them
 //! ```
@@ -12,22 +13,28 @@
 //! process is reaped and its cgroup removed. When the socket or the process ends, every instance ends first; after a
 //! SIGKILL the kernel ends them (they die with the thread that made them), and the next warden sweeps their cgroups.
 //!
-//! Left out, with its place kept: snapshots (tiers other than cold: between [`instance`]'s `start` and `load`).
+//! Left out: when a function is woken, parked or stored. The server decides; what it asks for is found in the highest tier
+//! that there is, and a snapshot that is not to be used costs a cold wake and no more.
 
 mod decide;
 mod desk;
 mod gguf;
+mod identity;
 mod instance;
 mod loading;
 mod outbox;
 mod program;
 mod registry;
 mod shared;
+mod snapshot_file;
+mod snapshots;
 mod spawner;
 mod store;
 mod tail;
+mod taking;
 
 use desk::Desk;
+use identity::Machine;
 use outbox::Outbox;
 use registry::Registry;
 use sandbox_kernel::{
@@ -42,6 +49,7 @@ use sandbox_wire::{
 };
 use shared::Shared;
 use signal_hook::{SigId, consts::SIGTERM, low_level};
+use snapshots::Snapshots;
 use spawner::Spawner;
 use std::{
     io,
@@ -67,6 +75,8 @@ pub const LOAD_TIMEOUT: Duration = Duration::from_secs(120);
 pub struct WardenConfig {
     /// Folder of the model store.
     pub models: PathBuf,
+    /// Folder of the snapshots, which only root may enter.
+    pub snapshots: PathBuf,
     /// The runner's program: static, root's, writable by nobody else.
     pub runner: PathBuf,
     /// Names this appliance's cgroups among others on the host: a-z, 0-9 and `-`. The same at every start, so that what a
@@ -89,10 +99,16 @@ impl WardenConfig {
     ///
     /// # Errors
     /// The host does not tell its memory.
-    pub fn new(models: PathBuf, runner: PathBuf, tag: String, inference_cpus: u32) -> io::Result<Self> {
+    pub fn new(
+        models: PathBuf,
+        snapshots: PathBuf,
+        runner: PathBuf,
+        tag: String,
+        inference_cpus: u32,
+    ) -> io::Result<Self> {
         let memory_bytes_max = host_bytes()?;
         let (uid_base, slots, load_timeout) = (UID_BASE, SLOTS_MAX, LOAD_TIMEOUT);
-        Ok(Self { models, runner, tag, inference_cpus, memory_bytes_max, uid_base, slots, load_timeout })
+        Ok(Self { models, snapshots, runner, tag, inference_cpus, memory_bytes_max, uid_base, slots, load_timeout })
     }
 }
 
@@ -103,7 +119,7 @@ pub enum RunError {
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
     /// The store cannot be used.
-    #[error("model store: {0}")]
+    #[error("{0}")]
     Store(#[from] WardenError),
     /// The runner's program cannot be used.
     #[error("runner {}: {reason}", path.display())]
@@ -146,15 +162,19 @@ pub fn run(config: WardenConfig, socket: OwnedFd) -> Result<(), RunError> {
 
 fn begin(config: WardenConfig, socket: &Arc<OwnedFd>) -> Result<Arc<Shared>, RunError> {
     let program = program::open(&config.runner)?;
+    let machine = Machine::new(&program).map_err(system("read the runner's program"))?;
     let cgroups = Cgroups::open(&config.tag)?;
     let swept = cgroups.sweep()?;
     tracing::info!(hierarchy = ?cgroups.hierarchy(), swept, "cgroups are ready");
     Ok(Arc::new(Shared {
         store: Store::open(&config.models)?,
+        snapshots: Snapshots::open(&config.snapshots, machine, config.inference_cpus)?,
         cgroups,
         registry: Registry::new(config.slots.min(SLOTS_MAX)),
         outbox: Outbox::new(Arc::clone(socket)),
-        spawner: Spawner::start(program.into()).map_err(system("start a thread"))?,
+        spawner: Spawner::start(program.try_clone().map_err(system("duplicate the runner's program"))?)
+            .map_err(system("start a thread"))?,
+        program,
         config,
     }))
 }

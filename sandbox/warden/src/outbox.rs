@@ -1,5 +1,6 @@
 //! Messages to the server. Any thread may send: a packet is whole or not at all.
 
+use appliance_types::FunctionName;
 use sandbox_kernel::socket::send_packet;
 use sandbox_wire::{
     frame::encode_packet,
@@ -32,6 +33,11 @@ impl Outbox {
     /// Tells that an instance is gone.
     pub(crate) fn exited(&self, instance: InstanceId, cause: ExitCause) {
         self.send(instance, Message::Exited { instance, cause }, None);
+    }
+
+    /// Tells that a snapshot is no more.
+    pub(crate) fn retired(&self, function: FunctionName, reason: String) {
+        self.send(0, Message::SnapshotRetired { function, reason }, None);
     }
 
     fn send(&self, id: u64, message: Message, descriptor: Option<BorrowedFd<'_>>) {

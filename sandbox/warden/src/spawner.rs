@@ -1,17 +1,23 @@
-//! The one thread that makes children.
+//! The one thread that makes children: runners that load a model, and those that go on where a captured one waited.
 //!
 //! A child asks to be killed when the thread that cloned it ends, so this thread ends last: after every instance. One
 //! after the other is fine: a spawn takes a few milliseconds, loading a model many times that.
 
+use crate::snapshots::Ready;
+use sandbox_image::{Data, Restore, RestoreError, Restored};
 use sandbox_kernel::{
     cgroup::Cgroup,
-    spawn::{Child, LayerError, Sandbox, spawn},
+    confine::{confine, seal},
+    landlock::domain,
+    spawn::{Child, LayerError, NAMESPACES, Sandbox, admit, spawn},
+    spec::SOCKET,
 };
 use sandbox_wire::warden::WardenError;
 use std::{
     ffi::CStr,
+    fs::File,
     io::{self, PipeWriter},
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     sync::{
         Arc,
         mpsc::{Receiver, Sender, SyncSender, channel, sync_channel},
@@ -28,8 +34,8 @@ const ENVIRONMENT: &[&CStr] = &[c"GGML_NO_BACKTRACE=1"];
 /// What a child is made of.
 #[derive(Debug)]
 pub(crate) struct Order {
-    /// The model, as a detached mount.
-    pub(crate) model: OwnedFd,
+    /// What it begins as.
+    pub(crate) origin: Origin,
     /// The runner's end of its socket.
     pub(crate) socket: OwnedFd,
     /// The runner's standard error.
@@ -40,24 +46,55 @@ pub(crate) struct Order {
     pub(crate) cgroup: Arc<Cgroup>,
 }
 
-type Answer = SyncSender<Result<Child, LayerError>>;
+/// What a child begins as.
+#[derive(Debug)]
+pub(crate) enum Origin {
+    /// The runner's program, which will load a model, given as a detached mount.
+    Program { model: OwnedFd },
+    /// A captured runner, on the model in this file.
+    Snapshot { ready: Arc<Ready>, model: File },
+}
+
+/// Why there is no child.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SpawnError {
+    /// A layer of the sandbox is missing.
+    #[error(transparent)]
+    Layer(#[from] LayerError),
+    /// The snapshot could not be restored, for no fault of the sandbox.
+    #[error(transparent)]
+    Restore(RestoreError),
+}
+
+impl From<RestoreError> for SpawnError {
+    fn from(error: RestoreError) -> Self {
+        match error {
+            RestoreError::Layer(error) => Self::Layer(error),
+            other => Self::Restore(other),
+        }
+    }
+}
+
+type Answer = SyncSender<Result<Child, SpawnError>>;
 
 /// A way to the thread, which ends when the last of these is dropped.
 #[derive(Debug)]
 pub(crate) struct Spawner(Sender<(Order, Answer)>);
 
 impl Spawner {
-    pub(crate) fn start(program: OwnedFd) -> io::Result<Self> {
+    pub(crate) fn start(program: File) -> io::Result<Self> {
         let (orders, queue) = channel();
-        thread::Builder::new().name("spawner".into()).spawn(move || serve(&program, &queue))?;
+        let maker =
+            Maker { program, null: File::options().read(true).write(true).open("/dev/null")?, nothing: domain([])? };
+        thread::Builder::new().name("spawner".into()).spawn(move || maker.serve(&queue))?;
         Ok(Self(orders))
     }
 
-    /// Starts a child, and returns once the runner's program runs.
-    pub(crate) fn spawn(&self, order: Order) -> Result<Child, WardenError> {
+    /// Starts a child, and returns once it runs.
+    pub(crate) fn spawn(&self, order: Order) -> Result<Child, SpawnError> {
         let (answer, answered) = sync_channel(1);
         self.0.send((order, answer)).expect("the thread lives as long as we do");
-        answered.recv().expect("every order is answered").map_err(|error| sandbox_error(error.layer, error.reason))
+        answered.recv().expect("every order is answered")
     }
 }
 
@@ -65,22 +102,58 @@ pub(crate) fn sandbox_error(layer: &str, reason: impl ToString) -> WardenError {
     WardenError::Sandbox { layer: layer.to_owned(), reason: reason.to_string() }
 }
 
-fn serve(program: &OwnedFd, queue: &Receiver<(Order, Answer)>) {
-    for (order, answer) in queue {
-        // Whoever asked is waiting; if not, dropping the child kills it.
-        let _ = answer.send(carry_out(program, &order));
-    }
+/// What all children are made with.
+struct Maker {
+    program: File,
+    null: File,
+    /// A Landlock domain in which no file may be opened.
+    nothing: OwnedFd,
 }
 
-fn carry_out(program: &OwnedFd, order: &Order) -> Result<Child, LayerError> {
-    spawn(&Sandbox {
-        program: program.as_fd(),
-        arguments: ARGUMENTS,
-        environment: ENVIRONMENT,
-        host_id: order.host_id,
-        files: &[(order.model.as_fd(), MODEL_NAME)],
-        socket: order.socket.as_fd(),
-        stderr: order.stderr.as_fd(),
-        cgroup: &order.cgroup,
-    })
+impl Maker {
+    fn serve(&self, queue: &Receiver<(Order, Answer)>) {
+        for (order, answer) in queue {
+            // Whoever asked is waiting; if not, dropping the child kills it.
+            let _ = answer.send(self.carry_out(&order));
+        }
+    }
+
+    fn carry_out(&self, order: &Order) -> Result<Child, SpawnError> {
+        match &order.origin {
+            Origin::Program { model } => Ok(self.exec(order, model)?),
+            Origin::Snapshot { ready, model } => self.restore(order, ready, model),
+        }
+    }
+
+    fn exec(&self, order: &Order, model: &OwnedFd) -> Result<Child, LayerError> {
+        spawn(&Sandbox {
+            program: self.program.as_fd(),
+            arguments: ARGUMENTS,
+            environment: ENVIRONMENT,
+            host_id: order.host_id,
+            files: &[(model.as_fd(), MODEL_NAME)],
+            socket: order.socket.as_fd(),
+            stderr: order.stderr.as_fd(),
+            cgroup: &order.cgroup,
+        })
+    }
+
+    fn restore(&self, order: &Order, ready: &Ready, model: &File) -> Result<Child, SpawnError> {
+        let (null, stderr, socket) = (self.null.as_fd(), order.stderr.as_fd(), order.socket.as_fd());
+        let restored = Restore {
+            image: &ready.parked.image,
+            program: self.program.as_fd(),
+            model: model.as_fd(),
+            data: Data::Shared(ready.parked.data.as_fd()),
+            raw: &[],
+            descriptors: &[(null, 0), (null, 1), (stderr, 2), (socket, SOCKET)],
+            namespaces: NAMESPACES,
+            admit: &|child| admit(child, &order.cgroup, order.host_id),
+            confine: &|table| confine(table, self.nothing.as_raw_fd()),
+            seal: &seal,
+        };
+        let Restored { child, steps } = restored.run()?;
+        tracing::debug!(function = %ready.function(), ?steps, "restored");
+        Ok(child)
+    }
 }

@@ -30,7 +30,8 @@ pub struct Request {
 /// What the warden can do.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Call {
-    /// Start an instance; answered once its model is loaded.
+    /// Start an instance, from the highest tier its function is found in; answered once it can be asked. One that is
+    /// found cold leaves a snapshot behind.
     Wake(RunnerSpec),
     /// End an instance and leave nothing of it.
     Stop {
@@ -39,6 +40,24 @@ pub enum Call {
     },
     /// Say what instances there are and hold.
     Instances,
+    /// Hold a function's snapshot decoded in memory; taken first where there is none that fits.
+    Park(RunnerSpec),
+    /// Hold a function's snapshot on disk only. Instances that share its memory keep it.
+    Store {
+        /// The function.
+        function: FunctionName,
+    },
+    /// Take a function's snapshot, whether or not there is one.
+    SnapshotTake(RunnerSpec),
+    /// Read a function's snapshot to its end, and say whether it is authentic and fits.
+    SnapshotVerify(RunnerSpec),
+    /// Say what snapshots there are.
+    Snapshots,
+    /// Remove a function's snapshot, from memory and disk; none is fine.
+    SnapshotRemove {
+        /// The function.
+        function: FunctionName,
+    },
     /// Read a model file from the descriptor that comes along, to its end, into the store.
     ModelAdd {
         /// What its SHA-256 must be, where that is known.
@@ -91,6 +110,13 @@ pub enum Message {
         /// What ended it.
         cause: ExitCause,
     },
+    /// A snapshot could not be used and is no more; its function was, or will be, woken cold and gets another.
+    SnapshotRetired {
+        /// Whose it was.
+        function: FunctionName,
+        /// What was wrong with it.
+        reason: String,
+    },
 }
 
 /// Answers, one a call.
@@ -102,6 +128,18 @@ pub enum Reply {
     Stopped,
     /// To [`Call::Instances`].
     Instances(Vec<InstanceStatus>),
+    /// To [`Call::Park`].
+    Parked(SnapshotEntry),
+    /// To [`Call::Store`].
+    Stored,
+    /// To [`Call::SnapshotTake`].
+    SnapshotTaken(SnapshotEntry),
+    /// To [`Call::SnapshotVerify`].
+    SnapshotVerified(SnapshotEntry),
+    /// To [`Call::Snapshots`], by name.
+    Snapshots(Vec<SnapshotEntry>),
+    /// To [`Call::SnapshotRemove`].
+    SnapshotRemoved,
     /// To [`Call::ModelAdd`].
     ModelAdded(ModelEntry),
     /// To [`Call::Models`].
@@ -138,6 +176,19 @@ pub struct InstanceStatus {
     pub shared_bytes: u64,
     /// CPU time used, µs.
     pub cpu_us: u64,
+}
+
+/// A function's snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotEntry {
+    /// The function.
+    pub function: FunctionName,
+    /// Length of its file, bytes; 0 while it is in memory only.
+    pub file_bytes: u64,
+    /// Memory that it takes while it is parked, bytes; 0 when it is not.
+    pub parked_bytes: u64,
+    /// Whether it was taken by this runner, on this kernel and CPU. One that was not is never used.
+    pub current: bool,
 }
 
 /// A model in the store.
@@ -232,6 +283,28 @@ pub enum WardenError {
     InstancesMax {
         /// The most.
         limit: u32,
+    },
+    /// The function has no snapshot.
+    #[error("function {function} has no snapshot; take one with `ember snapshot create {function}`")]
+    SnapshotMissing {
+        /// The function.
+        function: FunctionName,
+    },
+    /// The snapshot is not to be used.
+    #[error("the snapshot of {function} is not usable: {reason}")]
+    SnapshotInvalid {
+        /// The function.
+        function: FunctionName,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// An instance could not be captured.
+    #[error("no snapshot could be taken of {function}: {reason}")]
+    CaptureFailed {
+        /// The function.
+        function: FunctionName,
+        /// Why.
+        reason: String,
     },
     /// No such instance.
     #[error("no instance {instance}")]

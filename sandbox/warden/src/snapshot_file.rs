@@ -1,0 +1,136 @@
+//! A snapshot's file: written whole or not at all, read by several threads into memory that is then sealed.
+//!
+//! ```text
+//!  Parked ──encode──▶ .incoming-N ──sync, rename──▶ FUNCTION.snap ──head──▶ Snapshot ──frames, in parallel──▶ sealed memory
+//! ```
+//! Nothing of a file is believed before its seal is checked, and no frame before its tag is (`sandbox_snapshot`).
+
+use sandbox_image::Parked;
+use sandbox_kernel::memory::sealed;
+use sandbox_snapshot::{
+    EncodeOptions, FrameDecoder, HEADER_BYTES, Snapshot, SnapshotError, encode, head_bytes,
+    image::{Extent, Identity, Source},
+    limits::FRAME_STORED_BYTES_MAX,
+};
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::Mutex,
+    thread,
+};
+
+/// Why a snapshot's file is of no use.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FileError {
+    /// It is not there.
+    #[error("there is none")]
+    Missing,
+    /// The kernel's word.
+    #[error("{0}")]
+    Read(io::Error),
+    /// It is not what was written, or not for this.
+    #[error("{0}")]
+    Unusable(#[from] SnapshotError),
+}
+
+impl From<io::Error> for FileError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::NotFound => Self::Missing,
+            _ => Self::Read(error),
+        }
+    }
+}
+
+/// Reads a snapshot to its end and decodes it, on up to `threads` threads.
+pub(crate) fn read(path: &Path, key: &[u8; 32], expected: &Identity, threads: usize) -> Result<Parked, FileError> {
+    let file = File::open(path)?;
+    let (head, file_bytes) = head(&file)?;
+    let snapshot = Snapshot::open(&head, file_bytes, key, expected)?;
+    let data = sealed(c"ember-snapshot", snapshot.data_bytes(), |data| decode(&file, &snapshot, data, threads))?;
+    Ok(Parked { image: snapshot.into_image(), data })
+}
+
+/// What a snapshot was taken of, if its head is authentic.
+pub(crate) fn identity(path: &Path, key: &[u8; 32]) -> Result<Identity, FileError> {
+    let (head, file_bytes) = head(&File::open(path)?)?;
+    Ok(Snapshot::identity(&head, file_bytes, key)?)
+}
+
+/// The head of a file, as long as it says within the format's limits, and the length of the file.
+fn head(file: &File) -> Result<(Vec<u8>, u64), FileError> {
+    let file_bytes = file.metadata()?.len();
+    let mut head = vec![0; HEADER_BYTES.min(file_bytes as usize)];
+    file.read_exact_at(&mut head, 0)?;
+    head.resize(head_bytes(&head)?.min(file_bytes as usize), 0);
+    file.read_exact_at(&mut head, 0)?;
+    Ok((head, file_bytes))
+}
+
+/// Decodes every frame to its place. The first failure ends all threads.
+fn decode(file: &File, snapshot: &Snapshot, mut data: &mut [u8], threads: usize) -> Result<(), FileError> {
+    let mut places = Vec::with_capacity(snapshot.frames().len());
+    for (index, frame) in snapshot.frames().iter().enumerate() {
+        let (place, rest) = data.split_at_mut(frame.raw_bytes);
+        places.push((index, place));
+        data = rest;
+    }
+    places.reverse();
+    let threads = threads.clamp(1, places.len().max(1));
+    let places = Mutex::new(places);
+    thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(|| work(file, snapshot, &places))).collect();
+        let own = work(file, snapshot, &places);
+        others.into_iter().fold(own, |sofar, other| {
+            let panicked = |_| Err(FileError::Read(io::Error::other("a decoding thread panicked")));
+            sofar.and(other.join().unwrap_or_else(panicked))
+        })
+    })
+}
+
+/// Frames that are still to be decoded, the first last, each with its place.
+type Places<'a> = Mutex<Vec<(usize, &'a mut [u8])>>;
+
+fn work(file: &File, snapshot: &Snapshot, places: &Places<'_>) -> Result<(), FileError> {
+    let mut decoder = FrameDecoder::new()?;
+    let mut input = vec![0; FRAME_STORED_BYTES_MAX as usize];
+    let next = || places.lock().map_or(None, |mut places| places.pop());
+    while let Some((index, place)) = next() {
+        let frame = &snapshot.frames()[index];
+        let input = &mut input[..frame.stored_bytes];
+        let read = file.read_exact_at(input, frame.offset).map_err(FileError::from);
+        let decoded = read.and_then(|()| Ok(snapshot.decode_frame(&mut decoder, index, input, place)?));
+        if decoded.is_err() {
+            drop(places.lock().map(|mut places| places.clear()));
+            return decoded;
+        }
+    }
+    Ok(())
+}
+
+/// Writes a snapshot beside `path` and moves it there.
+pub(crate) fn write(path: &Path, incoming: PathBuf, key: &[u8; 32], parked: &Parked) -> io::Result<()> {
+    let incoming = Incoming(incoming);
+    let mut file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o400).open(&incoming.0)?;
+    encode(parked.capture(), parked, &EncodeOptions::default(), key, &mut file).map_err(io::Error::other)?;
+    file.sync_all()?;
+    fs::rename(&incoming.0, path)
+}
+
+/// A file that is being written; gone when this is, unless it was renamed.
+struct Incoming(PathBuf);
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        // Not there any more if it was kept; what resists is swept at the next start.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Memory that a parked image takes, bytes.
+pub(crate) fn parked_bytes(parked: &Parked) -> u64 {
+    let compressed = |extent: &&Extent| matches!(extent.source, Source::Compressed { .. });
+    parked.image.extents.iter().filter(compressed).map(|extent| extent.bytes).sum()
+}

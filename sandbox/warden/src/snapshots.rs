@@ -1,0 +1,241 @@
+//! The snapshots of all functions: on disk, and in memory while they are parked.
+//!
+//! ```text
+//!            take              store                   snapshots/
+//!  cold ───────────▶ parked ──────────▶ stored          ├── .key              what seals them; never leaves this process
+//!                    memory ◀────────── file            ├── .incoming-N       swept at every start
+//!                              find                     └── FUNCTION.snap     one a function
+//!       ◀────────────────────────────────┘
+//!        retire: not authentic, of another identity, or what was restored from it crashed
+//! ```
+//! Invariants: what is found here is authentic, of the identity asked for, and whole; a function has one snapshot. One
+//! thread decodes a function's file while others that want the same wait for it.
+
+use crate::{
+    identity::Machine,
+    snapshot_file::{self, FileError, parked_bytes},
+};
+use appliance_types::{FunctionName, Tier};
+use sandbox_image::Parked;
+use sandbox_snapshot::{image::Identity, limits::NOTE_BYTES_MAX};
+use sandbox_wire::{
+    frame::{FrameError, decode_packet, encode_packet},
+    runner::ModelInfo,
+    warden::{SnapshotEntry, WardenError},
+};
+use std::{
+    collections::BTreeMap,
+    fs::{self, DirBuilder, File, OpenOptions, Permissions},
+    io::{self, Read, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+const KEY: &str = ".key";
+const INCOMING: &str = ".incoming-";
+const SUFFIX: &str = ".snap";
+
+/// A snapshot in memory, ready to be restored.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    pub(crate) parked: Parked,
+    /// What the runner told when it had loaded.
+    pub(crate) model: ModelInfo,
+}
+
+impl Ready {
+    /// A captured runner that had told this.
+    pub(crate) fn new(mut parked: Parked, model: ModelInfo) -> Result<Self, FrameError> {
+        parked.image.note = encode_packet(&model, NOTE_BYTES_MAX)?;
+        Ok(Self { parked, model })
+    }
+
+    fn read(parked: Parked) -> Result<Self, FrameError> {
+        let model = decode_packet(&parked.image.note)?;
+        Ok(Self { parked, model })
+    }
+
+    pub(crate) fn function(&self) -> &FunctionName {
+        &self.parked.image.identity.function
+    }
+}
+
+/// A function's snapshot in memory, if it is there; locked while it is decoded.
+type Place = Arc<Mutex<Option<Arc<Ready>>>>;
+
+/// All snapshots.
+#[derive(Debug)]
+pub(crate) struct Snapshots {
+    folder: PathBuf,
+    key: [u8; 32],
+    machine: Machine,
+    threads: usize,
+    places: Mutex<BTreeMap<FunctionName, Place>>,
+    incoming: AtomicU64,
+    /// Held by whoever encodes: one at a time.
+    encoding: Mutex<()>,
+}
+
+impl Snapshots {
+    /// Opens the folder, makes it and its key, and removes what was half written.
+    pub(crate) fn open(folder: &Path, machine: Machine, threads: u32) -> Result<Self, WardenError> {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        made.map_err(|error| storage("create", folder, &error))?;
+        // Whatever it was before: the key is ours alone.
+        let closed = fs::set_permissions(folder, Permissions::from_mode(0o700));
+        closed.map_err(|error| storage("set the mode of", folder, &error))?;
+        for name in names(folder)?.iter().filter(|name| name.starts_with(INCOMING)) {
+            let path = folder.join(name);
+            fs::remove_file(&path).map_err(|error| storage("remove", &path, &error))?;
+        }
+        let path = folder.join(KEY);
+        let key = key(&path).map_err(|error| storage("use", &path, &error))?;
+        Ok(Self {
+            folder: folder.to_owned(),
+            key,
+            machine,
+            threads: threads as usize,
+            places: Mutex::default(),
+            incoming: AtomicU64::new(0),
+            encoding: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    fn path(&self, function: &FunctionName) -> PathBuf {
+        self.folder.join(format!("{function}{SUFFIX}"))
+    }
+
+    fn place(&self, function: &FunctionName) -> Place {
+        Arc::clone(lock(&self.places).entry(function.clone()).or_default())
+    }
+
+    /// A function's snapshot in memory, decoded first where it is only on disk, and where it was found.
+    ///
+    /// # Errors
+    /// Why it must not be used. It stays where it is until it is removed.
+    pub(crate) fn find(&self, identity: &Identity) -> Result<Option<(Arc<Ready>, Tier)>, String> {
+        let place = self.place(&identity.function);
+        let mut held = lock(&place);
+        if let Some(ready) = held.as_ref().filter(|ready| ready.parked.image.identity == *identity) {
+            return Ok(Some((Arc::clone(ready), Tier::Parked)));
+        }
+        let Some(ready) = self.read(identity)?.map(Arc::new) else { return Ok(None) };
+        *held = Some(Arc::clone(&ready));
+        Ok(Some((ready, Tier::Stored)))
+    }
+
+    /// Reads a function's file to its end.
+    fn read(&self, identity: &Identity) -> Result<Option<Ready>, String> {
+        match snapshot_file::read(&self.path(&identity.function), &self.key, identity, self.threads) {
+            Ok(parked) => Ready::read(parked).map(Some).map_err(|error| format!("its note: {error}")),
+            Err(FileError::Missing) => Ok(None),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Whether a function's file is whole, authentic and of this identity.
+    pub(crate) fn verify(&self, identity: &Identity) -> Result<SnapshotEntry, WardenError> {
+        let function = identity.function.clone();
+        match self.read(identity) {
+            Ok(Some(_)) => Ok(self.entry(&function)),
+            Ok(None) => Err(WardenError::SnapshotMissing { function }),
+            Err(reason) => Err(WardenError::SnapshotInvalid { function, reason }),
+        }
+    }
+
+    /// Holds a snapshot in memory, in place of any other of its function.
+    pub(crate) fn hold(&self, ready: Arc<Ready>) {
+        let place = self.place(ready.function());
+        *lock(&place) = Some(ready);
+    }
+
+    /// Writes a snapshot to disk, in place of any other of its function.
+    pub(crate) fn write(&self, ready: &Ready) -> Result<(), WardenError> {
+        let path = self.path(ready.function());
+        let incoming = self.folder.join(format!("{INCOMING}{}", self.incoming.fetch_add(1, Ordering::Relaxed)));
+        let _one_at_a_time = lock(&self.encoding);
+        let written = snapshot_file::write(&path, incoming, &self.key, &ready.parked);
+        written.and_then(|()| File::open(&self.folder)?.sync_all()).map_err(|error| storage("write", &path, &error))
+    }
+
+    /// Keeps a function's snapshot on disk only.
+    pub(crate) fn store(&self, function: &FunctionName) {
+        let place = self.place(function);
+        *lock(&place) = None;
+    }
+
+    /// Removes a function's snapshot.
+    pub(crate) fn remove(&self, function: &FunctionName) -> Result<(), WardenError> {
+        self.store(function);
+        let path = self.path(function);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(storage("remove", &path, &error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Every snapshot, by name.
+    pub(crate) fn list(&self) -> Result<Vec<SnapshotEntry>, WardenError> {
+        let names = names(&self.folder)?;
+        let on_disk = names.iter().filter_map(|name| name.strip_suffix(SUFFIX)?.parse::<FunctionName>().ok());
+        let mut functions: Vec<_> = on_disk.chain(lock(&self.places).keys().cloned()).collect();
+        functions.sort_unstable();
+        functions.dedup();
+        let entries = functions.iter().map(|function| self.entry(function));
+        Ok(entries.filter(|entry| entry.file_bytes > 0 || entry.parked_bytes > 0).collect())
+    }
+
+    /// What there is of a function's snapshot.
+    pub(crate) fn entry(&self, function: &FunctionName) -> SnapshotEntry {
+        let place = self.place(function);
+        // One that is being decoded is on disk.
+        let held = place.try_lock().ok().and_then(|held| held.clone());
+        let file_bytes = fs::metadata(self.path(function)).map_or(0, |metadata| metadata.len());
+        let parked_bytes = held.as_ref().map_or(0, |ready| parked_bytes(&ready.parked));
+        let current = held.is_some() || self.is_current(function);
+        SnapshotEntry { function: function.clone(), file_bytes, parked_bytes, current }
+    }
+
+    fn is_current(&self, function: &FunctionName) -> bool {
+        let identity = snapshot_file::identity(&self.path(function), &self.key);
+        identity.is_ok_and(|identity| self.machine.is_of(&identity))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is changed under these locks is changed in one step.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn names(folder: &Path) -> Result<Vec<String>, WardenError> {
+    let entries = fs::read_dir(folder).map_err(|error| storage("list", folder, &error))?;
+    Ok(entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect())
+}
+
+/// The key that seals snapshots, made at the first start. Under another, all snapshots are taken anew.
+fn key(path: &Path) -> io::Result<[u8; 32]> {
+    let mut key = [0; 32];
+    if fs::metadata(path).is_ok_and(|metadata| metadata.len() == key.len() as u64) {
+        File::open(path)?.read_exact(&mut key)?;
+        return Ok(key);
+    }
+    File::open("/dev/urandom")?.read_exact(&mut key)?;
+    // What a crash left half written.
+    let _ = fs::remove_file(path);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o400).open(path)?;
+    file.write_all(&key)?;
+    file.sync_all()?;
+    Ok(key)
+}
+
+fn storage(verb: &str, path: &Path, error: &io::Error) -> WardenError {
+    WardenError::Storage { action: format!("{verb} {}", path.display()), reason: error.to_string() }
+}

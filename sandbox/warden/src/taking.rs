@@ -1,0 +1,78 @@
+//! Snapshots are taken of runners that have loaded and not yet seen a tenant, and retired when they are not to be used.
+//!
+//! ```text
+//!  runner at rest ──stopped, captured, copied──▶ Ready ──▶ held in memory
+//!        │ goes on at once                         └─────▶ encoded and written, when cores are idle
+//! ```
+
+use crate::{shared::Shared, snapshots::Ready};
+use appliance_types::FunctionName;
+use sandbox_image::{Files, Held, park};
+use sandbox_kernel::{process::compute_when_idle, spawn::Child};
+use sandbox_snapshot::image::Identity;
+use sandbox_wire::runner::ModelInfo;
+use std::{
+    fs::File,
+    sync::{
+        Arc,
+        mpsc::{RecvTimeoutError, channel},
+    },
+    thread,
+    time::Duration,
+};
+
+/// Longest capture. A runner that has loaded waits for requests; one that computes instead is not to be trusted.
+const CAPTURE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Captures a runner that waits, and lets it go on.
+pub(crate) fn take(
+    shared: &Shared,
+    child: &Child,
+    identity: Identity,
+    model: &File,
+    info: &ModelInfo,
+) -> Result<Arc<Ready>, String> {
+    let killer = child.killer().map_err(|error| error.to_string())?;
+    let (done, waiting) = channel::<()>();
+    let watch = move || {
+        if waiting.recv_timeout(CAPTURE_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
+            // The capture then sees its end.
+            let _ = killer.kill();
+        }
+    };
+    thread::Builder::new().name("capture".into()).spawn(watch).map_err(|error| error.to_string())?;
+    let files = Files { program: &shared.program, model };
+    let held = Held::capture(child.pid(), identity, &files).map_err(|error| error.to_string())?;
+    let parked = park(&held).map_err(|error| error.to_string())?;
+    held.resume().map_err(|error| error.to_string())?;
+    drop(done);
+    parked.image.check().map_err(|error| error.to_string())?;
+    Ok(Arc::new(Ready::new(parked, info.clone()).map_err(|error| error.to_string())?))
+}
+
+/// Holds a snapshot in memory, and writes it while nobody else wants to compute.
+pub(crate) fn keep(shared: &Arc<Shared>, ready: Arc<Ready>) {
+    shared.snapshots.hold(Arc::clone(&ready));
+    let writer = Arc::clone(shared);
+    let write = move || {
+        if let Err(error) = compute_when_idle() {
+            tracing::warn!(%error, "a snapshot is written while others compute");
+        }
+        match writer.snapshots.write(&ready) {
+            Ok(()) => tracing::info!(function = %ready.function(), "snapshot written"),
+            Err(error) => tracing::warn!(function = %ready.function(), %error, "the snapshot is in memory only"),
+        }
+    };
+    if let Err(error) = thread::Builder::new().name("snapshot".into()).spawn(write) {
+        tracing::warn!(%error, "the snapshot is in memory only");
+    }
+}
+
+/// Removes a snapshot that is not to be used, and says so.
+pub(crate) fn retire(shared: &Shared, function: &FunctionName, reason: String) {
+    tracing::warn!(%function, reason, "snapshot retired");
+    if let Err(error) = shared.snapshots.remove(function) {
+        tracing::error!(%function, %error, "a snapshot that must not be used could not be removed");
+    }
+    shared.outbox.retired(function.clone(), reason);
+}
