@@ -7,7 +7,7 @@ use crate::{
     warden::Warden,
 };
 use appliance_runtime::{spawn, timeout};
-use sandbox_wire::warden::{Call, InstanceId};
+use sandbox_wire::warden::{Call, InstanceId, WardenError};
 use std::{collections::HashMap, time::Instant};
 
 /// Runs the pool on the current core until every handle and the warden are gone. `cores` is how many may compute.
@@ -84,6 +84,16 @@ impl Driver {
                     // An instance that is gone already is what was wanted.
                     if let Err(error) = warden.call(Call::Stop { instance }, None).await {
                         tracing::debug!(instance, %error, "stop");
+                    }
+                });
+            }
+            Effect::Store(function) => {
+                let warden = self.warden.clone();
+                spawn(async move {
+                    match warden.call(Call::Store { function: function.clone() }, None).await {
+                        // Nothing to store is what was wanted.
+                        Ok(_) | Err(WardenError::SnapshotMissing { .. }) => tracing::debug!(%function, "stored"),
+                        Err(error) => tracing::warn!(%function, %error, "cannot store"),
                     }
                 });
             }

@@ -67,6 +67,11 @@ impl Pool {
         let _ = self.inputs.send(Input::Retire(function));
     }
 
+    /// Says that the warden now holds a function in memory, so that it is stored when nobody calls for its time of `park`.
+    pub fn hold(&self, function: FunctionName) {
+        let _ = self.inputs.send(Input::Hold(function));
+    }
+
     /// Asks for work. What comes of it is read from the [`Submission`].
     ///
     /// # Errors

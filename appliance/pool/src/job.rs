@@ -25,8 +25,21 @@ pub struct FunctionConfig {
     pub queue_timeout: Duration,
     /// How long an instance stays up without a request.
     pub keep_warm: Duration,
+    /// How long it is held in memory without an instance and without a request; then on disk only.
+    pub park: Duration,
     /// Longest that a request runs.
     pub timeout: Duration,
+}
+
+impl FunctionConfig {
+    /// What its instances are started with where `cores` may compute. A snapshot fits this, and nothing else.
+    pub fn spec_on(&self, cores: u32) -> RunnerSpec {
+        RunnerSpec { cpus: self.threads_on(cores), ..self.spec.clone() }
+    }
+
+    pub(crate) fn threads_on(&self, cores: u32) -> u32 {
+        self.spec.cpus.clamp(1, cores)
+    }
 }
 
 /// What a request wants done.
@@ -110,7 +123,8 @@ pub enum Event {
 /// How a request came to its instance.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Dispatched {
-    /// Where the function was found when the request came.
+    /// Where the function was found: running where an instance was up when the request came, else where the wake of
+    /// its instance found it.
     pub tier: Tier,
     /// Time waiting for a slot, µs.
     pub queue_us: u64,

@@ -8,6 +8,8 @@
 //!
 //!  instance  (waking) ──Woken──▶ up ──keep_warm, retired──▶ (stopping) ──Exited──▶ gone
 //!                                 └──EOF, broke protocol, hung──▶ (dying) ──┘
+//!
+//!  function  held in memory ──the last instance gone or no wake, and no call, for `park`──▶ stored
 //! ```
 //!
 //! Invariants: an instance leaves only by `Exited`, which the warden sends once for each; a job's slot is free when its
@@ -42,6 +44,8 @@ pub(crate) enum Input {
     Configure(Box<FunctionConfig>),
     Remove(FunctionName),
     Retire(FunctionName),
+    /// The warden was made to hold the function in memory.
+    Hold(FunctionName),
     Submit {
         ticket: Ticket,
         function: FunctionName,
@@ -72,16 +76,25 @@ pub(crate) enum Input {
 /// What to do.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Effect {
-    Wake { wake: WakeId, spec: Box<RunnerSpec> },
-    Send { instance: InstanceId, message: ToRunner },
+    Wake {
+        wake: WakeId,
+        spec: Box<RunnerSpec>,
+    },
+    Send {
+        instance: InstanceId,
+        message: ToRunner,
+    },
     Stop(InstanceId),
+    /// The function's memory is wanted for others.
+    Store(FunctionName),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Timer {
     Queue(Ticket),
     Run(Ticket),
     Idle(InstanceId),
+    Park(FunctionName),
 }
 
 #[derive(Debug)]
@@ -92,6 +105,8 @@ struct Function {
     slots: u32,
     service: Option<Duration>,
     wakes_ms: VecDeque<u64>,
+    /// When it goes to disk, should nobody call; `None` while it is up or waking, or is on disk already.
+    held_until: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -110,6 +125,8 @@ struct Instance {
     slots: u32,
     memory_bytes: u64,
     model: Arc<ModelInfo>,
+    /// Where its wake found the function.
+    woken_from: Tier,
     up_since: Instant,
     woke_in: Duration,
     running: Vec<Ticket>,
@@ -125,7 +142,8 @@ struct Job {
     work: Work,
     events: flume::Sender<Event>,
     came: Instant,
-    found: Tier,
+    /// Whether an instance was up when it came.
+    found_up: bool,
     state: State,
     timer: Option<Instant>,
     retried: bool,
@@ -181,6 +199,7 @@ impl Scheduler {
             Input::Configure(config) => self.configure(*config),
             Input::Remove(function) => self.remove(&function),
             Input::Retire(function) => self.retire(&function),
+            Input::Hold(function) => self.hold(now, &function),
             Input::Submit { ticket, function, work, events } => self.submit(now, ticket, function, work, events),
             Input::Cancel(ticket) => self.cancel(now, ticket),
             Input::List(reply) => drop(reply.try_send(self.list(now))),
@@ -195,12 +214,13 @@ impl Scheduler {
 
     /// Does what is due.
     pub(crate) fn tick(&mut self, now: Instant) -> Vec<Effect> {
-        while let Some((_, timer)) = self.timers.first().copied().filter(|(due, _)| *due <= now) {
+        while let Some((_, timer)) = self.timers.first().cloned().filter(|(due, _)| *due <= now) {
             self.timers.pop_first();
             match timer {
                 Timer::Queue(ticket) => self.queue_timeout(now, ticket),
                 Timer::Run(ticket) => self.hung(ticket),
                 Timer::Idle(instance) => self.idle(instance),
+                Timer::Park(function) => self.store(function),
             }
         }
         self.advance(now);
@@ -217,16 +237,21 @@ impl Scheduler {
             waiting: VecDeque::new(),
             service: None,
             wakes_ms: VecDeque::new(),
+            held_until: None,
             config,
         };
         match self.functions.get_mut(&name) {
-            Some(old) => *old = Function { waiting: std::mem::take(&mut old.waiting), ..fresh },
+            Some(old) => {
+                let (waiting, held_until) = (std::mem::take(&mut old.waiting), old.held_until);
+                *old = Function { waiting, held_until, ..fresh };
+            }
             None => drop(self.functions.insert(name.clone(), fresh)),
         }
         self.retire(&name);
     }
 
     fn remove(&mut self, name: &FunctionName) {
+        self.unhold(name);
         let Some(function) = self.functions.remove(name) else { return };
         for ticket in function.waiting {
             self.fail(ticket, Failed::NoFunction);
@@ -257,14 +282,17 @@ impl Scheduler {
         function.waiting.push_back(ticket);
         // A wake waits for no slot, and a load has a time limit of its own.
         let due = (work != Work::Wake).then(|| now + function.config.queue_timeout);
-        let found = if self.is_up(&name) { Tier::Running } else { Tier::Cold };
+        if function.held_until.is_some() {
+            self.hold(now, &name);
+        }
+        let found_up = self.is_up(&name);
         let bytes_left = work.reply_bytes_max();
         let job = Job {
             function: name.clone(),
             work,
             events,
             came: now,
-            found,
+            found_up,
             state: State::Waiting,
             timer: due,
             retried: false,
@@ -420,6 +448,36 @@ impl Scheduler {
         }
     }
 
+    /// No instance of the function is left: for its time of `park` from now on, it is held for the next call.
+    fn hold(&mut self, now: Instant, name: &FunctionName) {
+        self.unhold(name);
+        if self.is_present(name) {
+            return;
+        }
+        let Some(function) = self.functions.get_mut(name) else { return };
+        let due = now + function.config.park;
+        function.held_until = Some(due);
+        self.timers.insert((due, Timer::Park(name.clone())));
+    }
+
+    fn unhold(&mut self, name: &FunctionName) {
+        if let Some(due) = self.functions.get_mut(name).and_then(|f| f.held_until.take()) {
+            self.timers.remove(&(due, Timer::Park(name.clone())));
+        }
+    }
+
+    /// Nobody called for so long that the function's memory is better used for others.
+    fn store(&mut self, name: FunctionName) {
+        let Some(function) = self.functions.get_mut(&name) else { return };
+        function.held_until = None;
+        self.effects.push(Effect::Store(name));
+    }
+
+    /// Whether the function has an instance, or will have one.
+    fn is_present(&self, name: &FunctionName) -> bool {
+        self.instances.values().any(|i| i.function == *name) || self.wakes.values().any(|w| w.function == *name)
+    }
+
     fn woken(&mut self, now: Instant, wake: WakeId, result: Result<Awake, WardenError>) {
         let Some(wake) = self.wakes.remove(&wake) else { return };
         match result {
@@ -430,6 +488,7 @@ impl Scheduler {
                 for ticket in waiting.map(|f| f.waiting.iter().copied().collect::<Vec<_>>()).unwrap_or_default() {
                     self.fail(ticket, Failed::WakeFailed(error.clone()));
                 }
+                self.hold(now, &wake.function);
             }
         }
     }
@@ -450,6 +509,7 @@ impl Scheduler {
             slots,
             memory_bytes,
             model: Arc::new(awake.model),
+            woken_from: awake.tier,
             up_since: now,
             woke_in,
             running: Vec::new(),
@@ -519,6 +579,7 @@ impl Scheduler {
                 self.retry(now, ticket);
             }
         }
+        self.hold(now, &instance.function);
     }
 
     /// Nothing of the answer was seen: another instance may give it.
@@ -570,7 +631,7 @@ impl Scheduler {
     }
 
     fn threads(&self, config: &FunctionConfig) -> u32 {
-        config.spec.cpus.clamp(1, self.cores)
+        config.threads_on(self.cores)
     }
 
     fn cores_free(&self) -> u32 {
@@ -584,8 +645,9 @@ impl Scheduler {
         let threads = self.threads(&function.config);
         self.wake_ids += 1;
         let wake = Wake { function: name.clone(), generation: function.generation, threads, began: now };
-        let spec = Box::new(RunnerSpec { cpus: threads, ..function.config.spec.clone() });
+        let spec = Box::new(function.config.spec_on(self.cores));
         self.wakes.insert(self.wake_ids, wake);
+        self.unhold(name);
         self.effects.push(Effect::Wake { wake: self.wake_ids, spec });
     }
 
@@ -598,7 +660,7 @@ impl Scheduler {
         let waited = now - job.came;
         let wake = if instance.up_since > job.came { waited.min(instance.woke_in) } else { Duration::ZERO };
         let dispatched = Dispatched {
-            tier: job.found,
+            tier: if job.found_up { Tier::Running } else { instance.woken_from },
             queue_us: (waited - wake).as_micros() as u64,
             wake_us: wake.as_micros() as u64,
             memory_bytes: instance.memory_bytes,

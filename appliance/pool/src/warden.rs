@@ -1,4 +1,5 @@
-//! The server's side of the socket to the warden: calls out, replies to whoever called, exits to the pool.
+//! The server's side of the socket to the warden: calls out, replies to whoever called, exits to the pool, and a count of
+//! what it told by itself.
 //!
 //! Two threads, since a packet that carries a descriptor needs a blocking `recvmsg`, which the executor has not. Invariant: wakes
 //! and exits reach the pool in the order in which the warden sent them, so an exit never overtakes its instance.
@@ -35,6 +36,7 @@ pub struct Warden {
 #[derive(Debug, Default)]
 struct Shared {
     ids: AtomicU64,
+    snapshots_retired: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -78,6 +80,11 @@ impl Warden {
         let (sender, receiver) = flume::bounded(1);
         self.send(call, descriptor, Pending::Call(sender));
         receiver.recv_async().await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    /// Snapshots that could not be used, since the server began.
+    pub fn snapshots_retired(&self) -> u64 {
+        self.shared.snapshots_retired.load(Ordering::Relaxed)
     }
 
     pub(crate) fn wake(&self, wake: WakeId, spec: RunnerSpec) {
@@ -141,6 +148,10 @@ impl Shared {
                 None => tracing::error!(id, "the warden answered what was not asked"),
             },
             Message::Exited { instance, cause } => state.tell(Input::Exited { instance, cause }),
+            Message::SnapshotRetired { function, reason } => {
+                let retired = self.snapshots_retired.fetch_add(1, Ordering::Relaxed) + 1;
+                tracing::warn!(%function, reason, retired, "a snapshot could not be used and is no more");
+            }
         }
     }
 
@@ -173,5 +184,34 @@ impl State {
         if let Some(pool) = &self.pool {
             drop(pool.send(input));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_lite::future::{block_on, zip};
+    use sandbox_kernel::socket::packet_pair;
+
+    fn say(socket: &OwnedFd, message: &Message) {
+        send_packet(socket, &encode_packet(message, PACKET_BYTES_MAX).unwrap(), None).unwrap();
+    }
+
+    #[test]
+    fn a_retired_snapshot_is_counted_between_a_call_and_its_reply() {
+        let (ours, theirs) = packet_pair().unwrap();
+        let warden = Warden::connect(ours, || ()).unwrap();
+        let reply = async {
+            let mut buffer = vec![0; PACKET_BYTES_MAX];
+            let length = receive_packet(&theirs, &mut buffer).unwrap().unwrap().length;
+            let Request { id, call } = decode_packet(&buffer[..length]).unwrap();
+            assert_eq!(call, Call::Snapshots);
+            let function = "f".parse().unwrap();
+            say(&theirs, &Message::SnapshotRetired { function, reason: "its seal is broken".to_owned() });
+            say(&theirs, &Message::Reply { id, result: Ok(Reply::Snapshots(Vec::new())) });
+        };
+        let (answer, ()) = block_on(zip(warden.call(Call::Snapshots, None), reply));
+        assert_eq!(answer, Ok(Reply::Snapshots(Vec::new())));
+        assert_eq!(warden.snapshots_retired(), 1);
     }
 }

@@ -75,6 +75,7 @@ impl Function {
             queue_max: scale.queue as usize,
             queue_timeout: Duration::from_millis(scale.queue_timeout_ms),
             keep_warm: Duration::from_millis(scale.keep_warm_ms),
+            park: Duration::from_millis(scale.park_ms),
             timeout: Duration::from_millis(self.manifest.limits.timeout_ms),
         }
     }

@@ -4,6 +4,8 @@ use super::*;
 use appliance_types::{ModelDigest, Task};
 use sandbox_wire::runner::{Failure, Text};
 
+const PARK: Duration = Duration::from_secs(100);
+
 fn name() -> FunctionName {
     "f".parse().unwrap()
 }
@@ -20,8 +22,16 @@ fn config(queue_max: usize) -> FunctionConfig {
         system: None,
     };
     let second = Duration::from_secs(1);
-    let (queue_timeout, keep_warm, timeout) = (second, second * 60, second * 900);
-    FunctionConfig { spec, instances_min: 0, instances_max: 1, queue_max, queue_timeout, keep_warm, timeout }
+    FunctionConfig {
+        spec,
+        instances_min: 0,
+        instances_max: 1,
+        queue_max,
+        queue_timeout: second,
+        keep_warm: second * 60,
+        park: PARK,
+        timeout: second * 900,
+    }
 }
 
 fn submit(scheduler: &mut Scheduler, now: Instant, ticket: Ticket) -> (Vec<Effect>, flume::Receiver<Event>) {
@@ -39,8 +49,12 @@ fn submit_work(
 }
 
 fn wake(scheduler: &mut Scheduler, now: Instant, wake: WakeId, instance: InstanceId) -> Vec<Effect> {
+    wake_from(scheduler, now, Tier::Cold, wake, instance)
+}
+
+fn wake_from(scheduler: &mut Scheduler, now: Instant, tier: Tier, wake: WakeId, instance: InstanceId) -> Vec<Effect> {
     let model = ModelInfo { slots: 1, ..ModelInfo::default() };
-    let awake = Awake { instance, tier: Tier::Cold, wake_us: 1, threads: 2, model };
+    let awake = Awake { instance, tier, wake_us: 1, threads: 2, model };
     scheduler.handle(now, Input::Woken { wake, result: Ok(awake) })
 }
 
@@ -161,5 +175,84 @@ fn an_idle_instance_stops_after_keep_warm_and_no_timer_is_left() {
     scheduler.handle(now, Input::Said { instance: 7, message });
     assert_eq!(scheduler.next_due(), Some(now + Duration::from_secs(60)));
     assert_eq!(scheduler.tick(now + Duration::from_secs(60)), [Effect::Stop(7)]);
+    assert_eq!(scheduler.next_due(), None);
+}
+
+#[test]
+fn requests_learn_where_the_wake_they_waited_for_found_their_function() {
+    for tier in [Tier::Cold, Tier::Stored, Tier::Parked] {
+        let (mut scheduler, now) = (Scheduler::new(2), Instant::now());
+        scheduler.handle(now, Input::Configure(Box::new(config(4))));
+        let (_, first) = submit(&mut scheduler, now, 1);
+        let (_, second) = submit(&mut scheduler, now, 2);
+        let later = now + Duration::from_millis(30);
+        wake_from(&mut scheduler, later, tier, 1, 7);
+        let (_, third) = submit(&mut scheduler, later, 3);
+        for ticket in [1, 2] {
+            let message = FromRunner::Rendered { id: ticket, text: String::new() };
+            scheduler.handle(later, Input::Said { instance: 7, message });
+        }
+        let found = |events: &flume::Receiver<Event>| match events.try_recv() {
+            Ok(Event::Dispatched(how)) => (how.tier, how.wake_us),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(found(&first), (tier, 30_000));
+        assert_eq!(found(&second), (tier, 30_000), "it waited for the same wake");
+        assert_eq!(found(&third), (Tier::Running, 0));
+    }
+}
+
+/// A function whose only instance is gone at the instant given.
+fn held() -> (Scheduler, Instant) {
+    let (mut scheduler, now, _events) = running(4);
+    let message = FromRunner::Rendered { id: 1, text: String::new() };
+    scheduler.handle(now, Input::Said { instance: 7, message });
+    let gone = now + Duration::from_secs(61);
+    assert_eq!(scheduler.tick(gone), [Effect::Stop(7)]);
+    assert!(scheduler.handle(gone, Input::Exited { instance: 7, cause: ExitCause::Stopped }).is_empty());
+    (scheduler, gone)
+}
+
+#[test]
+fn a_function_that_nobody_calls_is_stored_once() {
+    let (mut scheduler, gone) = held();
+    assert_eq!(scheduler.next_due(), Some(gone + PARK));
+    assert!(scheduler.tick(gone + PARK - Duration::from_millis(1)).is_empty());
+    assert_eq!(scheduler.tick(gone + PARK), [Effect::Store(name())]);
+    assert_eq!(scheduler.next_due(), None);
+}
+
+#[test]
+fn a_call_keeps_a_function_from_being_stored() {
+    let (mut scheduler, gone) = held();
+    let (effects, events) = submit(&mut scheduler, gone + PARK / 2, 2);
+    assert!(matches!(effects[..], [Effect::Wake { wake: 2, .. }]), "{effects:?}");
+    assert!(scheduler.tick(gone + PARK).is_empty(), "it is waking");
+    assert!(matches!(events.try_recv(), Ok(Event::Failed(Failed::QueueTimeout { .. }))));
+
+    let failed = Err(WardenError::LoadTimeout { limit_ms: 1 });
+    assert!(scheduler.handle(gone + PARK, Input::Woken { wake: 2, result: failed }).is_empty());
+    assert_eq!(scheduler.next_due(), Some(gone + PARK * 2), "it is held as before");
+}
+
+#[test]
+fn a_function_that_the_warden_was_made_to_hold_is_stored_too() {
+    let (mut scheduler, now) = (Scheduler::new(2), Instant::now());
+    scheduler.handle(now, Input::Configure(Box::new(config(4))));
+    assert_eq!(scheduler.next_due(), None, "nothing is held for a function that was never up");
+    scheduler.handle(now, Input::Hold(name()));
+    scheduler.handle(now, Input::Configure(Box::new(config(5))));
+    assert_eq!(scheduler.tick(now + PARK), [Effect::Store(name())]);
+
+    let (mut scheduler, now, _events) = running(4);
+    let due = scheduler.next_due();
+    scheduler.handle(now, Input::Hold(name()));
+    assert_eq!(scheduler.next_due(), due, "an instance is up");
+}
+
+#[test]
+fn no_timer_is_left_of_a_function_that_was_removed() {
+    let (mut scheduler, gone) = held();
+    assert!(scheduler.handle(gone, Input::Remove(name())).is_empty());
     assert_eq!(scheduler.next_due(), None);
 }
