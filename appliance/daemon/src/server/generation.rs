@@ -173,6 +173,9 @@ pub(super) fn refused(failed: Failed) -> ApiError {
             WardenError::InstancesMax { .. }
             | WardenError::Sandbox { .. }
             | WardenError::Storage { .. }
+            | WardenError::SnapshotMissing { .. }
+            | WardenError::SnapshotInvalid { .. }
+            | WardenError::CaptureFailed { .. }
             | WardenError::BadRequest { .. },
         ) => ApiError::unavailable(message, RETRY_AFTER_S),
         Failed::WakeFailed(_) | Failed::InstanceLost { .. } => ApiError::runner_failed(message),

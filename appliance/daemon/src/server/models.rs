@@ -86,9 +86,9 @@ pub(super) fn refused(error: WardenError) -> ApiError {
         | WardenError::LoadFailed { .. }
         | WardenError::DiedLoading { .. }
         | WardenError::LoadTimeout { .. } => ApiError::unprocessable(message),
-        WardenError::ModelInUse { .. } => ApiError::conflict(message),
-        WardenError::InstanceMissing { .. } => ApiError::not_found(message),
-        WardenError::Storage { .. } => ApiError::internal(message),
+        WardenError::ModelInUse { .. } | WardenError::SnapshotInvalid { .. } => ApiError::conflict(message),
+        WardenError::InstanceMissing { .. } | WardenError::SnapshotMissing { .. } => ApiError::not_found(message),
+        WardenError::Storage { .. } | WardenError::CaptureFailed { .. } => ApiError::internal(message),
         WardenError::InstancesMax { .. } | WardenError::Sandbox { .. } | WardenError::BadRequest { .. } => {
             ApiError::unavailable(message, 1)
         }
