@@ -27,6 +27,7 @@ use nix::{
     libc::{self, c_int},
 };
 use sandbox_kernel::{
+    cgroup::Entrance,
     pidfd::Pid,
     spawn::{Child, LayerError},
     table::{REGION_BYTES, Region, Table, inherited_rseq},
@@ -63,7 +64,9 @@ pub struct Restore<'a> {
     pub descriptors: &'a [(BorrowedFd<'a>, RawFd)],
     /// New namespaces for it: flags of clone3.
     pub namespaces: c_int,
-    /// Puts the waiting child where it belongs: cgroup, id maps.
+    /// The way into its cgroup, if any; used by clone3 where it can be.
+    pub entrance: Option<&'a Entrance>,
+    /// Puts the waiting child where it belongs: id maps.
     pub admit: &'a dyn Fn(Pid) -> Result<(), LayerError>,
     /// Adds the calls that confine it, done while what this process has open is still open.
     pub confine: &'a dyn Fn(&mut Table),
@@ -93,7 +96,7 @@ impl Restore<'_> {
             io::pipe().map_err(|error| RestoreError::Prepare { attempted: "make a pipe", error })?;
         let (table, region) = self.load(gate.as_raw_fd(), &mut clock)?;
         clock.done(Step::Prepared);
-        let child = region.spawn(self.namespaces).map_err(RestoreError::prepare("clone3"))?;
+        let child = region.spawn(self.namespaces, self.entrance).map_err(RestoreError::prepare("clone3"))?;
         let mut held = HeldChild::seize(child)?;
         clock.done(Step::Cloned);
         (self.admit)(held.child.pid())?;

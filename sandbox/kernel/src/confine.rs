@@ -12,6 +12,7 @@
 //! [`crate::spawn::admit`]) and its descriptors, which the restore places between the two.
 
 use crate::{
+    cgroup::{Entrance, MYSELF},
     identity::{CAPABILITIES_MAX, CAPABILITY_VERSION_3, SECUREBITS},
     limits::RLIMITS,
     mounts::{MOUNT_POINT, ROOT_OPTIONS, inert},
@@ -25,9 +26,14 @@ use nix::{
 };
 use std::{ffi::CStr, os::fd::RawFd};
 
-/// Adds all layers but the last two: namespaces entered late, identity, root, capabilities, the Landlock domain of
+/// Adds all layers but the last two: the cgroups of `entrance`, where clone3 has not entered them, namespaces entered late, identity, root, capabilities, the Landlock domain of
 /// `ruleset`, and death with the parent, which a change of identity had cleared.
-pub fn confine(table: &mut Table, ruleset: RawFd) {
+pub fn confine(table: &mut Table, entrance: &Entrance, ruleset: RawFd) {
+    table.begin("cgroup");
+    let myself = table.put(MYSELF);
+    for tasks in entrance.numbers() {
+        table.call_with(libc::SYS_write, &[tasks as u64, myself, MYSELF.len() as u64], 1);
+    }
     table.begin("cgroup namespace");
     table.call(libc::SYS_unshare, &[libc::CLONE_NEWCGROUP as u64]);
     table.begin("session");
@@ -143,14 +149,15 @@ mod tests {
         let mut table = Table::new(BASE);
         let byte = table.put(b".");
         table.call_with(libc::SYS_read, &[gate.as_raw_fd() as u64, byte, 1], 1);
-        confine(&mut table, ruleset.as_raw_fd());
+        let entrance = cgroup.entrance().unwrap();
+        confine(&mut table, &entrance, ruleset.as_raw_fd());
         seal(&mut table);
         table.call_with(libc::SYS_write, &[tell.as_raw_fd() as u64, byte, 1], 1);
         table.call_with(libc::SYS_read, &[held.as_raw_fd() as u64, byte, 1], 1);
         table.call(libc::SYS_exit_group, &[7]);
         let region = Region::load(&table).unwrap();
-        let mut child = region.spawn(NAMESPACES).unwrap();
-        admit(child.pid(), &cgroup, HOST_ID).unwrap();
+        let mut child = region.spawn(NAMESPACES, Some(&entrance)).unwrap();
+        admit(child.pid(), HOST_ID).unwrap();
         opener.write_all(b".").unwrap();
         drop(tell);
         let mut byte = [0];

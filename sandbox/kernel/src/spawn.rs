@@ -8,7 +8,7 @@
 #![allow(unsafe_code)]
 
 use crate::{
-    cgroup::Cgroup,
+    cgroup::{Cgroup, CgroupError, Entrance, MYSELF},
     identity, landlock, limits, mounts,
     pidfd::{Ended, Pidfd},
     seccomp::{self, Start},
@@ -145,24 +145,24 @@ pub fn spawn(sandbox: &Sandbox<'_>) -> std::result::Result<Child, LayerError> {
     let (report, report_in) = pipe2(OFlag::O_CLOEXEC).map_err(descriptors)?;
     let (gate_in, report_in) = (raise(gate_in).map_err(descriptors)?, raise(report_in).map_err(descriptors)?);
     let numbers = own.numbers(&gate_in, &report_in);
-    let steps = plan(&numbers, own.files(), seccomp::starting(&image.start(&numbers)));
+    let entrance = sandbox.cgroup.entrance().map_err(cgroup)?;
+    let steps = plan(&numbers, &entrance.numbers(), own.files(), seccomp::starting(&image.start(&numbers)));
 
-    let child = clone_child(&steps, &image, report_in.as_raw_fd())
+    let child = clone_child(&entrance, &steps, &image, report_in.as_raw_fd())
         .map_err(|error| LayerError::new("namespaces", "clone3", error))?;
     drop((gate_in, report_in));
-    admit(child.pid, sandbox.cgroup, sandbox.host_id)?;
+    admit(child.pid, sandbox.host_id)?;
     // An EPIPE here means that the child has failed a step already; the report says which.
     let _ = write(&gate, b".");
     await_exec(&report, &steps)?;
     Ok(child)
 }
 
-/// Puts a child that waits at its gate where it belongs: limits first, then ids.
+/// What the parent has to do for a child that waits at its gate: ids, and its place when memory runs out.
 ///
 /// # Errors
 /// The layer that failed.
-pub fn admit(child: Pid, cgroup: &Cgroup, host_id: u32) -> std::result::Result<(), LayerError> {
-    cgroup.place(child).map_err(|error| LayerError { layer: "cgroup", reason: error.to_string() })?;
+pub fn admit(child: Pid, host_id: u32) -> std::result::Result<(), LayerError> {
     identity::write_maps(child, INSIDE_ID, host_id)
         .map_err(|error| LayerError { layer: "user namespace", reason: error.to_string() })?;
     let path = format!("/proc/{child}/oom_score_adj");
@@ -171,6 +171,10 @@ pub fn admit(child: Pid, cgroup: &Cgroup, host_id: u32) -> std::result::Result<(
 
 /// Where memory of the whole host runs out, a runner goes before anything else.
 const OOM_SCORE: &str = "1000";
+
+fn cgroup(error: CgroupError) -> LayerError {
+    LayerError { layer: "cgroup", reason: error.to_string() }
+}
 
 fn await_exec(report: &OwnedFd, steps: &[Step]) -> std::result::Result<(), LayerError> {
     let mut failure = [0; 8];
@@ -275,10 +279,11 @@ pub const NAMESPACES: libc::c_int = libc::CLONE_NEWUSER
     | libc::CLONE_NEWUTS;
 /// `CLONE_CLEAR_SIGHAND` of `linux/sched.h`, which does not fit the C library's `int`.
 const CLONE_CLEAR_SIGHAND: u64 = 1 << 32;
+const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
-fn clone_child(steps: &[Step], image: &Image<'_>, report: RawFd) -> Result<Child> {
+fn clone_child(entrance: &Entrance, steps: &[Step], image: &Image<'_>, report: RawFd) -> Result<Child> {
     // SAFETY: in the child only `child` runs, which never returns and keeps to calls that are safe after a fork.
-    match unsafe { fork_into(NAMESPACES) }? {
+    match unsafe { fork_into(NAMESPACES, entrance.folder.as_ref().map(AsFd::as_fd)) }? {
         Some(child) => Ok(child),
         None => child(steps, image, report),
     }
@@ -287,22 +292,23 @@ fn clone_child(steps: &[Step], image: &Image<'_>, report: RawFd) -> Result<Child
 /// Makes a child in new namespaces that ends at once: the throwaway of a probe.
 pub(crate) fn fork_and_end(namespaces: libc::c_int) -> Result<Ended> {
     // SAFETY: in the child only _exit runs.
-    match unsafe { fork_into(namespaces) }? {
+    match unsafe { fork_into(namespaces, None) }? {
         Some(mut child) => child.wait(),
         // SAFETY: safe after a fork; it runs no destructors, which belong to the parent.
         None => unsafe { libc::_exit(0) },
     }
 }
 
-/// A copy of this process in new namespaces; `None` in the copy.
+/// A copy of this process in new namespaces, and in the v2 cgroup of this folder; `None` in the copy.
 ///
 /// # Safety
 /// The copy has only the calling thread. It must not return from its caller's frame, and may only make calls that are
 /// safe after a fork of many threads: no allocation, no lock, no panic.
-pub(crate) unsafe fn fork_into(namespaces: libc::c_int) -> Result<Option<Child>> {
+pub(crate) unsafe fn fork_into(namespaces: libc::c_int, cgroup: Option<BorrowedFd<'_>>) -> Result<Option<Child>> {
     let mut pidfd: RawFd = -1;
+    let into_cgroup = if cgroup.is_some() { CLONE_INTO_CGROUP } else { 0 };
     let arguments = libc::clone_args {
-        flags: (namespaces | libc::CLONE_PIDFD) as u64 | CLONE_CLEAR_SIGHAND,
+        flags: (namespaces | libc::CLONE_PIDFD) as u64 | CLONE_CLEAR_SIGHAND | into_cgroup,
         pidfd: &raw mut pidfd as u64,
         child_tid: 0,
         parent_tid: 0,
@@ -312,7 +318,7 @@ pub(crate) unsafe fn fork_into(namespaces: libc::c_int) -> Result<Option<Child>>
         tls: 0,
         set_tid: 0,
         set_tid_size: 0,
-        cgroup: 0,
+        cgroup: cgroup.map_or(0, |folder| folder.as_raw_fd() as u64),
     };
     // SAFETY: nix's clone has no flags of 64 bits and no pidfd. Without CLONE_VM the child gets a copy of our memory and
     // goes on from here on a copy of this stack, so `stack` is 0. The arguments outlive the call, their size is their own.
@@ -353,6 +359,7 @@ fn run(step: &Step, image: &Image<'_>) -> Result<()> {
     match step {
         Step::DieWithParent => set_pdeathsig(Signal::SIGKILL),
         Step::AwaitRelease(gate) => await_release(*gate),
+        Step::EnterCgroup(tasks) => enter_cgroup(*tasks),
         Step::EnterCgroupNamespace => unshare(CloneFlags::CLONE_NEWCGROUP),
         Step::NewSession => setsid().map(drop),
         Step::ClearSignalMask => sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None),
@@ -392,6 +399,10 @@ fn await_release(gate: RawFd) -> Result<()> {
         0 => Err(Errno::EPIPE),
         _ => Ok(()),
     }
+}
+
+fn enter_cgroup(tasks: RawFd) -> Result<()> {
+    write(borrow(&tasks), MYSELF).map(drop)
 }
 
 fn confirm_parent(report: RawFd) -> Result<()> {

@@ -3,8 +3,8 @@
 //! ```text
 //!  parent                              child (all namespaces new, still with every capability in its own)
 //!    │ clone3 ────────────────────────▶ │ die with parent · wait at the gate
-//!    │ cgroups, id maps, oom score      │
-//!    │ open the gate ─────────────────▶ │ cgroup namespace · session · host name
+//!    │ id maps, oom score               │
+//!    │ open the gate ─────────────────▶ │ cgroups, where clone3 has not entered them · cgroup namespace · session · host name
 //!    │                                  │ identity: groups, gid, uid           (capabilities stay: no root is mapped)
 //!    │                                  │ mounts: private, tmpfs root, the files, pivot, read-only
 //!    │                                  │ limits · capabilities gone and locked · no new privileges · Landlock
@@ -72,6 +72,8 @@ pub enum Step {
     DieWithParent,
     /// Wait until the parent has written cgroups and id maps.
     AwaitRelease(RawFd),
+    /// Move ourselves into a group of cgroup v1, by its file of tasks.
+    EnterCgroup(RawFd),
     /// See our own cgroup as the root of all.
     EnterCgroupNamespace,
     /// Leave the parent's session and terminal.
@@ -135,6 +137,7 @@ impl Step {
     pub const fn layer(&self) -> &'static str {
         match self {
             Self::DieWithParent | Self::AwaitRelease(_) | Self::ConfirmParent(_) => "supervision",
+            Self::EnterCgroup(_) => "cgroup",
             Self::EnterCgroupNamespace => "cgroup namespace",
             Self::NewSession | Self::ClearSignalMask => "session",
             Self::NameHost => "uts namespace",
@@ -154,9 +157,10 @@ impl Step {
 }
 
 /// The steps of a sandbox, in order.
-pub fn plan(descriptors: &Descriptors, files: Vec<File>, filter: Filter) -> Vec<Step> {
-    let mut steps = vec![Step::DieWithParent, Step::AwaitRelease(descriptors.gate), Step::EnterCgroupNamespace];
-    steps.extend([Step::NewSession, Step::ClearSignalMask, Step::NameHost]);
+pub fn plan(descriptors: &Descriptors, cgroups: &[RawFd], files: Vec<File>, filter: Filter) -> Vec<Step> {
+    let mut steps = vec![Step::DieWithParent, Step::AwaitRelease(descriptors.gate)];
+    steps.extend(cgroups.iter().copied().map(Step::EnterCgroup));
+    steps.extend([Step::EnterCgroupNamespace, Step::NewSession, Step::ClearSignalMask, Step::NameHost]);
     steps.extend([Step::ClearGroups, Step::SetGroup(INSIDE_ID), Step::SetUser(INSIDE_ID)]);
     steps.extend([Step::PrivateMounts, Step::MountRoot]);
     steps.extend(files.into_iter().map(Step::AttachFile));
@@ -184,7 +188,7 @@ mod tests {
         Descriptors { gate: 10, report: 11, null: 12, stderr: 13, socket: 14, ruleset: 17, program: 15 };
 
     fn steps() -> Vec<Step> {
-        plan(&DESCRIPTORS, vec![File { mount: 16, name: c"model.gguf".to_owned() }], seccomp::sealed())
+        plan(&DESCRIPTORS, &[18], vec![File { mount: 16, name: c"model.gguf".to_owned() }], seccomp::sealed())
     }
 
     fn position(wanted: &Step) -> usize {
@@ -197,6 +201,7 @@ mod tests {
     fn each_step_comes_when_it_can_hold() {
         let order = [
             Step::AwaitRelease(10),
+            Step::EnterCgroup(18),
             Step::EnterCgroupNamespace,
             Step::ClearGroups,
             Step::SetGroup(INSIDE_ID),

@@ -23,6 +23,7 @@
 #![allow(unsafe_code)]
 
 use crate::{
+    cgroup::Entrance,
     spawn::{Child, fork_into},
     trace::{Rseq, Tracee},
 };
@@ -32,7 +33,7 @@ use nix::{
     libc,
     sys::mman::{MapFlags, ProtFlags, mmap_anonymous, mprotect, munmap},
 };
-use std::{ffi::c_void, num::NonZeroUsize, ptr::NonNull, sync::OnceLock, time::Duration};
+use std::{ffi::c_void, num::NonZeroUsize, os::fd::AsFd, ptr::NonNull, sync::OnceLock, time::Duration};
 
 /// The length of a region; only pages that are used cost anything.
 pub const REGION_BYTES: u64 = 2 << 20;
@@ -245,13 +246,14 @@ impl Region {
 
     /// Makes a child that runs the table and stops by SIGTRAP. Untraced by then, it dies of it.
     ///
-    /// `namespaces` are flags of clone: `CLONE_NEWPID` and its like.
+    /// `namespaces` are flags of clone: `CLONE_NEWPID` and its like. It is made in the v2 group of `entrance`.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn spawn(&self, namespaces: libc::c_int) -> Result<Child> {
+    pub fn spawn(&self, namespaces: libc::c_int, entrance: Option<&Entrance>) -> Result<Child> {
+        let cgroup = entrance.and_then(|entrance| entrance.folder.as_ref()).map(AsFd::as_fd);
         // SAFETY: in the child only `enter` runs, which never returns.
-        match unsafe { fork_into(namespaces) }? {
+        match unsafe { fork_into(namespaces, cgroup) }? {
             Some(child) => Ok(child),
             None => self.enter(),
         }
@@ -308,7 +310,7 @@ pub fn inherited_rseq() -> Result<Option<Rseq>> {
 /// Only a tracer is told, so a throwaway child is stopped and asked.
 fn learn_rseq() -> Result<Option<Rseq>> {
     // SAFETY: in the child only pause runs, which is safe after a fork.
-    let Some(child) = (unsafe { fork_into(0) })? else {
+    let Some(child) = (unsafe { fork_into(0, None) })? else {
         loop {
             // SAFETY: it takes nothing.
             unsafe { libc::pause() };
@@ -348,7 +350,7 @@ mod tests {
     const BASE: u64 = 0x10_0000_0000;
 
     fn run(region: &Region, gate: &mut std::io::PipeWriter) -> (Child, Tracee) {
-        let child = region.spawn(0).unwrap();
+        let child = region.spawn(0, None).unwrap();
         let mut tracee = Tracee::seize(child.pid()).unwrap();
         gate.write_all(b".").unwrap();
         assert_eq!(tracee.wait(), Ok(Stop::Signal(libc::SIGTRAP)));

@@ -139,6 +139,8 @@ impl Maker {
     }
 
     fn restore(&self, order: &Order, ready: &Ready, model: &File) -> Result<Child, SpawnError> {
+        let entrance = order.cgroup.entrance();
+        let entrance = entrance.map_err(|error| LayerError { layer: "cgroup", reason: error.to_string() })?;
         let (null, stderr, socket) = (self.null.as_fd(), order.stderr.as_fd(), order.socket.as_fd());
         let restored = Restore {
             image: &ready.parked.image,
@@ -148,8 +150,9 @@ impl Maker {
             raw: &[],
             descriptors: &[(null, 0), (null, 1), (stderr, 2), (socket, SOCKET)],
             namespaces: NAMESPACES,
-            admit: &|child| admit(child, &order.cgroup, order.host_id),
-            confine: &|table| confine(table, self.nothing.as_raw_fd()),
+            entrance: Some(&entrance),
+            admit: &|child| admit(child, order.host_id),
+            confine: &|table| confine(table, &entrance, self.nothing.as_raw_fd()),
             seal: &seal,
         };
         let Restored { child, steps } = restored.run()?;

@@ -116,6 +116,7 @@ impl Subject {
             raw: &[],
             descriptors: &descriptors,
             namespaces: how.namespaces,
+            entrance: None,
             admit: &|_| Ok(()),
             confine: &|_| {},
             seal: how.seal,

@@ -75,7 +75,8 @@ fn groups(tag: &str) -> Cgroups {
 
 fn sleeper(group: &Cgroup) -> std::process::Child {
     let child = Command::new("/bin/sleep").arg("1000").stdin(Stdio::null()).spawn().unwrap();
-    group.place(Pid::from_raw(child.id() as i32)).unwrap();
+    let place = |folder: &PathBuf| write(&folder.join("cgroup.procs"), &child.id().to_string());
+    group.folders.iter().try_for_each(place).unwrap();
     child
 }
 
