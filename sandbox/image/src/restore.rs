@@ -12,7 +12,8 @@
 //! of it is left then. Text comes from the program's file that the caller has verified, never from the image.
 //!
 //! Traps: the child asks to be killed when the calling thread ends. It has the caller's resource limits, cgroup and
-//! credentials, but for what `admit` and `seal` change.
+//! credentials, but for what `admit`, `confine` and `seal` change. The image's program must be another file than the caller's
+//! own: the kernel answers EBUSY to a change of the program while the old one is mapped.
 
 use crate::{
     error::{RestoreError, Result},

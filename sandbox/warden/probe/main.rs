@@ -46,7 +46,9 @@ fn main() -> ExitCode {
 }
 
 fn warden(models: &str, tag: &str, timeout_ms: &str) -> Result<ExitCode, Box<dyn Error>> {
-    let runner = std::env::current_exe()?;
+    // A file of its own: the kernel refuses to give a process the program that it already runs (`PR_SET_MM`).
+    let runner = Path::new(models).with_file_name("runner");
+    std::fs::copy(std::env::current_exe()?, &runner)?;
     let (models, snapshots) = (PathBuf::from(models), Path::new(models).join("snapshots"));
     let mut config = WardenConfig::new(models, snapshots, runner, tag.to_owned(), 2)?;
     config.load_timeout = Duration::from_millis(timeout_ms.parse()?);

@@ -154,17 +154,19 @@ fn bad(reason: impl ToString) -> WardenError {
 
 /// Takes a function's snapshot and writes it.
 fn take(shared: &Shared, spec: &RunnerSpec) -> Result<SnapshotEntry, WardenError> {
-    take_and_write(shared, spec)?;
+    take_and_write(shared, spec, |_| None)?;
     Ok(shared.snapshots.entry(&spec.function))
 }
 
-fn take_and_write(shared: &Shared, spec: &RunnerSpec) -> Result<Arc<Ready>, WardenError> {
+fn take_and_write(
+    shared: &Shared,
+    spec: &RunnerSpec,
+    held: impl FnOnce(&Arc<Ready>) -> Option<Arc<Ready>>,
+) -> Result<(), WardenError> {
     let lease = shared.registry.reserve(spec)?;
     let ready = instance::take(shared, lease, spec)?;
-    shared.snapshots.write(&ready)?;
-    // What was held of an earlier one.
-    shared.snapshots.store(&spec.function);
-    Ok(ready)
+    let turn = shared.snapshots.next(&spec.function, held(&ready));
+    shared.snapshots.write(&ready, turn)
 }
 
 /// Holds a function's snapshot in memory.
@@ -174,7 +176,7 @@ fn park(shared: &Shared, spec: &RunnerSpec) -> Result<SnapshotEntry, WardenError
         None
     });
     if found.is_none() {
-        shared.snapshots.hold(take_and_write(shared, spec)?);
+        take_and_write(shared, spec, |ready| Some(Arc::clone(ready)))?;
     }
     Ok(shared.snapshots.entry(&spec.function))
 }

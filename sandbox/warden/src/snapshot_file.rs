@@ -110,17 +110,24 @@ fn work(file: &File, snapshot: &Snapshot, places: &Places<'_>) -> Result<(), Fil
     Ok(())
 }
 
-/// Writes a snapshot beside `path` and moves it there.
-pub(crate) fn write(path: &Path, incoming: PathBuf, key: &[u8; 32], parked: &Parked) -> io::Result<()> {
-    let incoming = Incoming(incoming);
-    let mut file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o400).open(&incoming.0)?;
-    encode(parked.capture(), parked, &EncodeOptions::default(), key, &mut file).map_err(io::Error::other)?;
-    file.sync_all()?;
-    fs::rename(&incoming.0, path)
-}
+/// A file that has been written; gone when this is, unless it was kept.
+pub(crate) struct Incoming(PathBuf);
 
-/// A file that is being written; gone when this is, unless it was renamed.
-struct Incoming(PathBuf);
+impl Incoming {
+    /// Writes a snapshot to a new file, to its end on disk.
+    pub(crate) fn write(path: PathBuf, key: &[u8; 32], parked: &Parked) -> io::Result<Self> {
+        let mut file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o400).open(&path)?;
+        let incoming = Self(path);
+        encode(parked.capture(), parked, &EncodeOptions::default(), key, &mut file).map_err(io::Error::other)?;
+        file.sync_all()?;
+        Ok(incoming)
+    }
+
+    /// Moves it to its place.
+    pub(crate) fn keep(self, path: &Path) -> io::Result<()> {
+        fs::rename(&self.0, path)
+    }
+}
 
 impl Drop for Incoming {
     fn drop(&mut self) {

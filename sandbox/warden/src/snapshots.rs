@@ -13,7 +13,7 @@
 
 use crate::{
     identity::Machine,
-    snapshot_file::{self, FileError, parked_bytes},
+    snapshot_file::{self, FileError, Incoming, parked_bytes},
 };
 use appliance_types::{FunctionName, Tier};
 use sandbox_image::Parked;
@@ -64,8 +64,19 @@ impl Ready {
     }
 }
 
-/// A function's snapshot in memory, if it is there; locked while it is decoded.
-type Place = Arc<Mutex<Option<Arc<Ready>>>>;
+/// A function's snapshot in memory, locked while it is decoded.
+type Place = Arc<Mutex<Slot>>;
+
+#[derive(Debug, Default)]
+struct Slot {
+    held: Option<Arc<Ready>>,
+    /// Counts snapshots taken and removed: one whose turn has passed is not written any more.
+    turn: u64,
+}
+
+/// A snapshot's place in the order of those of its function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Turn(u64);
 
 /// All snapshots.
 #[derive(Debug)]
@@ -123,12 +134,12 @@ impl Snapshots {
     /// Why it must not be used. It stays where it is until it is removed.
     pub(crate) fn find(&self, identity: &Identity) -> Result<Option<(Arc<Ready>, Tier)>, String> {
         let place = self.place(&identity.function);
-        let mut held = lock(&place);
-        if let Some(ready) = held.as_ref().filter(|ready| ready.parked.image.identity == *identity) {
+        let mut slot = lock(&place);
+        if let Some(ready) = slot.held.as_ref().filter(|ready| ready.parked.image.identity == *identity) {
             return Ok(Some((Arc::clone(ready), Tier::Parked)));
         }
         let Some(ready) = self.read(identity)?.map(Arc::new) else { return Ok(None) };
-        *held = Some(Arc::clone(&ready));
+        slot.held = Some(Arc::clone(&ready));
         Ok(Some((ready, Tier::Stored)))
     }
 
@@ -151,30 +162,41 @@ impl Snapshots {
         }
     }
 
-    /// Holds a snapshot in memory, in place of any other of its function.
-    pub(crate) fn hold(&self, ready: Arc<Ready>) {
-        let place = self.place(ready.function());
-        *lock(&place) = Some(ready);
+    /// Takes a function's next turn, and has what was held before forgotten for `ready`, or for nothing.
+    pub(crate) fn next(&self, function: &FunctionName, ready: Option<Arc<Ready>>) -> Turn {
+        let place = self.place(function);
+        let mut slot = lock(&place);
+        slot.held = ready;
+        slot.turn += 1;
+        Turn(slot.turn)
     }
 
-    /// Writes a snapshot to disk, in place of any other of its function.
-    pub(crate) fn write(&self, ready: &Ready) -> Result<(), WardenError> {
+    /// Writes a snapshot to disk, in place of any other of its function, unless its turn has passed meanwhile.
+    pub(crate) fn write(&self, ready: &Ready, turn: Turn) -> Result<(), WardenError> {
         let path = self.path(ready.function());
         let incoming = self.folder.join(format!("{INCOMING}{}", self.incoming.fetch_add(1, Ordering::Relaxed)));
         let _one_at_a_time = lock(&self.encoding);
-        let written = snapshot_file::write(&path, incoming, &self.key, &ready.parked);
-        written.and_then(|()| File::open(&self.folder)?.sync_all()).map_err(|error| storage("write", &path, &error))
+        let written = Incoming::write(incoming, &self.key, &ready.parked);
+        let written = written.map_err(|error| storage("write", &path, &error))?;
+        let place = self.place(ready.function());
+        let slot = lock(&place);
+        if slot.turn == turn.0 {
+            let kept = written.keep(&path).and_then(|()| File::open(&self.folder)?.sync_all());
+            kept.map_err(|error| storage("keep", &path, &error))?;
+        }
+        Ok(())
     }
 
     /// Keeps a function's snapshot on disk only.
     pub(crate) fn store(&self, function: &FunctionName) {
         let place = self.place(function);
-        *lock(&place) = None;
+        lock(&place).held = None;
     }
 
     /// Removes a function's snapshot.
     pub(crate) fn remove(&self, function: &FunctionName) -> Result<(), WardenError> {
-        self.store(function);
+        // Before the file goes: one that is being written must not come after.
+        self.next(function, None);
         let path = self.path(function);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(storage("remove", &path, &error)),
@@ -197,7 +219,7 @@ impl Snapshots {
     pub(crate) fn entry(&self, function: &FunctionName) -> SnapshotEntry {
         let place = self.place(function);
         // One that is being decoded is on disk.
-        let held = place.try_lock().ok().and_then(|held| held.clone());
+        let held = place.try_lock().ok().and_then(|slot| slot.held.clone());
         let file_bytes = fs::metadata(self.path(function)).map_or(0, |metadata| metadata.len());
         let parked_bytes = held.as_ref().map_or(0, |ready| parked_bytes(&ready.parked));
         let current = held.is_some() || self.is_current(function);

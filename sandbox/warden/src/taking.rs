@@ -52,13 +52,13 @@ pub(crate) fn take(
 
 /// Holds a snapshot in memory, and writes it while nobody else wants to compute.
 pub(crate) fn keep(shared: &Arc<Shared>, ready: Arc<Ready>) {
-    shared.snapshots.hold(Arc::clone(&ready));
+    let turn = shared.snapshots.next(ready.function(), Some(Arc::clone(&ready)));
     let writer = Arc::clone(shared);
     let write = move || {
         if let Err(error) = compute_when_idle() {
             tracing::warn!(%error, "a snapshot is written while others compute");
         }
-        match writer.snapshots.write(&ready) {
+        match writer.snapshots.write(&ready, turn) {
             Ok(()) => tracing::info!(function = %ready.function(), "snapshot written"),
             Err(error) => tracing::warn!(function = %ready.function(), %error, "the snapshot is in memory only"),
         }

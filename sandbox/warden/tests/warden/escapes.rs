@@ -1,6 +1,7 @@
 //! Every way out, tried by an instance of its own: none gets through, and nobody else notices.
 
 use crate::harness::Warden;
+use appliance_types::Tier;
 use sandbox_kernel::escape::{self, Escape, MEMORY_BOMBS, Outside};
 use sandbox_wire::warden::ExitCause;
 use std::{collections::BTreeSet, fs, process::Command};
@@ -21,8 +22,10 @@ enum Stopped {
 /// The signal by which a filter ends a process.
 const SIGSYS: i32 = 31;
 
-fn stopped(warden: &mut Warden, escape: &Escape) -> Stopped {
-    let mut runner = warden.wake();
+/// Has an instance, booted or restored, try a way out.
+fn stopped(warden: &mut Warden, tier: Tier, escape: &Escape) -> Stopped {
+    let mut runner = if tier == Tier::Cold { warden.wake_cold() } else { warden.wake() };
+    assert_eq!(runner.awake.tier, tier);
     let instance = runner.awake.instance;
     match runner.ask(&format!("escape {}", escape.name)) {
         Some(answer) => {
@@ -49,9 +52,9 @@ fn no_way_out_gets_through() {
     let mut warden = Warden::start();
     let mut neighbour = warden.wake();
     let mut through = Vec::new();
-    for escape in escape::all() {
-        let stopped = stopped(&mut warden, escape);
-        println!("{:<50} {stopped:?}", escape.name);
+    for (tier, escape) in escape::all().flat_map(|escape| [(Tier::Cold, escape), (Tier::Parked, escape)]) {
+        let stopped = stopped(&mut warden, tier, escape);
+        println!("{tier:<6} {:<50} {stopped:?}", escape.name);
         assert_eq!(neighbour.ask("read /model.gguf").as_deref(), Some("ok 24"), "after {}", escape.name);
         if matches!(stopped, Stopped::No(_)) {
             through.push((escape.name, stopped));

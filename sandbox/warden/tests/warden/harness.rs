@@ -1,6 +1,6 @@
 //! A real warden in a process of its own, and the server's side of its socket. Needs root.
 
-use appliance_types::{ModelDigest, Task};
+use appliance_types::{ModelDigest, Task, Tier};
 use sandbox_kernel::{
     cgroup::Hierarchy,
     socket::{packet_pair, receive_packet, send_packet},
@@ -40,6 +40,7 @@ pub(crate) struct Warden {
     next: u64,
     answered: HashMap<u64, Answered>,
     exited: HashMap<InstanceId, ExitCause>,
+    retired: Vec<(String, String)>,
 }
 
 impl Warden {
@@ -62,8 +63,8 @@ impl Warden {
             .stdin(Stdio::from(theirs))
             .spawn()
             .unwrap();
-        let (answered, exited) = (HashMap::new(), HashMap::new());
-        Self { process, socket: Some(ours), folder, tag, crashed: false, next: 0, answered, exited }
+        let (answered, exited, retired) = (HashMap::new(), HashMap::new(), Vec::new());
+        Self { process, socket: Some(ours), folder, tag, crashed: false, next: 0, answered, exited, retired }
     }
 
     /// Kills the warden as a crash would, and starts the next on what it left.
@@ -89,6 +90,14 @@ impl Warden {
         match decode_packet(&buffer[..packet.length]).unwrap() {
             Message::Reply { id, result } => assert!(self.answered.insert(id, (result, packet.descriptor)).is_none()),
             Message::Exited { instance, cause } => assert!(self.exited.insert(instance, cause).is_none()),
+            Message::SnapshotRetired { function, reason } => self.retired.push((function.to_string(), reason)),
+        }
+    }
+
+    /// Waits for the snapshot that a cold wake leaves behind.
+    pub(crate) fn settle(&self) {
+        while !self.snapshot().exists() {
+            std::thread::sleep(std::time::Duration::from_millis(1));
         }
     }
 
@@ -138,6 +147,29 @@ impl Warden {
         let digest = self.add(MODEL, None)?.digest;
         let id = self.send(Call::Wake(spec(digest, system, memory_bytes)), None);
         self.woken(id)
+    }
+
+    /// The same where there is no snapshot.
+    pub(crate) fn wake_cold(&mut self) -> Runner {
+        let function = "probe".parse().unwrap();
+        assert_eq!(self.call(Call::SnapshotRemove { function }), Ok(Reply::SnapshotRemoved));
+        let runner = self.wake();
+        assert_eq!(runner.awake.tier, Tier::Cold);
+        runner
+    }
+
+    /// Snapshots that the warden said are no more, since the last call.
+    pub(crate) fn retired(&mut self) -> Vec<(String, String)> {
+        std::mem::take(&mut self.retired)
+    }
+
+    /// Where snapshots are.
+    pub(crate) fn snapshots(&self) -> PathBuf {
+        self.folder.path().join("models/snapshots")
+    }
+
+    pub(crate) fn snapshot(&self) -> PathBuf {
+        self.snapshots().join("probe.snap")
     }
 
     pub(crate) fn woken(&mut self, id: u64) -> Result<Runner, WardenError> {

@@ -102,6 +102,8 @@ fn round(warden: &mut Warden) -> u64 {
 fn fifty_rounds_leave_nothing_behind() {
     let mut warden = Warden::start();
     round(&mut warden);
+    warden.settle();
+    round(&mut warden);
     let before = warden.descriptors();
     let mut wakes_us: Vec<_> = (0..50).map(|_| round(&mut warden)).collect();
     assert_eq!(warden.groups(), 0);
@@ -138,5 +140,5 @@ fn after_a_crash_runners_die_and_the_next_warden_sweeps() {
     // Answered once it has swept.
     assert_eq!(warden.models().len(), 1);
     assert_eq!(warden.groups(), 0);
-    assert_eq!(warden.wake().ask("read /model.gguf").unwrap(), "ok 24");
+    assert_eq!(warden.wake_cold().ask("read /model.gguf").unwrap(), "ok 24");
 }

@@ -7,3 +7,4 @@ mod escapes;
 mod harness;
 mod life;
 mod sandbox;
+mod snapshots;

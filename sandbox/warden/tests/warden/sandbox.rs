@@ -132,7 +132,7 @@ fn one_that_takes_too_much_memory_dies_alone() {
     assert_eq!(good.ask("read /model.gguf").unwrap(), "ok 24");
     let loading = warden.try_wake("hog", 16 << 20).err().unwrap();
     assert_eq!(loading, WardenError::DiedLoading { cause: ExitCause::OutOfMemory { limit_bytes: 16 << 20 } });
-    assert_eq!(warden.wake().ask("read /model.gguf").unwrap(), "ok 24");
+    assert_eq!(warden.wake_cold().ask("read /model.gguf").unwrap(), "ok 24");
 }
 
 #[test]
