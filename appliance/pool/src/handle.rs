@@ -2,7 +2,7 @@
 
 use crate::{
     JOBS_MAX,
-    job::{Event, Failed, FunctionConfig, InstanceView, Work},
+    job::{Event, Failed, FunctionConfig, View, Work},
     scheduler::{Input, Ticket},
 };
 use appliance_types::FunctionName;
@@ -89,11 +89,11 @@ impl Pool {
         Ok(submission)
     }
 
-    /// The instances there are.
+    /// The instances there are, and the functions that are held in memory.
     ///
     /// # Errors
     /// [`Lost`] when the server is ending.
-    pub async fn instances(&self) -> Result<Vec<InstanceView>, Lost> {
+    pub async fn view(&self) -> Result<View, Lost> {
         let (sender, receiver) = flume::bounded(1);
         self.inputs.send(Input::List(sender)).map_err(|_| Lost)?;
         receiver.recv_async().await.map_err(|_| Lost)

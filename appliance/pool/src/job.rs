@@ -172,6 +172,26 @@ pub enum Failed {
     },
 }
 
+/// What there is, for lists.
+#[derive(Clone, Debug, PartialEq)]
+pub struct View {
+    /// Instances that are up.
+    pub instances: Vec<InstanceView>,
+    /// Functions without one that may be held in memory.
+    pub held: Vec<HeldView>,
+}
+
+/// A function that the warden may hold in memory, for lists.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HeldView {
+    /// The function.
+    pub function: FunctionName,
+    /// When it is stored if nobody calls.
+    pub store_in: Duration,
+    /// Median of the function's wakes, ms.
+    pub wake_p50_ms: Option<u64>,
+}
+
 /// An instance, for lists.
 #[derive(Clone, Debug, PartialEq)]
 pub struct InstanceView {

@@ -23,5 +23,5 @@ mod warden;
 
 pub use driver::run;
 pub use handle::{Inputs, Lost, Pool, Submission, pool};
-pub use job::{Dispatched, Event, Failed, FunctionConfig, InstanceView, JOBS_MAX, Work};
+pub use job::{Dispatched, Event, Failed, FunctionConfig, HeldView, InstanceView, JOBS_MAX, View, Work};
 pub use warden::{Warden, WardenLost};

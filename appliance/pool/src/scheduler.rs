@@ -15,7 +15,7 @@
 //! Invariants: an instance leaves only by `Exited`, which the warden sends once for each; a job's slot is free when its
 //! last message came; every timer of something that is gone has been removed.
 
-use crate::job::{Dispatched, Event, Failed, FunctionConfig, InstanceView, Work, piece_bytes};
+use crate::job::{Dispatched, Event, Failed, FunctionConfig, HeldView, InstanceView, View, Work, piece_bytes};
 use appliance_admit::{self as admit, Step};
 use appliance_types::{FunctionName, Tier};
 use sandbox_wire::{
@@ -53,7 +53,7 @@ pub(crate) enum Input {
         events: flume::Sender<Event>,
     },
     Cancel(Ticket),
-    List(flume::Sender<Vec<InstanceView>>),
+    List(flume::Sender<View>),
     Woken {
         wake: WakeId,
         result: Result<Awake, WardenError>,
@@ -679,8 +679,8 @@ impl Scheduler {
         }
     }
 
-    fn list(&self, now: Instant) -> Vec<InstanceView> {
-        let view = |(id, i): (&InstanceId, &Instance)| InstanceView {
+    fn list(&self, now: Instant) -> View {
+        let up = |(id, i): (&InstanceId, &Instance)| InstanceView {
             instance: *id,
             function: i.function.clone(),
             threads: i.threads,
@@ -690,7 +690,14 @@ impl Scheduler {
             wake_p50_ms: self.functions.get(&i.function).and_then(Function::wake_p50_ms),
             model: Arc::clone(&i.model),
         };
-        self.instances.iter().filter(|(_, i)| !i.ending).map(view).collect()
+        let held = |(name, function): (&FunctionName, &Function)| {
+            let store_in = function.held_until?.saturating_duration_since(now);
+            Some(HeldView { function: name.clone(), store_in, wake_p50_ms: function.wake_p50_ms() })
+        };
+        View {
+            instances: self.instances.iter().filter(|(_, i)| !i.ending).map(up).collect(),
+            held: self.functions.iter().filter_map(held).collect(),
+        }
     }
 }
 

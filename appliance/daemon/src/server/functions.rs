@@ -1,10 +1,12 @@
 //! Deployed functions: kept as one manifest file each, read by all cores through one pointer, changed by operators.
 //!
 //! ```text
-//!  PUT ─▶ parse ─▶ trial wake in the real sandbox ─▶ NAME.toml, atomically ─▶ map swapped ─▶ pool told
+//!  PUT ─▶ parse ─▶ snapshot taken in the real sandbox ─▶ NAME.toml, atomically ─▶ map swapped ─▶ pool told
+//!                  (or a trial wake, without one)
 //! ```
-//! The trial costs a load of the model, and is why a function that is deployed can be called: a model that llama.cpp
-//! cannot load, or that does not fit its memory, fails the deploy with the runner's own reason.
+//! Either costs a load of the model, and is why a function that is deployed can be called: a model that llama.cpp
+//! cannot load, or that does not fit its memory, fails the deploy with the runner's own reason. A function that loads
+//! and of which no snapshot can be taken is deployed all the same, and woken cold.
 //!
 //! Invariants: a stored manifest names its model by digest and spells out every default, so that it means the same
 //! after an update; file, map and pool change in the same order, whoever else deploys.
@@ -14,6 +16,7 @@ use super::{
     handler::{Call, unix_s},
     instances, models,
     reply::{self, Answered, Reply},
+    snapshots,
 };
 use crate::files::{self, Access};
 use appliance_api::{
@@ -28,7 +31,8 @@ use appliance_types::{FunctionName, ModelDigest};
 use arc_swap::ArcSwap;
 use http::HeaderMap;
 use nix::unistd::geteuid;
-use sandbox_wire::warden::{Awake, Call as WardenCall, Reply as WardenReply, RunnerSpec, WardenError};
+use sandbox_wire::warden::{Call as WardenCall, Reply as WardenReply, RunnerSpec, WardenError};
+use serde::Serialize;
 use serde_json::json;
 use std::{
     collections::BTreeMap,
@@ -174,6 +178,7 @@ pub(super) fn as_model(call: &Call, id: &str) -> Answered {
 /// `GET /ember/v1/functions`
 pub(super) async fn list(call: &Call) -> Answered {
     let (up, stored) = (instances::by_function(call).await?, models::stored(call).await?);
+    let snapshots = snapshots::by_function(call).await?;
     let all = call.state.functions.all();
     let rows = all.values().map(|function| {
         let instances = up.get(&function.manifest.name).map_or(0, Vec::len);
@@ -183,7 +188,7 @@ pub(super) async fn list(call: &Call) -> Answered {
             "model": format!("sha256:{}", function.model),
             "model_bytes": bytes,
             "task": function.manifest.task,
-            "tier": instances::tier(instances),
+            "tier": snapshots::tier(instances, snapshots.get(&function.manifest.name)),
             "instances": instances,
             "max": function.manifest.scale.max,
             "memory_bytes": function.manifest.limits.memory_bytes,
@@ -196,22 +201,35 @@ pub(super) async fn list(call: &Call) -> Answered {
 /// `GET /ember/v1/functions/{name}`
 pub(super) async fn show(call: &Call, name: &str) -> Answered {
     let function = find(call, name)?;
-    let up = instances::by_function(call).await?;
+    let (up, snapshots) = (instances::by_function(call).await?, snapshots::by_function(call).await?);
+    let snapshot = snapshots.get(&function.manifest.name);
     let up = up.get(&function.manifest.name).map_or(&[][..], |up| &up[..]);
     Ok(reply::json(&json!({
         "name": function.manifest.name,
         "model": format!("sha256:{}", function.model),
-        "tier": instances::tier(up.len()),
+        "tier": snapshots::tier(up.len(), snapshot),
         "instances": up.len(),
+        "snapshot": snapshot,
         "deployed_unix_s": function.deployed_unix_s,
         "manifest": function.manifest,
         "model_info": up.first().map(|instance| &*instance.model),
     })))
 }
 
-/// `PUT /ember/v1/functions/{name}`: the body is a manifest, the header `x-ember-model` its model's digest.
+/// What a deploy says of the function's snapshot.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "state", rename_all = "lowercase")]
+enum Snapshot {
+    Taken { file_bytes: u64, parked_bytes: u64 },
+    Failed { reason: String },
+    Skipped,
+}
+
+/// `PUT /ember/v1/functions/{name}`: the body is a manifest, the header `x-ember-model` its model's digest. With
+/// `?snapshot=false` no snapshot is taken.
 pub(super) async fn deploy(call: &Call, name: &str, request: Request) -> Answered {
     let header = model_header(&request.head.headers)?;
+    let wanted = wants_snapshot(request.head.uri.query())?;
     let text = body::whole(request, MANIFEST_BYTES_MAX).await?;
     let text = std::str::from_utf8(&text).map_err(|_| ApiError::unprocessable("the manifest is not UTF-8"))?;
     let manifest = Manifest::parse(text).map_err(wrong_manifest)?;
@@ -222,20 +240,27 @@ pub(super) async fn deploy(call: &Call, name: &str, request: Request) -> Answere
     let model = model_of(&manifest, header)?;
     let manifest = Manifest { model: ModelReference::Digest(model), ..manifest };
     let function = Function { manifest, model, deployed_unix_s: unix_s() };
-    let awake = try_out(call, function.spec()).await?;
+    let snapshot = prove(call, call.state.spec(&function), wanted).await?;
 
     let (state, name) = (Arc::clone(&call.state), function.manifest.name.clone());
     let kept_up = function.manifest.scale.min > 0;
-    unblock(move || state.functions.put(function, |function| state.pool.configure(function.config()))).await?;
+    let put = unblock(move || state.functions.put(function, |function| state.pool.configure(function.config()))).await;
+    if let Err(error) = put {
+        forget_unless_deployed(call, &name).await;
+        return Err(error);
+    }
+    call.state.pool.hold(name.clone());
     if kept_up {
         call.state.wake_in_background(name.clone());
     }
-    tracing::info!(function = %name, %model, "deployed");
+    match &snapshot {
+        Snapshot::Failed { reason } => tracing::warn!(function = %name, %model, reason, "deployed without a snapshot"),
+        snapshot => tracing::info!(function = %name, %model, ?snapshot, "deployed"),
+    }
     Ok(reply::json(&json!({
         "name": name,
         "model": format!("sha256:{model}"),
-        "load_ms": awake.wake_us / 1_000,
-        "model_info": awake.model,
+        "snapshot": snapshot,
     })))
 }
 
@@ -245,6 +270,10 @@ pub(super) async fn remove(call: &Call, name: &str) -> Answered {
     let (state, removed) = (Arc::clone(&call.state), name.clone());
     unblock(move || state.functions.remove(&removed, || state.pool.remove(removed.clone()))).await?;
     instances::until_gone(call, &name).await?;
+    snapshots::discard(call, &name).await.map_err(|error| {
+        let message = error.message;
+        ApiError { message: format!("function `{name}` is removed, its snapshot is not: {message}"), ..error }
+    })?;
     tracing::info!(function = %name, "removed");
     Ok(reply::nothing())
 }
@@ -302,18 +331,62 @@ fn model_of(manifest: &Manifest, header: Option<ModelDigest>) -> Result<ModelDig
     }
 }
 
+fn wants_snapshot(query: Option<&str>) -> Result<bool, ApiError> {
+    match query {
+        None | Some("" | "snapshot=true") => Ok(true),
+        Some("snapshot=false") => Ok(false),
+        Some(other) => {
+            Err(ApiError::invalid_request(format!("query `{other}`: expected snapshot=true or snapshot=false")))
+        }
+    }
+}
+
+/// Loads the model once, within the function's limits, and leaves a snapshot where one is wanted and can be taken.
+async fn prove(call: &Call, spec: RunnerSpec, wanted: bool) -> Result<Snapshot, ApiError> {
+    if !wanted {
+        return try_out(call, spec).await.map(|()| Snapshot::Skipped);
+    }
+    match call.state.warden.call(WardenCall::SnapshotTake(spec.clone()), None).await {
+        Ok(WardenReply::SnapshotTaken(entry)) => {
+            Ok(Snapshot::Taken { file_bytes: entry.file_bytes, parked_bytes: entry.parked_bytes })
+        }
+        Ok(_) => Err(models::out_of_place()),
+        Err(error) if may_work_cold(&error) => {
+            try_out(call, spec).await.map(|()| Snapshot::Failed { reason: error.to_string() })
+        }
+        Err(error) => Err(models::refused(error)),
+    }
+}
+
+/// Whether a function may work of which no snapshot could be taken for this.
+fn may_work_cold(error: &WardenError) -> bool {
+    matches!(
+        error,
+        WardenError::CaptureFailed { .. } | WardenError::SnapshotInvalid { .. } | WardenError::Storage { .. }
+    )
+}
+
+/// Leaves no snapshot of a function that could not be stored.
+async fn forget_unless_deployed(call: &Call, name: &FunctionName) {
+    if call.state.functions.get(name.as_str()).is_none()
+        && let Err(error) = snapshots::discard(call, name).await
+    {
+        tracing::warn!(function = %name, %error, "cannot remove the snapshot of a function that is not deployed");
+    }
+}
+
 /// Starts an instance and ends it again.
-async fn try_out(call: &Call, spec: RunnerSpec) -> Result<Awake, ApiError> {
+async fn try_out(call: &Call, spec: RunnerSpec) -> Result<(), ApiError> {
     match call.state.warden.call(WardenCall::Wake(spec), None).await {
         Ok(WardenReply::Awake(awake)) => {
             let stop = WardenCall::Stop { instance: awake.instance };
             match call.state.warden.call(stop, None).await {
                 // It may have ended by itself, since nobody holds its socket.
-                Ok(_) | Err(WardenError::InstanceMissing { .. }) => Ok(awake),
+                Ok(_) | Err(WardenError::InstanceMissing { .. }) => Ok(()),
                 Err(error) => Err(models::refused(error)),
             }
         }
-        Ok(_) => Err(ApiError::internal("the warden answered out of place")),
+        Ok(_) => Err(models::out_of_place()),
         Err(error) => Err(models::refused(error)),
     }
 }
@@ -372,6 +445,41 @@ mod tests {
         fs::write(folder.path().join("a.toml"), manifest).unwrap();
         assert_eq!(Functions::load(folder.path()).unwrap().all().len(), 1);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 4);
+    }
+
+    #[test]
+    fn a_deploy_takes_a_snapshot_unless_told() {
+        for (query, wanted) in [(None, true), (Some("snapshot=true"), true), (Some("snapshot=false"), false)] {
+            assert_eq!(wants_snapshot(query), Ok(wanted), "{query:?}");
+        }
+        for query in ["snapshot", "snapshot=no", "snapshots=false", "snapshot=false&x=1"] {
+            assert_eq!(wants_snapshot(Some(query)).unwrap_err().status, 400, "{query}");
+        }
+    }
+
+    #[test]
+    fn what_a_deploy_says_of_a_snapshot_is_plain() {
+        let json = |snapshot: &Snapshot| serde_json::to_value(snapshot).unwrap();
+        let taken = Snapshot::Taken { file_bytes: 9, parked_bytes: 0 };
+        assert_eq!(json(&taken), json!({"state": "taken", "file_bytes": 9, "parked_bytes": 0}));
+        assert_eq!(json(&Snapshot::Failed { reason: "x".into() }), json!({"state": "failed", "reason": "x"}));
+        assert_eq!(json(&Snapshot::Skipped), json!({"state": "skipped"}));
+    }
+
+    #[test]
+    fn a_model_that_cannot_be_loaded_fails_a_deploy_and_a_snapshot_that_cannot_be_taken_does_not() {
+        let function: FunctionName = "f".parse().unwrap();
+        let (digest, reason) = (ModelDigest::from_bytes([0; 32]), "x".to_owned());
+        for error in [
+            WardenError::ModelMissing { digest },
+            WardenError::LoadFailed { reason: reason.clone() },
+            WardenError::LoadTimeout { limit_ms: 1 },
+            WardenError::InstancesMax { limit: 1 },
+            WardenError::BadRequest { reason: reason.clone() },
+        ] {
+            assert!(!may_work_cold(&error), "{error}");
+        }
+        assert!(may_work_cold(&WardenError::CaptureFailed { function, reason }));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use super::{
     models,
     reply::{self, Answered, Reply},
     route::{Admin, Miss, Route, route},
+    snapshots,
     state::State,
 };
 use appliance_api::{ApiError, Head};
@@ -152,7 +153,12 @@ async fn operate(call: &Call, admin: Admin<'_>, request: Request) -> Answered {
         Admin::Deploy(name) => functions::deploy(call, name, request).await,
         Admin::Remove(name) => functions::remove(call, name).await,
         Admin::Wake(name) => instances::wake(call, name).await,
+        Admin::Park(name) => instances::park(call, name).await,
         Admin::Stop(name) => instances::stop(call, name).await,
+        Admin::Snapshots => snapshots::list(call).await,
+        Admin::TakeSnapshot(name) => snapshots::create(call, name).await,
+        Admin::VerifySnapshot(name) => snapshots::verify(call, name).await,
+        Admin::RemoveSnapshot(name) => snapshots::remove(call, name).await,
         Admin::Instances => instances::list(call).await,
         Admin::Stored => models::list(call).await,
         Admin::Upload => models::upload(call, request).await,

@@ -1,4 +1,4 @@
-//! Instances that are up: listed, woken and stopped by hand.
+//! Instances that are up and functions that are parked: listed; and moved up or down the tiers by hand.
 
 use super::{
     functions,
@@ -6,9 +6,10 @@ use super::{
     handler::Call,
     models,
     reply::{self, Answered},
+    snapshots,
 };
 use appliance_api::ApiError;
-use appliance_pool::{Event, InstanceView, Work};
+use appliance_pool::{Event, InstanceView, View, Work};
 use appliance_runtime::sleep;
 use appliance_types::{FunctionName, Tier};
 use sandbox_wire::warden::{Call as WardenCall, InstanceStatus, Reply as WardenReply};
@@ -24,9 +25,9 @@ const GONE_STEP: Duration = Duration::from_millis(10);
 
 /// `GET /ember/v1/instances`
 pub(super) async fn list(call: &Call) -> Answered {
-    let instances = all(call).await?;
-    let statuses = statuses(call).await?;
-    let rows = instances.iter().map(|view| {
+    let View { instances, held } = view(call).await?;
+    let (statuses, snapshots) = (statuses(call).await?, snapshots::by_function(call).await?);
+    let up = instances.iter().map(|view| {
         let status = statuses.iter().find(|status| status.instance == view.instance);
         json!({
             "function": view.function,
@@ -42,7 +43,22 @@ pub(super) async fn list(call: &Call) -> Answered {
             "wake_p50_ms": view.wake_p50_ms,
         })
     });
-    Ok(reply::list(&rows.collect::<Vec<_>>()))
+    let parked = snapshots.values().filter(|entry| {
+        let instances = instances.iter().filter(|view| view.function == entry.function).count();
+        snapshots::tier(instances, Some(entry)) == Tier::Parked
+    });
+    let parked = parked.map(|entry| {
+        let held = held.iter().find(|held| held.function == entry.function);
+        json!({
+            "function": entry.function,
+            "instance": null,
+            "tier": Tier::Parked,
+            "parked_bytes": entry.parked_bytes,
+            "until_s": held.map(|held| held.store_in.as_secs_f64()),
+            "wake_p50_ms": held.and_then(|held| held.wake_p50_ms),
+        })
+    });
+    Ok(reply::list(&up.chain(parked).collect::<Vec<_>>()))
 }
 
 /// `POST /ember/v1/functions/{name}/wake`: returns when an instance is up.
@@ -60,11 +76,24 @@ pub(super) async fn wake(call: &Call, name: &str) -> Answered {
     }
 }
 
-/// `POST /ember/v1/functions/{name}/stop`: idle instances end now, busy ones when they are done.
+/// `POST /ember/v1/functions/{name}/park`: instances end as with a stop; what is held in memory is there on return.
+pub(super) async fn park(call: &Call, name: &str) -> Answered {
+    let function = functions::find(call, name)?;
+    let name = function.manifest.name.clone();
+    call.state.pool.stop(name.clone());
+    let left = until_gone(call, &name).await?;
+    let entry = snapshots::ask(call, WardenCall::Park(call.state.spec(&function))).await?;
+    call.state.pool.hold(name.clone());
+    Ok(reply::json(&json!({ "name": name, "instances": left, "parked_bytes": entry.parked_bytes })))
+}
+
+/// `POST /ember/v1/functions/{name}/stop`: idle instances end now, busy ones when they are done; nothing is held in
+/// memory then.
 pub(super) async fn stop(call: &Call, name: &str) -> Answered {
     let name = functions::find(call, name)?.manifest.name.clone();
     call.state.pool.stop(name.clone());
     let left = until_gone(call, &name).await?;
+    snapshots::store(call, &name).await?;
     Ok(reply::json(&json!({ "name": name, "instances": left })))
 }
 
@@ -83,25 +112,20 @@ pub(super) async fn until_gone(call: &Call, name: &FunctionName) -> Result<usize
 /// Instances by function.
 pub(super) async fn by_function(call: &Call) -> Result<BTreeMap<FunctionName, Vec<InstanceView>>, ApiError> {
     let mut map: BTreeMap<FunctionName, Vec<InstanceView>> = BTreeMap::new();
-    for view in all(call).await? {
+    for view in view(call).await?.instances {
         map.entry(view.function.clone()).or_default().push(view);
     }
     Ok(map)
-}
-
-/// Where a function with so many instances stands.
-pub(super) fn tier(instances: usize) -> Tier {
-    if instances > 0 { Tier::Running } else { Tier::Cold }
 }
 
 /// What the warden knows of instances, those that are ending included.
 async fn statuses(call: &Call) -> Result<Vec<InstanceStatus>, ApiError> {
     match call.state.warden.call(WardenCall::Instances, None).await.map_err(models::refused)? {
         WardenReply::Instances(statuses) => Ok(statuses),
-        _ => Err(ApiError::internal("the warden answered out of place")),
+        _ => Err(models::out_of_place()),
     }
 }
 
-async fn all(call: &Call) -> Result<Vec<InstanceView>, ApiError> {
-    call.state.pool.instances().await.map_err(|lost| ApiError::unavailable(lost.to_string(), 1))
+async fn view(call: &Call) -> Result<View, ApiError> {
+    call.state.pool.view().await.map_err(|lost| ApiError::unavailable(lost.to_string(), 1))
 }

@@ -3,7 +3,7 @@
 //! ```text
 //!  edge ─▶ handler ─▶ route ─▶ key ─┬▶ inference ─▶ generation ─▶ pool ─▶ runner      model endpoints
 //!          (one a core)             │       └▶ meter ─▶ ledger
-//!                                   └▶ functions, models, instances, keys ─▶ warden   operator's endpoints
+//!                                   └▶ functions, models, instances, snapshots, keys ─▶ warden   operator's endpoints
 //! ```
 //!
 //! Life: `run` starts one executor a core, each serving its own listener; the pool's task lives on the first. It ends
@@ -25,6 +25,7 @@ mod meter;
 mod models;
 mod reply;
 mod route;
+mod snapshots;
 mod state;
 
 use crate::{
@@ -61,10 +62,10 @@ pub(crate) fn run(setup: ServerSetup) -> Result<(), Failure> {
     let warden = Warden::connect(warden, move || for_warden.because("the warden is gone", Duration::ZERO));
     let warden = warden.map_err(Failure::of("speak to", "the warden"))?;
     let (pool, inputs) = appliance_pool::pool();
-    let state = State::open(&files, &config, pool, warden.clone(), ledger)?;
-
     let cores = available_cores().map_err(Failure::of("count", "the cores"))?;
     let inference_cores = config.inference_cores.unwrap_or(u32::try_from(cores.len()).unwrap_or(u32::MAX));
+    let state = State::open(&files, &config, inference_cores, pool, warden.clone(), ledger)?;
+
     let mut driver = Some(Driver { inputs, warden, cores: inference_cores, end: end.clone() });
     let mut listeners = listeners.into_iter();
     let (alive, all_ended) = flume::bounded(0);

@@ -45,7 +45,7 @@ pub(super) async fn upload(call: &Call, request: Request) -> Answered {
             tracing::info!(%digest, bytes, "model stored");
             Ok(reply::json(&json!({ "sha256": digest, "bytes": bytes })))
         }
-        _ => Err(ApiError::internal("the warden answered out of place")),
+        _ => Err(out_of_place()),
     }
 }
 
@@ -73,7 +73,7 @@ pub(super) async fn discard(call: &Call, digest: &str) -> Answered {
 pub(super) async fn stored(call: &Call) -> Result<Vec<ModelEntry>, ApiError> {
     match call.state.warden.call(WardenCall::Models, None).await.map_err(refused)? {
         WardenReply::Models(models) => Ok(models),
-        _ => Err(ApiError::internal("the warden answered out of place")),
+        _ => Err(out_of_place()),
     }
 }
 
@@ -93,6 +93,11 @@ pub(super) fn refused(error: WardenError) -> ApiError {
             ApiError::unavailable(message, 1)
         }
     }
+}
+
+/// A warden that answers with what was not asked for.
+pub(super) fn out_of_place() -> ApiError {
+    ApiError::internal("the warden answered out of place")
 }
 
 /// Copies a body to the warden, in step with it. The warden that reads no more has said why in its answer.

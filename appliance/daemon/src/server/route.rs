@@ -40,8 +40,18 @@ pub(super) enum Admin<'p> {
     Remove(&'p str),
     /// `POST functions/{name}/wake`
     Wake(&'p str),
+    /// `POST functions/{name}/park`
+    Park(&'p str),
     /// `POST functions/{name}/stop`
     Stop(&'p str),
+    /// `GET snapshots`
+    Snapshots,
+    /// `POST functions/{name}/snapshot`
+    TakeSnapshot(&'p str),
+    /// `POST functions/{name}/snapshot/verify`
+    VerifySnapshot(&'p str),
+    /// `DELETE functions/{name}/snapshot`
+    RemoveSnapshot(&'p str),
     /// `GET instances`
     Instances,
     /// `GET models`
@@ -131,7 +141,8 @@ fn public<'p>(segments: &[&'p str]) -> Option<Offered<'p>> {
 
 fn admin<'p>(segments: &[&'p str]) -> Option<Offered<'p>> {
     use Admin::{
-        CreateKey, Deploy, Discard, Function, Functions, Instances, Keys, Remove, RevokeKey, Stop, Stored, Upload, Wake,
+        CreateKey, Deploy, Discard, Function, Functions, Instances, Keys, Park, Remove, RemoveSnapshot, RevokeKey,
+        Snapshots, Stop, Stored, TakeSnapshot, Upload, VerifySnapshot, Wake,
     };
     let route = Route::Admin;
     Some(match *segments {
@@ -140,7 +151,13 @@ fn admin<'p>(segments: &[&'p str]) -> Option<Offered<'p>> {
             .and(Method::PUT, route(Deploy(name)))
             .and(Method::DELETE, route(Remove(name))),
         ["functions", name, "wake"] => Offered::post(route(Wake(name))),
+        ["functions", name, "park"] => Offered::post(route(Park(name))),
         ["functions", name, "stop"] => Offered::post(route(Stop(name))),
+        ["functions", name, "snapshot"] => {
+            Offered::post(route(TakeSnapshot(name))).and(Method::DELETE, route(RemoveSnapshot(name)))
+        }
+        ["functions", name, "snapshot", "verify"] => Offered::post(route(VerifySnapshot(name))),
+        ["snapshots"] => Offered::get(route(Snapshots)),
         ["instances"] => Offered::get(route(Instances)),
         ["models"] => Offered::get(route(Stored)).and(Method::PUT, route(Upload)),
         ["models", digest] => Offered::delete(route(Discard(digest))),
@@ -161,7 +178,16 @@ mod tests {
         assert_eq!(route(&Method::GET, "/v1/models/a"), Ok(Route::Model("a")));
         let deploy = Route::Admin(Admin::Deploy("a"));
         assert_eq!(route(&Method::PUT, "/ember/v1/functions/a"), Ok(deploy));
-        assert_eq!(route(&Method::POST, "/ember/v1/functions/a/stop"), Ok(Route::Admin(Admin::Stop("a"))));
+        for (method, path, admin) in [
+            (Method::POST, "functions/a/park", Admin::Park("a")),
+            (Method::POST, "functions/a/stop", Admin::Stop("a")),
+            (Method::GET, "snapshots", Admin::Snapshots),
+            (Method::POST, "functions/a/snapshot", Admin::TakeSnapshot("a")),
+            (Method::DELETE, "functions/a/snapshot", Admin::RemoveSnapshot("a")),
+            (Method::POST, "functions/a/snapshot/verify", Admin::VerifySnapshot("a")),
+        ] {
+            assert_eq!(route(&method, &format!("/ember/v1/{path}")), Ok(Route::Admin(admin)), "{path}");
+        }
     }
 
     #[test]
@@ -171,6 +197,8 @@ mod tests {
             assert_eq!(route(&Method::GET, path), Err(Miss::Path), "{path}");
         }
         assert_eq!(route(&Method::GET, "/v1/completions"), Err(Miss::Method("POST".to_owned())));
+        let snapshot = Miss::Method("POST, DELETE".to_owned());
+        assert_eq!(route(&Method::GET, "/ember/v1/functions/a/snapshot"), Err(snapshot));
         let functions = Miss::Method("GET, PUT, DELETE".to_owned());
         assert_eq!(route(&Method::PATCH, "/ember/v1/functions/a"), Err(functions));
     }

@@ -1,6 +1,6 @@
 //! What all cores share.
 
-use super::functions::Functions;
+use super::functions::{Function, Functions};
 use crate::{exit::Failure, setup::ServerFiles};
 use appliance_api::Prices;
 use appliance_config::ServeConfig;
@@ -9,6 +9,7 @@ use appliance_ledger::{SendError, Sender};
 use appliance_pool::{Pool, Warden, Work};
 use appliance_runtime::spawn;
 use appliance_types::Record;
+use sandbox_wire::warden::RunnerSpec;
 use std::{
     path::Path,
     sync::{
@@ -26,6 +27,8 @@ pub(super) struct State {
     pub(super) prices: Prices,
     /// Longest body of a request that is read whole.
     pub(super) request_bytes_max: usize,
+    /// Cores that instances may compute on.
+    inference_cores: u32,
     ledger: Sender,
     /// Records that the ledger did not take.
     records_lost: AtomicU64,
@@ -36,6 +39,7 @@ impl State {
     pub(super) fn open(
         files: &ServerFiles,
         config: &ServeConfig,
+        inference_cores: u32,
         pool: Pool,
         warden: Warden,
         ledger: Sender,
@@ -48,7 +52,22 @@ impl State {
         let request_bytes_max = usize::try_from(config.limits.request_bytes).unwrap_or(usize::MAX);
         let prices = Prices::default();
         let records_lost = AtomicU64::new(0);
-        Ok(Arc::new(Self { keys, functions, pool, warden, prices, request_bytes_max, ledger, records_lost }))
+        Ok(Arc::new(Self {
+            keys,
+            functions,
+            pool,
+            warden,
+            prices,
+            request_bytes_max,
+            inference_cores,
+            ledger,
+            records_lost,
+        }))
+    }
+
+    /// What instances of `function` are started with, by the pool or by hand.
+    pub(super) fn spec(&self, function: &Function) -> RunnerSpec {
+        function.config().spec_on(self.inference_cores)
     }
 
     /// Hands a record to the ledger. One that cannot be taken is logged in full, so that it is not lost to the bill.

@@ -217,6 +217,10 @@ fn held() -> (Scheduler, Instant) {
 fn a_function_that_nobody_calls_is_stored_once() {
     let (mut scheduler, gone) = held();
     assert_eq!(scheduler.next_due(), Some(gone + PARK));
+    let (sender, views) = flume::bounded(1);
+    scheduler.handle(gone + PARK / 4, Input::List(sender));
+    let held = HeldView { function: name(), store_in: PARK * 3 / 4, wake_p50_ms: Some(0) };
+    assert_eq!(views.try_recv(), Ok(View { instances: Vec::new(), held: vec![held] }));
     assert!(scheduler.tick(gone + PARK - Duration::from_millis(1)).is_empty());
     assert_eq!(scheduler.tick(gone + PARK), [Effect::Store(name())]);
     assert_eq!(scheduler.next_due(), None);
