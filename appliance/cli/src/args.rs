@@ -50,18 +50,26 @@ pub(crate) enum Command {
     Model(Model),
     /// Ask a function and stream its answer
     Run(Run),
-    /// List instances
+    /// List instances, and functions that are parked
     Ps(Listing),
     /// Start an instance of a function now
     Wake {
         /// The function
         function: FunctionName,
     },
-    /// Stop a function's instances
+    /// Stop a function's instances and hold its snapshot in memory
+    Park {
+        /// The function
+        function: FunctionName,
+    },
+    /// Stop a function's instances and hold nothing of it in memory
     Stop {
         /// The function
         function: FunctionName,
     },
+    /// What functions wake from
+    #[command(subcommand)]
+    Snapshot(Snapshot),
     /// API keys
     #[command(subcommand)]
     Key(Key),
@@ -82,7 +90,7 @@ pub(crate) struct Deploy {
     /// The manifest; a model path in it is taken from the manifest's folder
     #[arg(value_name = "FILE.toml")]
     pub(crate) manifest: PathBuf,
-    /// Take no snapshot
+    /// Only try the model; the first wake loads it again
     #[arg(long)]
     pub(crate) no_snapshot: bool,
     #[command(flatten)]
@@ -115,6 +123,31 @@ pub(crate) enum Model {
     Rm {
         /// The model's SHA-256, as `model ls` shows it
         sha256: ModelDigest,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Snapshot {
+    /// List snapshots
+    Ls(Listing),
+    /// Take a function's snapshot, in place of what there is
+    Create {
+        /// The function
+        function: FunctionName,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// Read a function's snapshot to its end and check that it is authentic and fits
+    Verify {
+        /// The function
+        function: FunctionName,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// Remove a function's snapshot
+    Rm {
+        /// The function
+        function: FunctionName,
     },
 }
 

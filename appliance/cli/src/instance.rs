@@ -1,4 +1,4 @@
-//! `ember ps`, `wake`, `stop`: the instances that are up, and moving a function by hand.
+//! `ember ps`, `wake`, `park`, `stop`: what is in memory, and moving a function by hand.
 
 use crate::{args::Listing, client::Client, error::Error, function, output};
 use appliance_types::FunctionName;
@@ -8,13 +8,14 @@ use serde_json::{Value, json};
 #[derive(Deserialize)]
 struct Row {
     function: String,
-    instance: Value,
+    instance: Option<Value>,
     tier: String,
     private_bytes: Option<u64>,
+    parked_bytes: Option<u64>,
     shared_bytes: Option<u64>,
     cores: Option<Value>,
-    slots: u64,
-    slots_busy: u64,
+    slots: Option<u64>,
+    slots_busy: Option<u64>,
     until_s: Option<f64>,
     wake_p50_ms: Option<f64>,
 }
@@ -34,6 +35,13 @@ pub(crate) fn wake(client: &Client, function: &FunctionName) -> Result<(), Error
     Ok(())
 }
 
+pub(crate) fn park(client: &Client, function: &FunctionName) -> Result<(), Error> {
+    let reply = client.post(&format!("{}/park", function::path(function)), &json!({}))?;
+    let bytes = reply["parked_bytes"].as_u64().unwrap_or_default();
+    output::note(&format!("`{function}` is parked in {}; the next request wakes it", output::bytes(bytes)));
+    Ok(())
+}
+
 pub(crate) fn stop(client: &Client, function: &FunctionName) -> Result<(), Error> {
     client.post(&format!("{}/stop", function::path(function)), &json!({}))?;
     output::note(&format!("`{function}` is stopped; the next request wakes it"));
@@ -45,12 +53,12 @@ impl Row {
         let or_none = |text: Option<String>| text.unwrap_or_else(|| output::NONE.into());
         [
             self.function.clone(),
-            plain(&self.instance),
+            or_none(self.instance.as_ref().map(plain)),
             self.tier.clone(),
-            or_none(self.private_bytes.map(output::bytes)),
+            or_none(self.private_bytes.or(self.parked_bytes).map(output::bytes)),
             or_none(self.shared_bytes.map(output::bytes)),
             or_none(self.cores.as_ref().map(plain)),
-            format!("{}/{}", self.slots_busy, self.slots),
+            or_none(self.slots.zip(self.slots_busy).map(|(all, busy)| format!("{busy}/{all}"))),
             or_none(self.until_s.map(|s| output::seconds(s.round() as u64))),
             or_none(self.wake_p50_ms.map(|ms| format!("{ms:.0} ms"))),
         ]
@@ -76,5 +84,9 @@ mod tests {
             "cores": [0, 1], "slots": 4, "slots_busy": 1, "until_s": null, "wake_p50_ms": 131.4});
         let row: Row = serde_json::from_value(row).unwrap();
         assert_eq!(row.cells(), ["f", "3", "running", "1.0 MiB", "-", "0,1", "1/4", "-", "131 ms"]);
+        let row =
+            json!({"function": "f", "instance": null, "tier": "parked", "parked_bytes": 2 << 20, "until_s": 61.2});
+        let row: Row = serde_json::from_value(row).unwrap();
+        assert_eq!(row.cells(), ["f", "-", "parked", "2.0 MiB", "-", "-", "-", "1m01s", "-"]);
     }
 }

@@ -20,6 +20,7 @@ mod key;
 mod model;
 mod output;
 mod run;
+mod snapshot;
 mod sse;
 mod target;
 
@@ -48,7 +49,9 @@ fn command(args: Args) -> Result<(), Error> {
         Command::Run(run) => run::run(&client()?, &run),
         Command::Ps(listing) => instance::ps(&client()?, listing),
         Command::Wake { function } => instance::wake(&client()?, &function),
+        Command::Park { function } => instance::park(&client()?, &function),
         Command::Stop { function } => instance::stop(&client()?, &function),
+        Command::Snapshot(command) => snapshot::command(&client()?, command),
         Command::Key(key) => key::command(&client()?, key),
         Command::Doctor(listing) => doctor::doctor(target(), listing),
     }

@@ -44,6 +44,9 @@ fn usage_errors_exit_64() {
         &["run", "f"],
         &["show", "Not-A-Name"],
         &["model", "rm", "12"],
+        &["park"],
+        &["snapshot", "create"],
+        &["snapshot", "verify", "Not-A-Name"],
         &["model", "add", "https://host/m.gguf"],
         &["ls", "--server", "http://h:1"],
     ] {
