@@ -37,6 +37,6 @@ mod vdso;
 pub use capture::{Files, Held};
 pub use error::{CaptureError, RestoreError};
 pub use memory::Memory;
-pub use park::{Parked, park};
+pub use park::{Parked, RawSink, park};
 pub use restore::{Data, Restore, Restored};
 pub use steps::Step;

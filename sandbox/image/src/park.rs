@@ -5,6 +5,8 @@
 //!            └────────┴──────┴──────┴──────────────┴──────┘   a mapping costs more than they do
 //!  memfd     │◀────── one extent ───▶│◀─ another ─▶│           sealed: nobody can write to it any more, so all
 //!                                                              instances may share it, copied on write
+//!  raw file        ◀── 16 MiB ──▶ ◀──▶                       bytes that do not compress, such as weights that were repacked:
+//!                                                              by digest, so that all who hold the same share them
 //! ```
 
 use crate::{
@@ -19,7 +21,8 @@ use nix::{
 };
 use sandbox_snapshot::{
     Pages,
-    image::{Capture, Extent, Image, Mapping, PAGE_BYTES, Source, Span},
+    image::{Capture, Extent, Image, Mapping, MappingKind, PAGE_BYTES, Source, Span},
+    is_incompressible,
 };
 use std::{fs::File, io, os::unix::fs::FileExt};
 
@@ -27,11 +30,36 @@ use std::{fs::File, io, os::unix::fs::FileExt};
 const ZERO_BYTES_KEPT_MAX: u64 = 32 * PAGE_BYTES;
 /// Bytes read at once.
 const BATCH_BYTES: u64 = 2 << 20;
+/// Runs below this are not worth a file of their own.
+const RAW_BYTES_MIN: u64 = 1 << 20;
+/// Most bytes of a raw file.
+const RAW_BYTES_MAX: u64 = 16 << 20;
+/// What is tried to be compressed of a piece, at its beginning, in its middle and at its end.
+const SAMPLE_BYTES: usize = 32 << 10;
+
+/// Takes bytes that do not compress.
+pub trait RawSink {
+    /// Keeps bytes, whole pages of them, and says by which digest they are found again; `None` where they are not kept apart.
+    ///
+    /// # Errors
+    /// There is no room for them.
+    fn keep(&self, bytes: &[u8]) -> io::Result<Option<[u8; 32]>>;
+}
+
+/// Keeps nothing apart.
+impl RawSink for () {
+    fn keep(&self, _: &[u8]) -> io::Result<Option<[u8; 32]>> {
+        Ok(None)
+    }
+}
+
+/// A run of a mapping, or a part of one, and the digest of its raw file if it has one.
+type Piece = (Span, Option<[u8; 32]>);
 
 /// An image with its data area.
 #[derive(Debug)]
 pub struct Parked {
-    /// The image. All of its own memory is [`Source::Compressed`] or [`Source::Zero`].
+    /// The image. All of its own memory is [`Source::Compressed`], [`Source::Zero`] or, where it was kept, [`Source::Raw`].
     pub image: Image,
     /// The data area, decoded and sealed.
     pub data: File,
@@ -82,11 +110,11 @@ impl Pages for Parked {
     }
 }
 
-/// Copies the memory of a captured process into a sealed file.
+/// Copies the memory of a captured process into a sealed file, but for what `raw` keeps.
 ///
 /// # Errors
 /// Its memory cannot be read, or there is no room for the copy.
-pub fn park(held: &Held) -> Result<Parked, CaptureError> {
+pub fn park(held: &Held, raw: &dyn RawSink) -> Result<Parked, CaptureError> {
     let (capture, memory) = (held.image(), held.memory());
     let data = copying(memfd_create(c"sandbox-image", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING))?.into();
     let mut extents = Vec::new();
@@ -96,8 +124,9 @@ pub fn park(held: &Held) -> Result<Parked, CaptureError> {
             Ok(at) => extents.push(capture.kept[at]),
             Err(_) => {
                 let runs = runs(mapping, &capture.data, memory)?;
-                copy(&runs, data_bytes, memory, &data)?;
-                data_bytes = cover(mapping, &runs, data_bytes, &mut extents);
+                let pieces = keep(mapping, runs, memory, raw)?;
+                copy(&pieces, data_bytes, memory, &data)?;
+                data_bytes = cover(mapping, &pieces, data_bytes, &mut extents);
             }
         }
     }
@@ -145,9 +174,13 @@ fn runs(mapping: &Mapping, data: &[Span], memory: &Memory) -> Result<Vec<Span>, 
 }
 
 fn batches(span: &Span) -> impl Iterator<Item = Span> + use<> {
+    parts(span, BATCH_BYTES)
+}
+
+fn parts(span: &Span, bytes_max: u64) -> impl Iterator<Item = Span> + use<> {
     let span = *span;
-    let starts = (span.address..span.end()).step_by(BATCH_BYTES as usize);
-    starts.map(move |address| Span { address, bytes: BATCH_BYTES.min(span.end() - address) })
+    let starts = (span.address..span.end()).step_by(bytes_max as usize);
+    starts.map(move |address| Span { address, bytes: bytes_max.min(span.end() - address) })
 }
 
 fn read(memory: &Memory, span: Span) -> Result<Vec<u8>, CaptureError> {
@@ -166,26 +199,69 @@ fn extend(runs: &mut Vec<Span>, page: u64) {
     }
 }
 
-fn copy(runs: &[Span], mut offset: u64, memory: &Memory, data: &File) -> Result<(), CaptureError> {
-    for batch in runs.iter().flat_map(batches) {
+/// Has what does not compress kept.
+fn keep(mapping: &Mapping, runs: Vec<Span>, memory: &Memory, raw: &dyn RawSink) -> Result<Vec<Piece>, CaptureError> {
+    let mut pieces = Vec::new();
+    for run in runs {
+        if mapping.kind != MappingKind::Anonymous || run.bytes < RAW_BYTES_MIN {
+            pieces.push((run, None));
+            continue;
+        }
+        for part in parts(&run, RAW_BYTES_MAX) {
+            add_piece(&mut pieces, part, keep_part(part, memory, raw)?);
+        }
+    }
+    Ok(pieces)
+}
+
+fn keep_part(part: Span, memory: &Memory, raw: &dyn RawSink) -> Result<Option<[u8; 32]>, CaptureError> {
+    if part.bytes < RAW_BYTES_MIN {
+        return Ok(None);
+    }
+    let bytes = read(memory, part)?;
+    let starts = [0, (bytes.len() - SAMPLE_BYTES) / 2, bytes.len() - SAMPLE_BYTES];
+    for start in starts {
+        if !is_incompressible(&bytes[start..start + SAMPLE_BYTES]).map_err(no_copy)? {
+            return Ok(None);
+        }
+    }
+    raw.keep(&bytes).map_err(no_copy)
+}
+
+/// Adds a piece, in one with the last where neither has a file of its own and they meet.
+fn add_piece(pieces: &mut Vec<Piece>, part: Span, digest: Option<[u8; 32]>) {
+    match pieces.last_mut() {
+        Some((last, None)) if digest.is_none() && last.end() == part.address => last.bytes += part.bytes,
+        _ => pieces.push((part, digest)),
+    }
+}
+
+fn copy(pieces: &[Piece], mut offset: u64, memory: &Memory, data: &File) -> Result<(), CaptureError> {
+    let own = pieces.iter().filter(|(_, digest)| digest.is_none());
+    for batch in own.flat_map(|(run, _)| batches(run)) {
         data.write_all_at(&read(memory, batch)?, offset).map_err(no_copy)?;
         offset += batch.bytes;
     }
     Ok(())
 }
 
-/// Covers a mapping with its runs and the zeros around them. Answers where the data area then ends.
-fn cover(mapping: &Mapping, runs: &[Span], mut offset: u64, extents: &mut Vec<Extent>) -> u64 {
+/// Covers a mapping with its pieces and the zeros around them. Answers where the data area then ends.
+fn cover(mapping: &Mapping, pieces: &[Piece], mut offset: u64, extents: &mut Vec<Extent>) -> u64 {
     let mut at = mapping.start;
     let mut add = |address, bytes, source| {
         if bytes > 0 {
             extents.push(Extent { address, bytes, source });
         }
     };
-    for run in runs {
+    for (run, digest) in pieces {
         add(at, run.address - at, Source::Zero);
-        add(run.address, run.bytes, Source::Compressed { offset });
-        offset += run.bytes;
+        match digest {
+            Some(digest) => add(run.address, run.bytes, Source::Raw { digest: *digest, offset: 0 }),
+            None => {
+                add(run.address, run.bytes, Source::Compressed { offset });
+                offset += run.bytes;
+            }
+        }
         at = run.end();
     }
     add(at, mapping.span().end() - at, Source::Zero);
@@ -195,7 +271,7 @@ fn cover(mapping: &Mapping, runs: &[Span], mut offset: u64, extents: &mut Vec<Ex
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sandbox_snapshot::image::{MappingKind, Protection};
+    use sandbox_snapshot::image::Protection;
 
     #[test]
     fn few_zeros_between_data_are_kept() {
@@ -213,7 +289,8 @@ mod tests {
         let run = |page, pages| Span { address: 0x10000 + page * PAGE_BYTES, bytes: pages * PAGE_BYTES };
         let covered = |runs: &[Span]| {
             let mut extents = Vec::new();
-            let end = cover(&mapping, runs, PAGE_BYTES, &mut extents);
+            let pieces: Vec<_> = runs.iter().map(|run| (*run, None)).collect();
+            let end = cover(&mapping, &pieces, PAGE_BYTES, &mut extents);
             (end / PAGE_BYTES, extents.iter().map(|e| (e.bytes / PAGE_BYTES, e.source)).collect::<Vec<_>>())
         };
         let data = |page: u64| Source::Compressed { offset: page * PAGE_BYTES };
@@ -221,5 +298,21 @@ mod tests {
         assert_eq!(covered(&[run(0, 8)]), (9, vec![(8, data(1))]));
         let expected = vec![(1, Source::Zero), (2, data(1)), (1, Source::Zero), (1, data(3)), (3, Source::Zero)];
         assert_eq!(covered(&[run(1, 2), run(4, 1)]), (4, expected));
+    }
+
+    #[test]
+    fn what_is_kept_apart_takes_no_data() {
+        let protection = Protection { read: true, write: true, execute: false };
+        let mapping = Mapping { start: 0x10000, bytes: 8 * PAGE_BYTES, protection, kind: MappingKind::Anonymous };
+        let mut pieces = Vec::new();
+        for (page, digest) in [(0, None), (1, None), (2, Some([1; 32])), (3, None)] {
+            add_piece(&mut pieces, Span { address: 0x10000 + page * PAGE_BYTES, bytes: PAGE_BYTES }, digest);
+        }
+        let mut extents = Vec::new();
+        assert_eq!(cover(&mapping, &pieces, 0, &mut extents), 3 * PAGE_BYTES);
+        let sources: Vec<_> = extents.iter().map(|extent| (extent.bytes / PAGE_BYTES, extent.source)).collect();
+        let raw = Source::Raw { digest: [1; 32], offset: 0 };
+        let (first, second) = (Source::Compressed { offset: 0 }, Source::Compressed { offset: 2 * PAGE_BYTES });
+        assert_eq!(sources, [(2, first), (1, raw), (1, second), (4, Source::Zero)]);
     }
 }

@@ -42,13 +42,14 @@ impl Snapshot {
         Ok(Self { image, frames, key })
     }
 
-    /// What a snapshot was taken of, by its head as for [`open`](Self::open).
+    /// What a snapshot is of, by its head as for [`open`](Self::open): to look at, whoever it was taken for.
     ///
     /// # Errors
-    /// It is not authentic.
-    pub fn identity(head: &[u8], file_bytes: u64, key: &[u8; 32]) -> Result<Identity, SnapshotError> {
+    /// It is not authentic, or not an image.
+    pub fn peek(head: &[u8], file_bytes: u64, key: &[u8; 32]) -> Result<Image, SnapshotError> {
         let (image, _) = head::read(head, file_bytes, &SealKey::new(key))?;
-        Ok(image.identity)
+        image.check()?;
+        Ok(image)
     }
 
     pub(crate) fn written(image: Image, frames: Vec<Frame>, key: SealKey) -> Self {

@@ -48,7 +48,9 @@ fn main() -> ExitCode {
 fn warden(models: &str, tag: &str, timeout_ms: &str) -> Result<ExitCode, Box<dyn Error>> {
     // A file of its own: the kernel refuses to give a process the program that it already runs (`PR_SET_MM`).
     let runner = Path::new(models).with_file_name("runner");
-    std::fs::copy(std::env::current_exe()?, &runner)?;
+    if !runner.exists() {
+        std::fs::copy(std::env::current_exe()?, &runner)?;
+    }
     let (models, snapshots) = (PathBuf::from(models), Path::new(models).join("snapshots"));
     let mut config = WardenConfig::new(models, snapshots, runner, tag.to_owned(), 2)?;
     config.load_timeout = Duration::from_millis(timeout_ms.parse()?);
@@ -66,16 +68,25 @@ struct Probe {
     socket: UnixStream,
     decoder: Decoder,
     kept: Option<File>,
+    weights: Vec<u64>,
 }
 
 impl Probe {
     fn serve() -> Result<ExitCode, Box<dyn Error>> {
-        let mut probe =
-            Self { socket: UnixStream::from(inherited()?), decoder: Decoder::new(TO_RUNNER_BYTES_MAX), kept: None };
+        let mut probe = Self {
+            socket: UnixStream::from(inherited()?),
+            decoder: Decoder::new(TO_RUNNER_BYTES_MAX),
+            kept: None,
+            weights: Vec::new(),
+        };
         while let Some(message) = probe.receive()? {
             match message {
                 ToRunner::Load(load) => probe.load(load.system.as_deref().unwrap_or(""))?,
                 // Any message that carries a text will do for an order.
+                ToRunner::Tokenize { id, text, .. } if text == "sum" => {
+                    let text = sum_of(&probe.weights);
+                    probe.send(&FromRunner::Rendered { id, text })?;
+                }
                 ToRunner::Tokenize { id, text, .. } => match carry_out(&text) {
                     Done::Said(text) => probe.send(&FromRunner::Rendered { id, text })?,
                     Done::Exit(code) => return Ok(ExitCode::from(code)),
@@ -121,6 +132,10 @@ impl Probe {
                 self.kept = Some(File::open(MODEL_PATH)?);
                 self.loaded()
             }
+            "weights" => {
+                self.weights = weights();
+                self.loaded()
+            }
             _ => self.loaded(),
         }
     }
@@ -130,6 +145,22 @@ impl Probe {
         let info = ModelInfo { name: "probe".into(), weight_bytes, ..ModelInfo::default() };
         self.send(&FromRunner::Loaded(info))
     }
+}
+
+/// 20 MiB that do not compress, the same every time (xorshift64, Marsaglia 2003).
+fn weights() -> Vec<u64> {
+    let next = |last: &u64| {
+        let mut next = *last;
+        next ^= next << 13;
+        next ^= next >> 7;
+        next ^= next << 17;
+        Some(next)
+    };
+    std::iter::successors(Some(0x9e37_79b9_7f4a_7c15), next).take((20 << 20) / 8).collect()
+}
+
+fn sum_of(weights: &[u64]) -> String {
+    weights.iter().fold(0_u64, |sum, weight| sum.rotate_left(1).wrapping_add(*weight)).to_string()
 }
 
 enum Done {

@@ -24,6 +24,7 @@ mod instance;
 mod loading;
 mod outbox;
 mod program;
+mod raw;
 mod registry;
 mod shared;
 mod snapshot_file;

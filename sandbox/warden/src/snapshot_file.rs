@@ -9,7 +9,7 @@ use sandbox_image::Parked;
 use sandbox_kernel::memory::sealed;
 use sandbox_snapshot::{
     EncodeOptions, FrameDecoder, HEADER_BYTES, Snapshot, SnapshotError, encode, head_bytes,
-    image::{Extent, Identity, Source},
+    image::{Extent, Identity, Image, Source},
     limits::FRAME_STORED_BYTES_MAX,
 };
 use std::{
@@ -53,10 +53,10 @@ pub(crate) fn read(path: &Path, key: &[u8; 32], expected: &Identity, threads: us
     Ok(Parked { image: snapshot.into_image(), data })
 }
 
-/// What a snapshot was taken of, if its head is authentic.
-pub(crate) fn identity(path: &Path, key: &[u8; 32]) -> Result<Identity, FileError> {
+/// What a snapshot is of, if its head is authentic.
+pub(crate) fn image(path: &Path, key: &[u8; 32]) -> Result<Image, FileError> {
     let (head, file_bytes) = head(&File::open(path)?)?;
-    Ok(Snapshot::identity(&head, file_bytes, key)?)
+    Ok(Snapshot::peek(&head, file_bytes, key)?)
 }
 
 /// The head of a file, as long as it says within the format's limits, and the length of the file.

@@ -7,12 +7,14 @@
 //!                              find                     └── FUNCTION.snap     one a function
 //!       ◀────────────────────────────────┘
 //!        retire: not authentic, of another identity, or what was restored from it crashed
+//!                                                       └── raw/HEX           shared by snapshots ([`crate::raw`])
 //! ```
 //! Invariants: what is found here is authentic, of the identity asked for, and whole; a function has one snapshot. One
 //! thread decodes a function's file while others that want the same wait for it.
 
 use crate::{
     identity::Machine,
+    raw::{RawFile, RawStore, digests},
     snapshot_file::{self, FileError, Incoming, parked_bytes},
 };
 use appliance_types::{FunctionName, Tier};
@@ -37,26 +39,24 @@ use std::{
 
 const KEY: &str = ".key";
 const INCOMING: &str = ".incoming-";
+const RAW: &str = "raw";
 const SUFFIX: &str = ".snap";
 
 /// A snapshot in memory, ready to be restored.
 #[derive(Debug)]
 pub(crate) struct Ready {
     pub(crate) parked: Parked,
+    /// The raw files that it names.
+    pub(crate) raw: Vec<Arc<RawFile>>,
     /// What the runner told when it had loaded.
     pub(crate) model: ModelInfo,
 }
 
 impl Ready {
     /// A captured runner that had told this.
-    pub(crate) fn new(mut parked: Parked, model: ModelInfo) -> Result<Self, FrameError> {
+    pub(crate) fn new(mut parked: Parked, raw: Vec<Arc<RawFile>>, model: ModelInfo) -> Result<Self, FrameError> {
         parked.image.note = encode_packet(&model, NOTE_BYTES_MAX)?;
-        Ok(Self { parked, model })
-    }
-
-    fn read(parked: Parked) -> Result<Self, FrameError> {
-        let model = decode_packet(&parked.image.note)?;
-        Ok(Self { parked, model })
+        Ok(Self { parked, raw, model })
     }
 
     pub(crate) fn function(&self) -> &FunctionName {
@@ -82,6 +82,7 @@ pub(crate) struct Turn(u64);
 #[derive(Debug)]
 pub(crate) struct Snapshots {
     folder: PathBuf,
+    raw: RawStore,
     key: [u8; 32],
     machine: Machine,
     threads: usize,
@@ -105,7 +106,9 @@ impl Snapshots {
         }
         let path = folder.join(KEY);
         let key = key(&path).map_err(|error| storage("use", &path, &error))?;
-        Ok(Self {
+        let raw = RawStore::open(folder.join(RAW))?;
+        let snapshots = Self {
+            raw,
             folder: folder.to_owned(),
             key,
             machine,
@@ -113,7 +116,27 @@ impl Snapshots {
             places: Mutex::default(),
             incoming: AtomicU64::new(0),
             encoding: Mutex::default(),
+        };
+        snapshots.sweep()?;
+        Ok(snapshots)
+    }
+
+    pub(crate) fn raw(&self) -> &RawStore {
+        &self.raw
+    }
+
+    /// Removes raw files that no snapshot names any more.
+    fn sweep(&self) -> Result<(), WardenError> {
+        let functions = self.on_disk()?;
+        self.raw.sweep(|| {
+            let images = functions.iter().filter_map(|f| snapshot_file::image(&self.path(f), &self.key).ok());
+            images.flat_map(|image| digests(&image.extents)).collect()
         })
+    }
+
+    fn on_disk(&self) -> Result<Vec<FunctionName>, WardenError> {
+        let names = names(&self.folder)?;
+        Ok(names.iter().filter_map(|name| name.strip_suffix(SUFFIX)?.parse().ok()).collect())
     }
 
     pub(crate) fn machine(&self) -> &Machine {
@@ -146,10 +169,16 @@ impl Snapshots {
     /// Reads a function's file to its end.
     fn read(&self, identity: &Identity) -> Result<Option<Ready>, String> {
         match snapshot_file::read(&self.path(&identity.function), &self.key, identity, self.threads) {
-            Ok(parked) => Ready::read(parked).map(Some).map_err(|error| format!("its note: {error}")),
+            Ok(parked) => self.ready(parked).map(Some),
             Err(FileError::Missing) => Ok(None),
             Err(error) => Err(error.to_string()),
         }
+    }
+
+    fn ready(&self, parked: Parked) -> Result<Ready, String> {
+        let model = decode_packet(&parked.image.note).map_err(|error| format!("its note: {error}"))?;
+        let raw = self.raw.files(&parked.image.extents)?;
+        Ok(Ready { parked, raw, model })
     }
 
     /// Whether a function's file is whole, authentic and of this identity.
@@ -200,15 +229,14 @@ impl Snapshots {
         let path = self.path(function);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(storage("remove", &path, &error)),
-            _ => Ok(()),
+            _ => self.sweep(),
         }
     }
 
     /// Every snapshot, by name.
     pub(crate) fn list(&self) -> Result<Vec<SnapshotEntry>, WardenError> {
-        let names = names(&self.folder)?;
-        let on_disk = names.iter().filter_map(|name| name.strip_suffix(SUFFIX)?.parse::<FunctionName>().ok());
-        let mut functions: Vec<_> = on_disk.chain(lock(&self.places).keys().cloned()).collect();
+        let mut functions = self.on_disk()?;
+        functions.extend(lock(&self.places).keys().cloned());
         functions.sort_unstable();
         functions.dedup();
         let entries = functions.iter().map(|function| self.entry(function));
@@ -227,8 +255,8 @@ impl Snapshots {
     }
 
     fn is_current(&self, function: &FunctionName) -> bool {
-        let identity = snapshot_file::identity(&self.path(function), &self.key);
-        identity.is_ok_and(|identity| self.machine.is_of(&identity))
+        let image = snapshot_file::image(&self.path(function), &self.key);
+        image.is_ok_and(|image| self.machine.is_of(&image.identity))
     }
 }
 
@@ -258,6 +286,6 @@ fn key(path: &Path) -> io::Result<[u8; 32]> {
     Ok(key)
 }
 
-fn storage(verb: &str, path: &Path, error: &io::Error) -> WardenError {
+pub(crate) fn storage(verb: &str, path: &Path, error: &io::Error) -> WardenError {
     WardenError::Storage { action: format!("{verb} {}", path.display()), reason: error.to_string() }
 }

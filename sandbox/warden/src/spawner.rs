@@ -142,12 +142,13 @@ impl Maker {
         let entrance = order.cgroup.entrance();
         let entrance = entrance.map_err(|error| LayerError { layer: "cgroup", reason: error.to_string() })?;
         let (null, stderr, socket) = (self.null.as_fd(), order.stderr.as_fd(), order.socket.as_fd());
+        let raw: Vec<_> = ready.raw.iter().map(|raw| (raw.digest, raw.file.as_fd())).collect();
         let restored = Restore {
             image: &ready.parked.image,
             program: self.program.as_fd(),
             model: model.as_fd(),
             data: Data::Shared(ready.parked.data.as_fd()),
-            raw: &[],
+            raw: &raw,
             descriptors: &[(null, 0), (null, 1), (stderr, 2), (socket, SOCKET)],
             namespaces: NAMESPACES,
             entrance: Some(&entrance),

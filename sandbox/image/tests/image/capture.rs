@@ -26,7 +26,7 @@ fn two_captures_of_a_process_at_rest_are_the_same() {
 fn an_image_can_be_restored_and_holds_no_file_and_no_zeros() {
     let subject = Subject::start();
     let held = subject.capture().unwrap();
-    let parked = park(&held).unwrap();
+    let parked = park(&held, &()).unwrap();
     parked.image.check().unwrap();
     for kind in [MappingKind::Text, MappingKind::Model, MappingKind::Heap, MappingKind::Stack, MappingKind::Vdso] {
         assert!(parked.image.mappings.iter().any(|mapping| mapping.kind == kind), "{kind:?}");

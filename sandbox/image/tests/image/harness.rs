@@ -89,7 +89,7 @@ impl Subject {
 
     /// Parks what it is now; it goes on.
     pub(crate) fn park(&self) -> Parked {
-        park(&self.capture().unwrap()).unwrap()
+        park(&self.capture().unwrap(), &()).unwrap()
     }
 
     /// Ends it; its files remain.

@@ -177,6 +177,65 @@ fn a_snapshot_of_another_function_or_box_is_refused() {
     refused(&mut warden, &foreign, "another box's");
 }
 
+/// Wakes an instance of a function whose weights do not compress, and has it sum them.
+fn sum(warden: &mut Warden, spec: &RunnerSpec) -> (Tier, Option<String>, u64) {
+    let id = warden.send(Call::Wake(spec.clone()), None);
+    let mut runner = warden.woken(id).unwrap();
+    let sum = runner.ask("sum");
+    let Ok(Reply::Instances(listed)) = warden.call(Call::Instances) else { panic!() };
+    assert_eq!(warden.stop(runner.awake.instance), Ok(Reply::Stopped));
+    (runner.awake.tier, sum, listed[0].private_bytes)
+}
+
+#[test]
+fn what_does_not_compress_is_kept_once_for_all_and_mapped_in_place() {
+    let mut warden = Warden::start();
+    let [one, two] = ["one", "two"].map(|name| RunnerSpec {
+        function: name.parse().unwrap(),
+        system: Some("weights".into()),
+        ..probe(&mut warden)
+    });
+    let count = |warden: &Warden| fs::read_dir(warden.snapshots().join("raw")).unwrap().count();
+    let Ok(Reply::SnapshotTaken(taken)) = warden.call(Call::SnapshotTake(one.clone())) else { panic!() };
+    assert!(taken.file_bytes < 1 << 20, "{taken:?}");
+    let files = count(&warden);
+    assert_eq!(files, 2, "20 MiB in files of at most 16");
+    let Ok(Reply::SnapshotTaken(_)) = warden.call(Call::SnapshotTake(two.clone())) else { panic!() };
+    assert_eq!(count(&warden), files);
+
+    let (tier, right, _) = sum(&mut warden, &RunnerSpec { function: "cold".parse().unwrap(), ..one.clone() });
+    assert_eq!(tier, Tier::Cold);
+    for (spec, tier) in [(&one, Tier::Stored), (&one, Tier::Parked), (&two, Tier::Stored)] {
+        let (found, sum, private_bytes) = sum(&mut warden, spec);
+        assert_eq!((found, &sum), (tier, &right));
+        assert!(private_bytes < 4 << 20, "weights are shared, and {private_bytes} are private");
+    }
+    for name in ["one", "two", "cold"] {
+        assert_eq!(count(&warden), files);
+        let function = name.parse().unwrap();
+        assert_eq!(warden.call(Call::SnapshotRemove { function }), Ok(Reply::SnapshotRemoved));
+    }
+    assert_eq!(count(&warden), 0);
+}
+
+#[test]
+fn a_corrupt_raw_file_is_found_before_it_is_mapped() {
+    let mut warden = Warden::start();
+    let spec = RunnerSpec { system: Some("weights".into()), ..probe(&mut warden) };
+    warden.call(Call::SnapshotTake(spec.clone())).unwrap();
+    let (_, right, _) = sum(&mut warden, &spec);
+    warden = warden.crash_and_restart();
+    let path = fs::read_dir(warden.snapshots().join("raw")).unwrap().next().unwrap().unwrap().path();
+    let bytes = fs::read(&path).unwrap();
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, flipped(&bytes, bytes.len() / 2)).unwrap();
+    let (tier, found, _) = sum(&mut warden, &spec);
+    assert_eq!((tier, found), (Tier::Cold, right.clone()));
+    assert!(warden.retired()[0].1.contains("not those it is named by"));
+    let (tier, found, _) = sum(&mut warden, &spec);
+    assert_eq!((tier, found), (Tier::Parked, right));
+}
+
 /// Makes a process go on where no code is.
 fn fault(pid: i32) {
     let mut tracee = Tracee::seize(Pid::from_raw(pid)).unwrap();
