@@ -27,6 +27,7 @@ pub mod pidfd;
 pub mod probe;
 pub mod process;
 pub mod ready;
+pub mod ring;
 pub mod seccomp;
 pub mod socket;
 pub mod spawn;

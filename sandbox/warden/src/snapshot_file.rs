@@ -6,18 +6,20 @@
 //! Nothing of a file is believed before its seal is checked, and no frame before its tag is (`sandbox_snapshot`).
 
 use sandbox_image::Parked;
-use sandbox_kernel::memory::sealed;
+use sandbox_kernel::{
+    memory::sealed,
+    ring::{self, Reader},
+};
 use sandbox_snapshot::{
     EncodeOptions, FrameDecoder, HEADER_BYTES, Snapshot, SnapshotError, encode, head_bytes,
     image::{Extent, Identity, Image, Source},
-    limits::FRAME_STORED_BYTES_MAX,
 };
 use std::{
     fs::{self, File, OpenOptions},
     io,
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{Mutex, MutexGuard, PoisonError},
     thread,
 };
 
@@ -49,6 +51,8 @@ pub(crate) fn read(path: &Path, key: &[u8; 32], expected: &Identity, threads: us
     let file = File::open(path)?;
     let (head, file_bytes) = head(&file)?;
     let snapshot = Snapshot::open(&head, file_bytes, key, expected)?;
+    let route = ring::choose(&file)?;
+    tracing::debug!(path = %path.display(), ?route, frames = snapshot.frames().len(), "reading a snapshot");
     let data = sealed(c"ember-snapshot", snapshot.data_bytes(), |data| decode(&file, &snapshot, data, threads))?;
     Ok(Parked { image: snapshot.into_image(), data })
 }
@@ -95,19 +99,32 @@ type Places<'a> = Mutex<Vec<(usize, &'a mut [u8])>>;
 
 fn work(file: &File, snapshot: &Snapshot, places: &Places<'_>) -> Result<(), FileError> {
     let mut decoder = FrameDecoder::new()?;
-    let mut input = vec![0; FRAME_STORED_BYTES_MAX as usize];
-    let next = || places.lock().map_or(None, |mut places| places.pop());
-    while let Some((index, place)) = next() {
-        let frame = &snapshot.frames()[index];
-        let input = &mut input[..frame.stored_bytes];
-        let read = file.read_exact_at(input, frame.offset).map_err(FileError::from);
-        let decoded = read.and_then(|()| Ok(snapshot.decode_frame(&mut decoder, index, input, place)?));
-        if decoded.is_err() {
-            drop(places.lock().map(|mut places| places.clear()));
-            return decoded;
-        }
+    let longest = snapshot.frames().iter().map(|frame| frame.stored_bytes).max().unwrap_or(0);
+    let mut reader = Reader::new(file, READS_AT_ONCE, longest)?;
+    // Where what is being read belongs.
+    let own: Places<'_> = Mutex::default();
+    let next = || {
+        let (index, place) = locked(places).pop()?;
+        locked(&own).push((index, place));
+        Some((index, snapshot.frames()[index].file_range()))
+    };
+    let done = reader.each(next, |index, input| {
+        let mut own = locked(&own);
+        let at = own.iter().position(|(of, _)| *of == index).expect("each piece was asked for");
+        let (_, place) = own.swap_remove(at);
+        Ok(snapshot.decode_frame(&mut decoder, index, input, place)?)
+    });
+    if done.is_err() {
+        locked(places).clear();
     }
-    Ok(())
+    done
+}
+
+/// Pieces that a thread reads ahead while it decodes one.
+const READS_AT_ONCE: usize = 3;
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A file that has been written; gone when this is, unless it was kept.
