@@ -93,7 +93,9 @@ pub fn sealed<E: From<io::Error>>(
         let mut writable = Writable::new(&file, length).map_err(io::Error::from)?;
         fill(writable.bytes())?;
     }
-    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SEAL;
+    // FUTURE_WRITE, not WRITE: a child that another thread clones just now has a copy of the mapping, which the kernel would
+    // refuse to seal. The child's first act is to unmap it, or to exec.
+    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_FUTURE_WRITE | SealFlag::F_SEAL_SEAL;
     fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(io::Error::from)?;
     Ok(file)
 }

@@ -37,6 +37,21 @@ pub(crate) enum FileError {
     Unusable(#[from] SnapshotError),
 }
 
+impl FileError {
+    /// Whether this process or the machine lacks something now, and the file may be as good as ever.
+    pub(crate) fn is_shortage(&self) -> bool {
+        const SHORTAGES: [io::ErrorKind; 4] = [
+            io::ErrorKind::OutOfMemory,
+            io::ErrorKind::ResourceBusy,
+            io::ErrorKind::WouldBlock,
+            io::ErrorKind::StorageFull,
+        ];
+        const NO_DESCRIPTORS: [i32; 2] = [23, 24];
+        let Self::Read(error) = self else { return false };
+        SHORTAGES.contains(&error.kind()) || error.raw_os_error().is_some_and(|code| NO_DESCRIPTORS.contains(&code))
+    }
+}
+
 impl From<io::Error> for FileError {
     fn from(error: io::Error) -> Self {
         match error.kind() {
