@@ -1,6 +1,6 @@
 //! Where requests of the server are taken and dealt out. Nothing here waits: what takes time gets a thread.
 
-use crate::{instance, shared::Shared, snapshots::Ready, spawner::sandbox_error, taking};
+use crate::{instance, registry::Lease, shared::Shared, snapshots::Ready, spares, spawner::sandbox_error, taking};
 use appliance_types::ModelDigest;
 use sandbox_kernel::socket::has_an_end;
 use sandbox_wire::warden::{
@@ -46,6 +46,7 @@ impl Desk {
             Call::Park(spec) => self.work(id, move |shared| park(shared, &spec).map(Reply::Parked)),
             Call::Store { function } => {
                 self.shared.snapshots.store(&function);
+                self.shared.spares.end_of(&self.shared, &function);
                 Ok(Some(Reply::Stored))
             }
             Call::SnapshotTake(spec) => self.work(id, move |shared| take(shared, &spec).map(Reply::SnapshotTaken)),
@@ -54,6 +55,7 @@ impl Desk {
             }
             Call::Snapshots => self.shared.snapshots.list().map(|snapshots| Some(Reply::Snapshots(snapshots))),
             Call::SnapshotRemove { function } => {
+                self.shared.spares.end_of(&self.shared, &function);
                 self.shared.snapshots.remove(&function).map(|()| Some(Reply::SnapshotRemoved))
             }
             Call::ModelAdd { expected } => self.add(id, descriptor, expected),
@@ -72,7 +74,7 @@ impl Desk {
         if spec.system.as_ref().is_some_and(|system| system.len() > SYSTEM_BYTES_MAX) {
             return Err(bad(format!("a system prompt above {SYSTEM_BYTES_MAX} bytes")));
         }
-        let lease = self.shared.registry.reserve(&spec)?;
+        let lease = reserve(&self.shared, &spec)?;
         let shared = Arc::clone(&self.shared);
         let thread = thread::Builder::new().name(format!("instance-{}", lease.instance));
         let thread = thread.spawn(move || instance::live(&shared, lease, id, &spec, begun));
@@ -132,6 +134,7 @@ impl Desk {
     }
 
     fn remove(&self, digest: &ModelDigest) -> Result<Option<Reply>, WardenError> {
+        self.shared.spares.end_on(&self.shared, digest);
         self.shared.registry.unless_used(digest, || self.shared.store.remove(digest))?;
         Ok(Some(Reply::ModelRemoved))
     }
@@ -145,6 +148,7 @@ impl Desk {
                 tracing::error!("an instance's thread panicked");
             }
         }
+        self.shared.spares.end_all(&self.shared);
     }
 }
 
@@ -158,14 +162,23 @@ fn take(shared: &Shared, spec: &RunnerSpec) -> Result<SnapshotEntry, WardenError
     Ok(shared.snapshots.entry(&spec.function))
 }
 
+/// A slot for an instance, in place of the spares' where there is no other.
+fn reserve(shared: &Shared, spec: &RunnerSpec) -> Result<Lease, WardenError> {
+    match shared.registry.reserve(spec) {
+        Err(WardenError::InstancesMax { .. }) if shared.spares.end_all(shared) => shared.registry.reserve(spec),
+        other => other,
+    }
+}
+
 fn take_and_write(
     shared: &Shared,
     spec: &RunnerSpec,
     held: impl FnOnce(&Arc<Ready>) -> Option<Arc<Ready>>,
 ) -> Result<(), WardenError> {
-    let lease = shared.registry.reserve(spec)?;
+    let lease = reserve(shared, spec)?;
     let ready = instance::take(shared, lease, spec)?;
     let turn = shared.snapshots.next(&spec.function, held(&ready));
+    shared.spares.end_of(shared, &spec.function);
     shared.snapshots.write(&ready, turn)
 }
 
@@ -178,6 +191,7 @@ fn park(shared: &Shared, spec: &RunnerSpec) -> Result<SnapshotEntry, WardenError
     if found.is_none() {
         take_and_write(shared, spec, |ready| Some(Arc::clone(ready)))?;
     }
+    spares::prepare(shared, spec);
     Ok(shared.snapshots.entry(&spec.function))
 }
 

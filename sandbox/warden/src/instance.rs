@@ -17,9 +17,10 @@
 use crate::{
     decide::{Grant, cause, grant, is_fault},
     loading::{self, LoadError},
-    registry::Lease,
+    registry::{Lease, Released},
     shared::Shared,
     snapshots::Ready,
+    spares,
     spawner::{Order, Origin, SpawnError, sandbox_error},
     tail::Tail,
     taking,
@@ -50,19 +51,51 @@ use std::{
 
 /// Runs an instance from its lease to its end, and says what is to be said. Its slot is free before anyone is told.
 pub(crate) fn live(shared: &Arc<Shared>, lease: Lease, request: u64, spec: &RunnerSpec, begun: Instant) {
-    let ended = match wake(shared, lease, spec) {
-        Ok(woken) => Ok(serve(shared, woken, &spec.function, request, begun)),
-        Err(error) => Err(error),
-    };
-    let released = shared.registry.release(lease.instance);
-    match ended {
-        Ok(cause) => shared.outbox.exited(lease.instance, cause),
+    match wake(shared, lease, spec) {
+        Ok(woken) => {
+            let instance = woken.instance.lease.instance;
+            if instance != lease.instance {
+                // A spare has a lease of its own.
+                release(shared, lease);
+            }
+            let cause = serve(shared, woken, &spec.function, request, begun);
+            let released = shared.registry.release(instance);
+            let stopped = cause == ExitCause::Stopped;
+            shared.outbox.exited(instance, cause);
+            answer(shared, released);
+            if stopped {
+                spares::prepare(shared, spec);
+            }
+        }
         Err(error) => {
+            let released = shared.registry.release(lease.instance);
             tracing::warn!(instance = lease.instance, function = %spec.function, %error, "not woken");
             shared.outbox.reply(request, Err(error));
+            answer(shared, released);
         }
     }
+}
+
+fn release(shared: &Shared, lease: Lease) {
+    answer(shared, shared.registry.release(lease.instance));
+}
+
+fn answer(shared: &Shared, released: Released) {
     released.stops.into_iter().for_each(|stop| shared.outbox.reply(stop, Ok(Reply::Stopped)));
+}
+
+/// An instance that waits to be needed.
+pub(crate) fn spare(shared: &Shared, spec: &RunnerSpec, ready: &Arc<Ready>) -> Result<Woken, String> {
+    let lease = shared.registry.reserve_spare(spec).map_err(|error| error.to_string())?;
+    let restored = Place::new(shared, lease, spec).map_err(RestoreFailure::Closed);
+    let restored = restored.and_then(|place| place.restore(shared, ready, Tier::Parked));
+    restored.map_err(|failure| {
+        release(shared, lease);
+        match failure {
+            RestoreFailure::Closed(error) => error.to_string(),
+            RestoreFailure::Unusable(reason) => reason,
+        }
+    })
 }
 
 /// Hands an instance over to the server, and waits for its end.
@@ -94,7 +127,7 @@ struct Instance {
 }
 
 /// An instance that can be asked.
-struct Woken {
+pub(crate) struct Woken {
     instance: Instance,
     info: ModelInfo,
     /// The server's end of its socket.
@@ -116,20 +149,47 @@ pub(crate) fn take(shared: &Shared, lease: Lease, spec: &RunnerSpec) -> Result<A
         woken.instance.end(shared);
         taken.map_err(|reason| WardenError::CaptureFailed { function: spec.function.clone(), reason })
     });
-    let released = shared.registry.release(lease.instance);
-    released.stops.into_iter().for_each(|stop| shared.outbox.reply(stop, Ok(Reply::Stopped)));
+    release(shared, lease);
     taken
+}
+
+/// The spare of a snapshot, if there is one that is as it should be.
+fn adopt(shared: &Shared, ready: &Arc<Ready>) -> Option<Woken> {
+    let woken = shared.spares.take(ready)?;
+    match woken.instance.look(shared) {
+        Ok(()) => {
+            shared.registry.adopt(woken.instance.lease.instance);
+            Some(woken)
+        }
+        Err(error) => {
+            tracing::warn!(function = %ready.function(), ?error, "a spare is not as it was");
+            woken.discard(shared);
+            None
+        }
+    }
+}
+
+impl Woken {
+    /// Ends one that nobody knows of.
+    pub(crate) fn discard(self, shared: &Shared) {
+        let lease = self.instance.lease;
+        self.instance.kill();
+        self.instance.end(shared);
+        release(shared, lease);
+    }
 }
 
 fn wake(shared: &Arc<Shared>, lease: Lease, spec: &RunnerSpec) -> Result<Woken, WardenError> {
     let place = Place::new(shared, lease, spec)?;
     let identity = place.identity(shared, spec);
     let unusable = match shared.snapshots.find(&identity) {
-        Ok(Some((ready, tier))) => match place.restore(shared, &ready, tier) {
-            Ok(woken) => return Ok(woken),
-            Err(RestoreFailure::Closed(error)) => return Err(error),
-            Err(RestoreFailure::Unusable(reason)) => Some(reason),
-        },
+        Ok(Some((ready, tier))) => {
+            match adopt(shared, &ready).map_or_else(|| place.restore(shared, &ready, tier), Ok) {
+                Ok(woken) => return Ok(woken),
+                Err(RestoreFailure::Closed(error)) => return Err(error),
+                Err(RestoreFailure::Unusable(reason)) => Some(reason),
+            }
+        }
         Ok(None) => None,
         Err(reason) => Some(reason),
     };
@@ -319,14 +379,18 @@ impl Instance {
         }
     }
 
+    fn kill(&self) {
+        if let Err(error) = self.child.kill() {
+            tracing::error!(instance = self.lease.instance, %error, "an instance could not be killed");
+        }
+    }
+
     /// Ends an instance that did not load, and says why.
     fn fail(mut self, shared: &Shared, error: LoadError) -> WardenError {
         if error == LoadError::Ended {
             self.await_end(Some(Instant::now() + LAST_STEPS));
         }
-        if let Err(error) = self.child.kill() {
-            tracing::error!(instance = self.lease.instance, %error, "an instance could not be killed");
-        }
+        self.kill();
         let cause = self.end(shared);
         match error {
             LoadError::Unsealed(missing) => sandbox_error(missing.layer, missing.reason),

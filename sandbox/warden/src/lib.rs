@@ -29,6 +29,7 @@ mod registry;
 mod shared;
 mod snapshot_file;
 mod snapshots;
+mod spares;
 mod spawner;
 mod store;
 mod tail;
@@ -51,6 +52,7 @@ use sandbox_wire::{
 use shared::Shared;
 use signal_hook::{SigId, consts::SIGTERM, low_level};
 use snapshots::Snapshots;
+use spares::Spares;
 use spawner::Spawner;
 use std::{
     io,
@@ -171,6 +173,7 @@ fn begin(config: WardenConfig, socket: &Arc<OwnedFd>) -> Result<Arc<Shared>, Run
         store: Store::open(&config.models)?,
         snapshots: Snapshots::open(&config.snapshots, machine, config.inference_cpus)?,
         cgroups,
+        spares: Spares::default(),
         registry: Registry::new(config.slots.min(SLOTS_MAX)),
         outbox: Outbox::new(Arc::clone(socket)),
         spawner: Spawner::start(program.try_clone().map_err(system("duplicate the runner's program"))?)

@@ -42,6 +42,8 @@ struct Entry {
     model: ModelDigest,
     process: Option<Process>,
     stopping: bool,
+    /// Restored ahead of need: nobody knows it yet.
+    spare: bool,
     stops: Vec<u64>,
 }
 
@@ -77,6 +79,27 @@ impl Registry {
 
     /// A slot for a new instance.
     pub(crate) fn reserve(&self, spec: &RunnerSpec) -> Result<Lease, WardenError> {
+        self.reserve_as(spec, false)
+    }
+
+    /// A slot for a spare.
+    pub(crate) fn reserve_spare(&self, spec: &RunnerSpec) -> Result<Lease, WardenError> {
+        self.reserve_as(spec, true)
+    }
+
+    /// Makes a spare an instance like any other.
+    pub(crate) fn adopt(&self, instance: InstanceId) {
+        if let Some(entry) = self.lock().entries.get_mut(&instance) {
+            entry.spare = false;
+        }
+    }
+
+    /// Whether a function has an instance, or will have one.
+    pub(crate) fn is_running(&self, function: &FunctionName) -> bool {
+        self.lock().entries.values().any(|entry| entry.function == *function && !entry.spare)
+    }
+
+    fn reserve_as(&self, spec: &RunnerSpec, spare: bool) -> Result<Lease, WardenError> {
         let mut state = self.lock();
         let full = WardenError::InstancesMax { limit: state.taken.len() as u32 };
         let slot = free_slot(&state.taken).ok_or(full)?;
@@ -84,7 +107,7 @@ impl Registry {
         let instance = state.next;
         state.next += 1;
         let (function, model) = (spec.function.clone(), spec.model);
-        let entry = Entry { slot, function, model, process: None, stopping: state.closing, stops: Vec::new() };
+        let entry = Entry { slot, function, model, process: None, stopping: state.closing, spare, stops: Vec::new() };
         state.entries.insert(instance, entry);
         Ok(Lease { instance, slot })
     }
@@ -139,7 +162,7 @@ impl Registry {
         remove: impl FnOnce() -> Result<T, WardenError>,
     ) -> Result<T, WardenError> {
         let state = self.lock();
-        match state.entries.values().filter(|entry| entry.model == *digest).count() {
+        match state.entries.values().filter(|entry| entry.model == *digest && !entry.spare).count() {
             0 => remove(),
             users => Err(WardenError::ModelInUse { digest: *digest, instances: users as u32 }),
         }
@@ -155,7 +178,7 @@ impl Registry {
 type Known = (InstanceId, FunctionName, Pid, Arc<Cgroup>);
 
 fn known((instance, entry): (&InstanceId, &Entry)) -> Option<Known> {
-    let process = entry.process.as_ref()?;
+    let process = entry.process.as_ref().filter(|_| !entry.spare)?;
     Some((*instance, entry.function.clone(), process.pid, Arc::clone(&process.cgroup)))
 }
 

@@ -1,6 +1,9 @@
 //! What all threads of a warden share.
 
-use crate::{WardenConfig, outbox::Outbox, registry::Registry, snapshots::Snapshots, spawner::Spawner, store::Store};
+use crate::{
+    WardenConfig, outbox::Outbox, registry::Registry, snapshots::Snapshots, spares::Spares, spawner::Spawner,
+    store::Store,
+};
 use sandbox_kernel::cgroup::Cgroups;
 use std::fs::File;
 
@@ -15,5 +18,6 @@ pub(crate) struct Shared {
     pub(crate) cgroups: Cgroups,
     pub(crate) registry: Registry,
     pub(crate) outbox: Outbox,
+    pub(crate) spares: Spares,
     pub(crate) spawner: Spawner,
 }

@@ -126,7 +126,7 @@ impl Snapshots {
     }
 
     /// Removes raw files that no snapshot names any more.
-    fn sweep(&self) -> Result<(), WardenError> {
+    pub(crate) fn sweep(&self) -> Result<(), WardenError> {
         let functions = self.on_disk()?;
         self.raw.sweep(|| {
             let images = functions.iter().filter_map(|f| snapshot_file::image(&self.path(f), &self.key).ok());
@@ -166,11 +166,22 @@ impl Snapshots {
         Ok(Some((ready, Tier::Stored)))
     }
 
+    /// A function's snapshot if it is in memory and of this identity.
+    pub(crate) fn held(&self, identity: &Identity) -> Option<Arc<Ready>> {
+        let place = self.place(&identity.function);
+        let slot = lock(&place);
+        slot.held.as_ref().filter(|ready| ready.parked.image.identity == *identity).map(Arc::clone)
+    }
+
     /// Reads a function's file to its end.
     fn read(&self, identity: &Identity) -> Result<Option<Ready>, String> {
         match snapshot_file::read(&self.path(&identity.function), &self.key, identity, self.threads) {
             Ok(parked) => self.ready(parked).map(Some),
             Err(FileError::Missing) => Ok(None),
+            Err(error) if error.is_shortage() => {
+                tracing::warn!(function = %identity.function, %error, "the snapshot cannot be read now");
+                Ok(None)
+            }
             Err(error) => Err(error.to_string()),
         }
     }

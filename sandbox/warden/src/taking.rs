@@ -54,6 +54,7 @@ pub(crate) fn take(
 /// Holds a snapshot in memory, and writes it while nobody else wants to compute.
 pub(crate) fn keep(shared: &Arc<Shared>, ready: Arc<Ready>) {
     let turn = shared.snapshots.next(ready.function(), Some(Arc::clone(&ready)));
+    shared.spares.end_of(shared, ready.function());
     let writer = Arc::clone(shared);
     let write = move || {
         if let Err(error) = compute_when_idle() {
@@ -75,5 +76,6 @@ pub(crate) fn retire(shared: &Shared, function: &FunctionName, reason: String) {
     if let Err(error) = shared.snapshots.remove(function) {
         tracing::error!(%function, %error, "a snapshot that must not be used could not be removed");
     }
+    shared.spares.end_of(shared, function);
     shared.outbox.retired(function.clone(), reason);
 }

@@ -24,6 +24,7 @@ use std::{
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
 };
 
 /// The smallest GGUF: no pairs, no tensors.
@@ -97,7 +98,22 @@ impl Warden {
     /// Waits for the snapshot that a cold wake leaves behind.
     pub(crate) fn settle(&self) {
         while !self.snapshot().exists() {
-            std::thread::sleep(std::time::Duration::from_millis(1));
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Waits for nothing to be left of any instance, spares too.
+    pub(crate) fn left_nothing(&mut self) {
+        self.call(Call::Store { function: "probe".parse().unwrap() }).unwrap();
+        self.until(|warden| warden.groups() == 0 && warden.children().is_empty());
+    }
+
+    /// Waits for what comes without being told, such as the end of a spare.
+    pub(crate) fn until(&mut self, holds: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !holds(self) {
+            assert!(Instant::now() < deadline, "{} groups, children {:?}", self.groups(), self.children());
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 

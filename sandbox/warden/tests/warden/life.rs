@@ -48,7 +48,7 @@ fn an_instance_wakes_is_listed_and_stops() {
     assert!(listed[0].private_bytes > 0 && listed[0].shared_bytes > 0, "{listed:?}");
     assert_eq!(warden.stop(awake.instance), Ok(Reply::Stopped));
     assert_eq!(warden.exited(awake.instance), ExitCause::Stopped);
-    assert_eq!(warden.groups(), 0);
+    warden.left_nothing();
     let missing = WardenError::InstanceMissing { instance: awake.instance };
     assert_eq!(warden.stop(awake.instance), Err(missing));
 }
@@ -104,10 +104,10 @@ fn fifty_rounds_leave_nothing_behind() {
     round(&mut warden);
     warden.settle();
     round(&mut warden);
+    warden.left_nothing();
     let before = warden.descriptors();
     let mut wakes_us: Vec<_> = (0..50).map(|_| round(&mut warden)).collect();
-    assert_eq!(warden.groups(), 0);
-    assert_eq!(warden.children(), "");
+    warden.left_nothing();
     assert_eq!(warden.descriptors(), before);
     wakes_us.sort_unstable();
     println!("wake of the stand-in, request to loaded: median {} us, p90 {} us", wakes_us[25], wakes_us[45]);

@@ -1,0 +1,106 @@
+//! Instances restored ahead of need: one for each function that is parked and was running a moment ago.
+//!
+//! ```text
+//!  the last instance was stopped, its snapshot is in memory ──restore──▶ spare ──wake──▶ the instance, at once
+//!                                                                          └── stored, another snapshot, room needed: ended
+//! ```
+//! A spare has seen no tenant, shares its memory with the parked snapshot, and waits. Invariants: it is of the snapshot that
+//! is in memory; it is looked at again before it is used; whoever takes it from here ends it, by using it or at once.
+
+use crate::{
+    instance::{self, Woken},
+    shared::Shared,
+    snapshots::Ready,
+};
+use appliance_types::{FunctionName, ModelDigest};
+use sandbox_wire::warden::RunnerSpec;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Most spares, over all functions; the oldest goes first.
+const SPARES_MAX: usize = 8;
+
+struct Spare {
+    ready: Arc<Ready>,
+    woken: Woken,
+}
+
+/// All spares, the oldest first.
+#[derive(Default)]
+pub(crate) struct Spares(Mutex<Vec<Spare>>);
+
+impl std::fmt::Debug for Spares {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} spares", self.lock().len())
+    }
+}
+
+impl Spares {
+    fn lock(&self) -> MutexGuard<'_, Vec<Spare>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The spare of this snapshot.
+    pub(crate) fn take(&self, ready: &Arc<Ready>) -> Option<Woken> {
+        let mut spares = self.lock();
+        let at = spares.iter().position(|spare| Arc::ptr_eq(&spare.ready, ready))?;
+        Some(spares.remove(at).woken)
+    }
+
+    /// Ends a function's spare.
+    pub(crate) fn end_of(&self, shared: &Shared, function: &FunctionName) {
+        self.end(shared, |ready| ready.function() == function);
+    }
+
+    /// Ends the spares on a model.
+    pub(crate) fn end_on(&self, shared: &Shared, model: &ModelDigest) {
+        self.end(shared, |ready| ready.parked.image.identity.model == *model);
+    }
+
+    /// Ends all, and says whether there was any.
+    pub(crate) fn end_all(&self, shared: &Shared) -> bool {
+        self.end(shared, |_| true)
+    }
+
+    fn end(&self, shared: &Shared, is_meant: impl Fn(&Ready) -> bool) -> bool {
+        let meant: Vec<_> = self.lock().extract_if(.., |spare| is_meant(&spare.ready)).collect();
+        let any = !meant.is_empty();
+        // Without the lock: an end takes a few milliseconds.
+        meant.into_iter().for_each(|spare| spare.woken.discard(shared));
+        any
+    }
+
+    fn put(&self, shared: &Shared, spare: Spare) {
+        let mut spares = self.lock();
+        spares.push(spare);
+        let oldest = (spares.len() > SPARES_MAX).then(|| spares.remove(0));
+        drop(spares);
+        if let Some(oldest) = oldest {
+            oldest.woken.discard(shared);
+        }
+    }
+
+    fn has(&self, ready: &Arc<Ready>) -> bool {
+        self.lock().iter().any(|spare| Arc::ptr_eq(&spare.ready, ready))
+    }
+}
+
+/// Restores a spare of a function whose snapshot is in memory. What fails here fails again, and is told, at the next wake.
+pub(crate) fn prepare(shared: &Shared, spec: &RunnerSpec) {
+    let Ok(identity) = instance::identity(shared, spec) else { return };
+    let Some(ready) = shared.snapshots.held(&identity) else { return };
+    if shared.spares.has(&ready) || shared.registry.is_running(&spec.function) {
+        return;
+    }
+    match instance::spare(shared, spec, &ready) {
+        Ok(woken) => shared.spares.put(shared, Spare { ready: Arc::clone(&ready), woken }),
+        Err(reason) => tracing::debug!(function = %spec.function, reason, "no spare"),
+    }
+    // Stored, or taken anew, meanwhile.
+    if shared.snapshots.held(&identity).is_none_or(|held| !Arc::ptr_eq(&held, &ready)) {
+        shared.spares.end_of(shared, &spec.function);
+        drop(ready);
+        if let Err(error) = shared.snapshots.sweep() {
+            tracing::warn!(%error, "raw files are left over");
+        }
+    }
+}
