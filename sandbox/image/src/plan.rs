@@ -41,6 +41,8 @@ pub(crate) struct Numbers<'a> {
     pub(crate) model: RawFd,
     /// The data area, unless it is written in place.
     pub(crate) data: Option<RawFd>,
+    /// Whether the model's pages are mapped at once rather than when they are touched.
+    pub(crate) populate: bool,
     /// Files of raw pages, by digest.
     pub(crate) raw: &'a [([u8; 32], RawFd)],
 }
@@ -90,7 +92,13 @@ fn map_one(table: &mut Table, mapping: &Mapping, own: &[Extent], numbers: &Numbe
     let whole = own.len() == 1 && mapping.kind != MappingKind::Stack;
     let file = if whole { numbers.file(&own[0])? } else { None };
     if let Some((file, offset)) = file {
-        mmap(table, &own[0], mapping.protection, libc::MAP_FIXED_NOREPLACE, (file, offset));
+        mmap(
+            table,
+            &own[0],
+            mapping.protection,
+            libc::MAP_FIXED_NOREPLACE | numbers.populating(mapping.kind),
+            (file, offset),
+        );
         return Ok(());
     }
     if matches!(mapping.kind, MappingKind::Text | MappingKind::Model) {
@@ -105,7 +113,7 @@ fn map_one(table: &mut Table, mapping: &Mapping, own: &[Extent], numbers: &Numbe
 fn map_each(table: &mut Table, mapping: &Mapping, own: &[Extent], numbers: &Numbers<'_>) -> Result<(), RestoreError> {
     for extent in own {
         let file = numbers.file(extent)?.ok_or(RestoreError::NoFile { address: extent.address })?;
-        mmap(table, extent, mapping.protection, libc::MAP_FIXED_NOREPLACE, file);
+        mmap(table, extent, mapping.protection, libc::MAP_FIXED_NOREPLACE | numbers.populating(mapping.kind), file);
     }
     Ok(())
 }
@@ -139,6 +147,10 @@ fn bits(protection: Protection) -> u64 {
 }
 
 impl Numbers<'_> {
+    fn populating(&self, kind: MappingKind) -> c_int {
+        if self.populate && kind == MappingKind::Model { libc::MAP_POPULATE } else { 0 }
+    }
+
     /// The file that an extent's bytes are in, and where; `None` when they need none.
     fn file(&self, extent: &Extent) -> Result<Option<(RawFd, u64)>, RestoreError> {
         match extent.source {

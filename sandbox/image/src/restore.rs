@@ -59,6 +59,8 @@ pub struct Restore<'a> {
     pub model: BorrowedFd<'a>,
     /// The data area.
     pub data: Data<'a>,
+    /// Whether the model's pages are mapped at once, which takes long, rather than when they are touched, which takes longer.
+    pub populate: bool,
     /// Files of raw pages, by digest.
     pub raw: &'a [([u8; 32], BorrowedFd<'a>)],
     /// What the process will have open, each with its number there. It has nothing else.
@@ -138,6 +140,7 @@ impl Restore<'_> {
                 Data::Shared(file) => Some(file.as_raw_fd()),
                 Data::Written(_) => None,
             },
+            populate: self.populate,
             raw: &numbered,
         };
         let inherited = inherited_rseq().map_err(RestoreError::prepare("learn of rseq"))?;

@@ -88,7 +88,7 @@ fn answer(shared: &Shared, released: Released) {
 pub(crate) fn spare(shared: &Shared, spec: &RunnerSpec, ready: &Arc<Ready>) -> Result<Woken, String> {
     let lease = shared.registry.reserve_spare(spec).map_err(|error| error.to_string())?;
     let restored = Place::new(shared, lease, spec).map_err(RestoreFailure::Closed);
-    let restored = restored.and_then(|place| place.restore(shared, ready, Tier::Parked));
+    let restored = restored.and_then(|place| place.restore(shared, ready, Tier::Parked, true));
     restored.map_err(|failure| {
         release(shared, lease);
         match failure {
@@ -184,7 +184,7 @@ fn wake(shared: &Arc<Shared>, lease: Lease, spec: &RunnerSpec) -> Result<Woken, 
     let identity = place.identity(shared, spec);
     let unusable = match shared.snapshots.find(&identity) {
         Ok(Some((ready, tier))) => {
-            match adopt(shared, &ready).map_or_else(|| place.restore(shared, &ready, tier), Ok) {
+            match adopt(shared, &ready).map_or_else(|| place.restore(shared, &ready, tier, false), Ok) {
                 Ok(woken) => return Ok(woken),
                 Err(RestoreFailure::Closed(error)) => return Err(error),
                 Err(RestoreFailure::Unusable(reason)) => Some(reason),
@@ -285,10 +285,16 @@ impl Place {
     }
 
     /// A process that goes on where a captured one waited.
-    fn restore(&self, shared: &Shared, ready: &Arc<Ready>, tier: Tier) -> Result<Woken, RestoreFailure> {
+    fn restore(
+        &self,
+        shared: &Shared,
+        ready: &Arc<Ready>,
+        tier: Tier,
+        populate: bool,
+    ) -> Result<Woken, RestoreFailure> {
         let model =
             self.model.try_clone().map_err(|error| RestoreFailure::Closed(sandbox_error("descriptors", error)))?;
-        let origin = Origin::Snapshot { ready: Arc::clone(ready), model };
+        let origin = Origin::Snapshot { ready: Arc::clone(ready), model, populate };
         let cgroup = self.cgroup(shared, ready.function()).map_err(RestoreFailure::Closed)?;
         let started = self.start(shared, origin, &cgroup).inspect_err(|_| clear(&cgroup, self.lease));
         let (instance, socket) = started?;

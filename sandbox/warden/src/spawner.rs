@@ -52,7 +52,12 @@ pub(crate) enum Origin {
     /// The runner's program, which will load a model, given as a detached mount.
     Program { model: OwnedFd },
     /// A captured runner, on the model in this file.
-    Snapshot { ready: Arc<Ready>, model: File },
+    Snapshot {
+        ready: Arc<Ready>,
+        model: File,
+        /// Whether there is time to map the model's pages.
+        populate: bool,
+    },
 }
 
 /// Why there is no child.
@@ -121,7 +126,7 @@ impl Maker {
     fn carry_out(&self, order: &Order) -> Result<Child, SpawnError> {
         match &order.origin {
             Origin::Program { model } => Ok(self.exec(order, model)?),
-            Origin::Snapshot { ready, model } => self.restore(order, ready, model),
+            Origin::Snapshot { ready, model, populate } => self.restore(order, ready, model, *populate),
         }
     }
 
@@ -138,7 +143,7 @@ impl Maker {
         })
     }
 
-    fn restore(&self, order: &Order, ready: &Ready, model: &File) -> Result<Child, SpawnError> {
+    fn restore(&self, order: &Order, ready: &Ready, model: &File, populate: bool) -> Result<Child, SpawnError> {
         let entrance = order.cgroup.entrance();
         let entrance = entrance.map_err(|error| LayerError { layer: "cgroup", reason: error.to_string() })?;
         let (null, stderr, socket) = (self.null.as_fd(), order.stderr.as_fd(), order.socket.as_fd());
@@ -148,6 +153,7 @@ impl Maker {
             program: self.program.as_fd(),
             model: model.as_fd(),
             data: Data::Shared(ready.parked.data.as_fd()),
+            populate,
             raw: &raw,
             descriptors: &[(null, 0), (null, 1), (stderr, 2), (socket, SOCKET)],
             namespaces: NAMESPACES,

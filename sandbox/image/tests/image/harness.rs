@@ -116,6 +116,7 @@ impl Subject {
             raw: &[],
             descriptors: &descriptors,
             namespaces: how.namespaces,
+            populate: false,
             entrance: None,
             admit: &|_| Ok(()),
             confine: &|_| {},
