@@ -125,8 +125,15 @@ impl Snapshots {
         &self.raw
     }
 
+    /// Removes raw files of a snapshot that was removed while it was in use.
+    pub(crate) fn tidy(&self) {
+        if let Err(error) = self.sweep() {
+            tracing::warn!(%error, "raw files are left over");
+        }
+    }
+
     /// Removes raw files that no snapshot names any more.
-    pub(crate) fn sweep(&self) -> Result<(), WardenError> {
+    fn sweep(&self) -> Result<(), WardenError> {
         let functions = self.on_disk()?;
         self.raw.sweep(|| {
             let images = functions.iter().filter_map(|f| snapshot_file::image(&self.path(f), &self.key).ok());

@@ -99,8 +99,6 @@ pub(crate) fn prepare(shared: &Shared, spec: &RunnerSpec) {
     if shared.snapshots.held(&identity).is_none_or(|held| !Arc::ptr_eq(&held, &ready)) {
         shared.spares.end_of(shared, &spec.function);
         drop(ready);
-        if let Err(error) = shared.snapshots.sweep() {
-            tracing::warn!(%error, "raw files are left over");
-        }
+        shared.snapshots.tidy();
     }
 }

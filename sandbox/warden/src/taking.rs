@@ -60,10 +60,13 @@ pub(crate) fn keep(shared: &Arc<Shared>, ready: Arc<Ready>) {
         if let Err(error) = compute_when_idle() {
             tracing::warn!(%error, "a snapshot is written while others compute");
         }
+        let function = ready.function().clone();
         match writer.snapshots.write(&ready, turn) {
-            Ok(()) => tracing::info!(function = %ready.function(), "snapshot written"),
-            Err(error) => tracing::warn!(function = %ready.function(), %error, "the snapshot is in memory only"),
+            Ok(()) => tracing::info!(%function, "snapshot written"),
+            Err(error) => tracing::warn!(%function, %error, "the snapshot is in memory only"),
         }
+        drop(ready);
+        writer.snapshots.tidy();
     };
     if let Err(error) = thread::Builder::new().name("snapshot".into()).spawn(write) {
         tracing::warn!(%error, "the snapshot is in memory only");

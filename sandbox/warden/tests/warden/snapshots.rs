@@ -118,7 +118,7 @@ fn restored_instances_leave_nothing_behind() {
     assert_eq!(round(&mut warden), Tier::Stored);
     assert!((0..50).all(|_| round(&mut warden) == Tier::Parked));
     warden.left_nothing();
-    assert_eq!(warden.descriptors(), before);
+    warden.until(|warden| warden.descriptors() <= before);
 }
 
 /// Replaces the snapshot's file, and holds the warden to what it must then do.
