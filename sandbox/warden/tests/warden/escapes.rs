@@ -27,12 +27,13 @@ fn stopped(warden: &mut Warden, tier: Tier, escape: &Escape) -> Stopped {
     let mut runner = if tier == Tier::Cold { warden.wake_cold() } else { warden.wake() };
     assert_eq!(runner.awake.tier, tier);
     let instance = runner.awake.instance;
-    match runner.ask(&format!("escape {}", escape.name)) {
-        Some(answer) => {
-            warden.stop(instance).unwrap();
+    let answer = runner.ask(&format!("escape {}", escape.name));
+    match (answer, warden.stop(instance)) {
+        (Some(answer), Ok(_)) => {
             answer.strip_prefix("refused ").map_or_else(|| Stopped::No(answer.clone()), |e| Stopped::Refused(e.into()))
         }
-        None => match warden.exited(instance) {
+        // It ended over it, at once or when the answer was out.
+        _ => match warden.exited(instance) {
             ExitCause::Signal(SIGSYS) => Stopped::Killed,
             ExitCause::OutOfMemory { .. } if MEMORY_BOMBS.contains(&escape.name) => Stopped::OutOfMemory,
             other => Stopped::No(other.to_string()),
