@@ -344,7 +344,13 @@ fn wants_snapshot(query: Option<&str>) -> Result<bool, ApiError> {
 /// Loads the model once, within the function's limits, and leaves a snapshot where one is wanted and can be taken.
 async fn prove(call: &Call, spec: RunnerSpec, wanted: bool) -> Result<Snapshot, ApiError> {
     if !wanted {
-        return try_out(call, spec).await.map(|()| Snapshot::Skipped);
+        let name = spec.function.clone();
+        // Of another manifest, or what would be restored in place of a load.
+        snapshots::discard(call, &name).await?;
+        try_out(call, spec).await?;
+        // What the wake has left.
+        snapshots::discard(call, &name).await?;
+        return Ok(Snapshot::Skipped);
     }
     match call.state.warden.call(WardenCall::SnapshotTake(spec.clone()), None).await {
         Ok(WardenReply::SnapshotTaken(entry)) => {
