@@ -86,14 +86,26 @@ impl Ember {
 
     /// Runs `ember deploy` on a function.
     pub fn deploy(&self, function: &Function) -> Run {
+        self.run(&["deploy", &self.manifest(function)])
+    }
+
+    /// Writes a function's manifest, and says where.
+    pub fn manifest(&self, function: &Function) -> String {
         let manifest = self.folder.path().join(format!("{}.toml", function.name()));
         fs::write(&manifest, function.to_toml()).expect("write a manifest");
-        self.run(&["deploy", &manifest.display().to_string()])
+        manifest.display().to_string()
     }
 
     /// Runs `ember` on this Ember.
     pub fn run(&self, arguments: &[&str]) -> Run {
-        Run::of(Command::new(tree::program("ember")).args(arguments).env("EMBER_DATA", self.data()))
+        Run::of(&mut self.command(arguments))
+    }
+
+    /// `ember` on this Ember, to run.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(tree::program("ember"));
+        command.args(arguments).env("EMBER_DATA", self.data());
+        command
     }
 
     /// A folder for the test's own files; gone with the test.
@@ -104,6 +116,11 @@ impl Ember {
     /// Where emberd keeps everything.
     pub fn data(&self) -> PathBuf {
         self.folder.path().join("data")
+    }
+
+    /// The file of a function's snapshot.
+    pub fn snapshot(&self, function: &str) -> PathBuf {
+        self.data().join(format!("snapshots/{function}.snap"))
     }
 
     /// Where it answers.
@@ -150,6 +167,12 @@ impl Ember {
         let found = until(&format!("there is a {role:?}"), || Process::below(pid).into_iter().find(|p| p.is(role)));
         self.look();
         found
+    }
+
+    /// All processes in a role that there are now.
+    pub fn processes(&mut self, role: Role) -> Vec<Process> {
+        self.look();
+        Process::below(self.supervisor.pid).into_iter().filter(|process| process.is(role)).collect()
     }
 
     /// Sends the supervisor a signal.

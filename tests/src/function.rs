@@ -11,6 +11,7 @@ pub struct Function {
     task: &'static str,
     limits: String,
     scale: String,
+    prompt: String,
 }
 
 /// The function `assistant` on the default model.
@@ -22,7 +23,8 @@ impl Function {
     /// A chat function on the default model.
     pub fn named(name: &str) -> Self {
         let model = tree::model().display().to_string();
-        Self { name: name.to_owned(), model, task: "chat", limits: String::new(), scale: String::new() }
+        let (limits, scale, prompt) = <(String, String, String)>::default();
+        Self { name: name.to_owned(), model, task: "chat", limits, scale, prompt }
     }
 
     /// Its name.
@@ -54,10 +56,17 @@ impl Function {
         self
     }
 
+    /// The system prompt, of characters that TOML does not escape.
+    pub fn system(mut self, prompt: &str) -> Self {
+        self.prompt = format!("system = \"{prompt}\"\n");
+        self
+    }
+
     /// The manifest.
     pub fn to_toml(&self) -> String {
-        let Self { name, model, task, limits, scale } = self;
-        format!("name = \"{name}\"\nmodel = \"{model}\"\ntask = \"{task}\"\n[limits]\n{limits}[scale]\n{scale}")
+        let Self { name, model, task, limits, scale, prompt } = self;
+        let head = format!("name = \"{name}\"\nmodel = \"{model}\"\ntask = \"{task}\"\n");
+        format!("{head}[limits]\n{limits}[scale]\n{scale}[prompt]\n{prompt}")
     }
 }
 

@@ -104,6 +104,11 @@ impl Process {
         line.trim().trim_end_matches(" kB").parse::<u64>().expect("kilobytes") * 1024
     }
 
+    /// Descriptors that it has open.
+    pub fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.pid)).expect("a live process has descriptors").count()
+    }
+
     /// The cgroups it is in, as (hierarchy's controllers, path).
     pub fn cgroups(&self) -> Vec<(String, String)> {
         let listed = fs::read_to_string(format!("/proc/{}/cgroup", self.pid)).unwrap_or_default();
@@ -125,6 +130,11 @@ impl Process {
     pub fn limit_memory(&self, bytes: u64) {
         let file = self.memory_file("memory.limit_in_bytes", "memory.max");
         fs::write(&file, bytes.to_string()).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    }
+
+    /// The folder of its own cgroup.
+    pub fn cgroup(&self) -> PathBuf {
+        self.memory_file("memory.limit_in_bytes", "memory.max").parent().expect("a file is in a folder").to_owned()
     }
 
     /// A file of its own cgroup, by its names in versions 1 and 2.
