@@ -27,7 +27,9 @@ use sandbox_kernel::{
     pidfd::Pid,
     trace::{Registers, Stop, Tracee},
 };
-use sandbox_snapshot::image::{self, Capture, Extent, Identity, MappingKind, Process, RseqArea, Source, Span};
+use sandbox_snapshot::image::{
+    self, Capture, DeviceState, Extent, Identity, MappingKind, Process, RseqArea, Source, Span,
+};
 use std::{
     fs::{self, File},
     io,
@@ -105,7 +107,7 @@ fn look(
     let process = asked?;
     put_back?;
     let registers = image::Registers { general: registers::to_bytes(&registers), extended };
-    Ok(Capture { identity, registers, process, mappings, kept, data, note: Vec::new() })
+    Ok(Capture { identity, registers, process, mappings, kept, data, note: Vec::new(), device: DeviceState::default() })
 }
 
 fn status(pid: i32) -> Result<Status, CaptureError> {

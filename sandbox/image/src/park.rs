@@ -88,12 +88,12 @@ impl Parked {
 impl Parked {
     /// The process as it was captured, for an encoder that reads its memory here.
     pub fn capture(&self) -> Capture {
-        let Image { identity, registers, process, mappings, extents, note } = self.image.clone();
+        let Image { identity, registers, process, mappings, extents, note, device } = self.image.clone();
         let is_data = |extent: &&Extent| matches!(extent.source, Source::Compressed { .. });
         let data = extents.iter().filter(is_data).map(Extent::span).collect();
         let is_kept = |extent: &Extent| !matches!(extent.source, Source::Compressed { .. } | Source::Zero);
         let kept = extents.into_iter().filter(is_kept).collect();
-        Capture { identity, registers, process, mappings, kept, data, note }
+        Capture { identity, registers, process, mappings, kept, data, note, device }
     }
 }
 
@@ -142,6 +142,7 @@ fn image(capture: &Capture, extents: Vec<Extent>) -> Image {
         mappings: capture.mappings.clone(),
         extents,
         note: capture.note.clone(),
+        device: capture.device.clone(),
     }
 }
 

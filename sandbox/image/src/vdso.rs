@@ -104,6 +104,7 @@ mod tests {
             model: appliance_types::ModelDigest::from_bytes([0; 32]),
             manifest: [0; 32],
             function: "f".parse().unwrap(),
+            accelerators: Vec::new(),
         };
         #[rustfmt::skip]
         let process = Process {
@@ -112,7 +113,8 @@ mod tests {
             robust_list: 0, rseq: None, sigaltstack: None, signal_actions: Vec::new(), signal_mask: 0,
         };
         let registers = Registers { general: Vec::new(), extended: Vec::new() };
-        Image { identity, registers, process, mappings: Vec::new(), extents: Vec::new(), note: Vec::new() }
+        let device = image::DeviceState::default();
+        Image { identity, registers, process, mappings: Vec::new(), extents: Vec::new(), note: Vec::new(), device }
     }
 
     #[test]

@@ -10,7 +10,9 @@
 
 use crate::{
     error::{Fault, SnapshotError},
-    image::{Extent, Identity, Image, Mapping, MappingKind, PAGE_BYTES, Registers, Source, Span},
+    image::{
+        Accelerator, DeviceState, Extent, Identity, Image, Mapping, MappingKind, PAGE_BYTES, Registers, Source, Span,
+    },
     limits::*,
 };
 
@@ -33,6 +35,7 @@ impl Image {
         check_cover(&self.mappings, &self.extents)?;
         check_data_area(&self.extents)?;
         at_most("bytes of the note", self.note.len() as u64, NOTE_BYTES_MAX as u64)?;
+        check_device(&self.identity.accelerators, &self.device)?;
         self.check_registers()?;
         process::check(self)
     }
@@ -81,6 +84,18 @@ fn check_identity(identity: &Identity) -> Result {
     }
     at_most("bytes of the kernel release", release as u64, KERNEL_RELEASE_BYTES_MAX as u64)?;
     at_most("words of CPU features", identity.cpu_features.len() as u64, CPU_FEATURES_MAX as u64)
+}
+
+/// There is state of a device exactly where the identity names one.
+fn check_device(accelerators: &[Accelerator], device: &DeviceState) -> Result {
+    at_most("accelerators", accelerators.len() as u64, ACCELERATORS_MAX as u64)?;
+    for name in accelerators.iter().flat_map(|accelerator| [&accelerator.model, &accelerator.driver]) {
+        at_most("bytes of an accelerator's name", name.len() as u64, ACCELERATOR_NAME_BYTES_MAX as u64)?;
+    }
+    let device_bytes = device.0.len() as u64;
+    at_most("bytes of the device section", device_bytes, DEVICE_BYTES_MAX.into())?;
+    let fits = accelerators.is_empty() == device.0.is_empty();
+    ensure(fits, || field_fault("length of the device section", device_bytes, Fault::Value))
 }
 
 pub(crate) fn check_mappings(mappings: &[Mapping]) -> Result {

@@ -104,9 +104,9 @@ fn arrange(
     pages: &impl Pages,
     options: &EncodeOptions<'_>,
 ) -> Result<(Image, Vec<Extent>), SnapshotError> {
-    let Capture { identity, registers, process, mappings, kept, note, .. } = capture;
+    let Capture { identity, registers, process, mappings, kept, note, device, .. } = capture;
     check_mappings(&mappings)?;
-    let mut image = Image { identity, registers, process, mappings, extents: Vec::new(), note };
+    let mut image = Image { identity, registers, process, mappings, extents: Vec::new(), note, device };
     check_data(&image, data)?;
     let is_one_mapping = |gap: Span| {
         let before = image.mapping_at(gap.address - 1);

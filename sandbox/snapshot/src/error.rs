@@ -54,6 +54,12 @@ pub enum SnapshotError {
         /// What was asked for.
         expected: String,
     },
+    /// Its process has state on a device, and here is none.
+    #[error("the snapshot needs a device that this box has not: {devices}")]
+    NeedsDevice {
+        /// The accelerators that it was taken on.
+        devices: String,
+    },
     /// More of something than is allowed.
     #[error("{what}: {count}; the limit is {limit}")]
     TooMany {
@@ -240,6 +246,8 @@ pub enum IdentityPart {
     Manifest,
     /// The function.
     Function,
+    /// The accelerators.
+    Accelerators,
 }
 
 impl fmt::Display for IdentityPart {
@@ -251,6 +259,7 @@ impl fmt::Display for IdentityPart {
             Self::Model => "model",
             Self::Manifest => "manifest",
             Self::Function => "function",
+            Self::Accelerators => "set of accelerators",
         })
     }
 }

@@ -18,6 +18,7 @@
 
 use appliance_types::{FunctionName, ModelDigest};
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// The unit of everything mapped, bytes.
 pub const PAGE_BYTES: u64 = 4096;
@@ -37,7 +38,35 @@ pub struct Identity {
     pub manifest: [u8; 32],
     /// The function.
     pub function: FunctionName,
+    /// The accelerators that the function runs on, as the device names them; none for a function that runs on cores.
+    pub accelerators: Vec<Accelerator>,
 }
+
+/// An accelerator and its driver. State taken off one fits another of which all of this is the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accelerator {
+    /// The product, as the driver names it.
+    pub model: String,
+    /// Version of the driver.
+    pub driver: String,
+    /// Compute capability, major and minor.
+    pub capability: (u16, u16),
+    /// Its memory, bytes.
+    pub memory_bytes: u64,
+}
+
+impl fmt::Display for Accelerator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { model, driver, capability: (major, minor), memory_bytes } = self;
+        write!(f, "{model} ({major}.{minor}, {memory_bytes} bytes, driver {driver})")
+    }
+}
+
+/// What a device wants to find again of a process that it was suspended for, at most
+/// [`DEVICE_BYTES_MAX`](crate::limits::DEVICE_BYTES_MAX) bytes of its own making; not looked at here. Empty: the process
+/// has nothing on a device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeviceState(pub Vec<u8>);
 
 /// Registers of the one thread, as ptrace gives and takes them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -228,6 +257,9 @@ pub struct Image {
     pub extents: Vec<Extent>,
     /// See [`Capture::note`].
     pub note: Vec<u8>,
+    /// See [`Capture::device`]. Stored in a section of its own.
+    #[serde(skip)]
+    pub device: DeviceState,
 }
 
 /// A runner as it was seen: what the encoder makes an [`Image`] of.
@@ -248,6 +280,8 @@ pub struct Capture {
     /// What whoever takes the snapshot wants to find in it again, at most
     /// [`NOTE_BYTES_MAX`](crate::limits::NOTE_BYTES_MAX); sealed with the rest, and not looked at here.
     pub note: Vec<u8>,
+    /// What the device wants to find again; empty exactly where the identity names no accelerator.
+    pub device: DeviceState,
 }
 
 /// A stretch of the address space.

@@ -36,6 +36,12 @@ pub const NOTE_BYTES_MAX: usize = 64 << 10;
 pub const COMM_BYTES_MAX: usize = 15;
 /// Longest kernel release, bytes.
 pub const KERNEL_RELEASE_BYTES_MAX: usize = 256;
+/// Longest device section, bytes.
+pub const DEVICE_BYTES_MAX: u32 = 64 << 10;
+/// Most accelerators of one function.
+pub const ACCELERATORS_MAX: usize = 16;
+/// Longest name of an accelerator or version of its driver, bytes.
+pub const ACCELERATOR_NAME_BYTES_MAX: usize = 128;
 /// Most words of CPU features.
 pub const CPU_FEATURES_MAX: usize = 256;
 /// Shortest and longest restartable sequence area, bytes.

@@ -18,7 +18,7 @@ use crate::{
     limits::DATA_BYTES_MAX,
     seal::SealKey,
 };
-use std::fmt::Write;
+use std::fmt::{Display, Write};
 
 /// A snapshot that may be used.
 #[derive(Clone, Debug)]
@@ -106,7 +106,10 @@ fn check_data_bytes(image: &Image, frames: &[Frame]) -> Result<(), SnapshotError
 }
 
 fn check_identity(found: &Identity, expected: &Identity) -> Result<(), SnapshotError> {
-    let Identity { runner_build, kernel_release, cpu_features, model, manifest, function } = expected;
+    let Identity { runner_build, kernel_release, cpu_features, model, manifest, function, accelerators } = expected;
+    if accelerators.is_empty() && !found.accelerators.is_empty() {
+        return Err(SnapshotError::NeedsDevice { devices: joined(", ", &found.accelerators) });
+    }
     let differs = |part, found: String, expected: String| match found == expected {
         true => Ok(()),
         false => Err(SnapshotError::OtherIdentity { part, found, expected }),
@@ -116,7 +119,8 @@ fn check_identity(found: &Identity, expected: &Identity) -> Result<(), SnapshotE
     differs(IdentityPart::Manifest, hex(&found.manifest), hex(manifest))?;
     differs(IdentityPart::RunnerBuild, hex(&found.runner_build), hex(runner_build))?;
     differs(IdentityPart::KernelRelease, found.kernel_release.clone(), kernel_release.clone())?;
-    differs(IdentityPart::CpuFeatures, words(&found.cpu_features), words(cpu_features))
+    differs(IdentityPart::CpuFeatures, words(&found.cpu_features), words(cpu_features))?;
+    differs(IdentityPart::Accelerators, joined(", ", &found.accelerators), joined(", ", accelerators))
 }
 
 fn hex(bytes: &[u8; 32]) -> String {
@@ -124,9 +128,13 @@ fn hex(bytes: &[u8; 32]) -> String {
 }
 
 fn words(words: &[u64]) -> String {
-    words.iter().fold(String::new(), |mut text, word| {
-        let separator = if text.is_empty() { "" } else { "." };
-        write!(text, "{separator}{word:x}").expect("a string takes all");
+    joined(".", words.iter().map(|word| format!("{word:x}")))
+}
+
+fn joined(separator: &str, parts: impl IntoIterator<Item = impl Display>) -> String {
+    parts.into_iter().fold(String::new(), |mut text, part| {
+        let separator = if text.is_empty() { "" } else { separator };
+        write!(text, "{separator}{part}").expect("a string takes all");
         text
     })
 }

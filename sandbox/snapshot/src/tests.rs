@@ -1,6 +1,7 @@
 //! A process to take snapshots of, and what the tests do with them.
 
 mod corruption;
+mod device;
 mod hostile_frames;
 mod hostile_images;
 mod round_trip;
@@ -70,6 +71,7 @@ pub(crate) fn identity() -> Identity {
         model: appliance_types::ModelDigest::from_bytes([2; 32]),
         manifest: [3; 32],
         function: "assistant".parse().unwrap(),
+        accelerators: Vec::new(),
     }
 }
 
@@ -150,6 +152,7 @@ pub(crate) fn runner() -> (Capture, Memory) {
         kept: kept(),
         data,
         note: b"kept as it is".to_vec(),
+        device: DeviceState::default(),
     };
     (capture, memory)
 }

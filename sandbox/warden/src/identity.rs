@@ -36,6 +36,7 @@ impl Machine {
             model: spec.model,
             manifest: manifest(spec, grant),
             function: spec.function.clone(),
+            accelerators: Vec::new(),
         }
     }
 

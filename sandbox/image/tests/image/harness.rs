@@ -172,5 +172,6 @@ fn identity() -> Identity {
         model: "00".repeat(32).parse().unwrap(),
         manifest: [3; 32],
         function: "subject".parse::<FunctionName>().unwrap(),
+        accelerators: Vec::new(),
     }
 }

@@ -96,7 +96,7 @@ fn another_key_is_refused() {
 fn another_version_is_named() {
     let mut file = small_file();
     file[8] = 9;
-    assert_eq!(refused(&file).to_string(), "snapshot of version 9; this build reads 1");
+    assert_eq!(refused(&file).to_string(), "snapshot of version 9; this build reads 3");
 }
 
 #[test]

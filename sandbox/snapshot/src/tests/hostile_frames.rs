@@ -86,7 +86,7 @@ fn impossible_lengths_are_refused_before_the_seal() {
     for (offset, expected) in [
         (12, "bytes of the description: 4294967295; the limit is 2097152"),
         (16, "frames: 4294967295; the limit is 32768"),
-        (20, "bytes of the device section: 4294967295; the limit is 0"),
+        (20, "bytes of the device section: 4294967295; the limit is 65536"),
     ] {
         let mut hostile = file.clone();
         hostile[offset..offset + 4].fill(0xff);
