@@ -1,9 +1,9 @@
 //! Capture: what a process at rest is made of.
 //!
 //! ```text
-//!  running ──seize, interrupt──▶ stopped ──look──▶ Held: a Capture, and its memory to read ──resume, drop──▶ running
-//!                                   │                       │
-//!                                   └── refused ──▶ running └── killed by whoever holds the process
+//!  running ──off its device──▶ seize, interrupt ──▶ stopped ──look──▶ Held: a Capture, and its memory to read
+//!     ▲                                               │ refused         │ resume, drop, or killed by who holds it
+//!     └───── back onto its device ◀──── detach ◀──────┴─────────────────┘
 //! ```
 //! The process must come to rest: one thread, waiting in a system call that can be made anew, no signal pending. If it is
 //! on its way there, it is let go on, call by call. It is left as it was found: the few calls it is made to make only ask
@@ -15,6 +15,7 @@
 
 use crate::{
     classify::{self, Beneath},
+    device::{Device, Suspended},
     error::{CaptureError, Result},
     inject::{Injector, trace},
     maps::{self, Mapping},
@@ -45,27 +46,36 @@ pub struct Files<'a> {
     pub model: &'a File,
 }
 
-/// A captured process, stopped. When it is dropped, the process goes on.
+/// A captured process, stopped and off its device. When it is dropped, the process goes on.
 #[derive(Debug)]
-pub struct Held {
+pub struct Held<'a> {
+    // Fields are dropped in their order: let go, then resumed.
     tracee: Tracee,
     memory: Memory,
     capture: Capture,
+    suspended: Suspended<'a>,
 }
 
-impl Held {
-    /// Stops a process and captures it.
+impl<'a> Held<'a> {
+    /// Takes a process off its device, stops and captures it.
     ///
     /// # Errors
     /// See [`CaptureError`]. The process then goes on.
-    pub fn capture(pid: Pid, identity: Identity, files: &Files<'_>) -> Result<Self, CaptureError> {
+    pub fn capture(
+        pid: Pid,
+        identity: Identity,
+        files: &Files<'_>,
+        device: &'a dyn Device,
+    ) -> Result<Self, CaptureError> {
         let process = pid.as_raw();
+        let suspended = Suspended::new(device, pid).map_err(CaptureError::Device)?;
         let mut tracee = Tracee::seize(pid).map_err(trace("seize"))?;
         interrupted(tracee.interrupt())?;
         let memory =
             Memory::open(process).map_err(|error| CaptureError::Read { path: format!("/proc/{pid}/mem"), error })?;
-        let capture = look(process, &mut tracee, &memory, identity, files)?;
-        Ok(Self { tracee, memory, capture })
+        let mut capture = look(process, &mut tracee, &memory, identity, files)?;
+        capture.device = suspended.state();
+        Ok(Self { tracee, memory, capture, suspended })
     }
 
     /// What it is made of.
@@ -81,9 +91,11 @@ impl Held {
     /// Lets it go on.
     ///
     /// # Errors
-    /// It has ended.
+    /// It has ended, or could not be taken back onto its device and was killed.
     pub fn resume(self) -> Result<(), CaptureError> {
-        self.tracee.detach().map_err(trace("detach"))
+        let Self { tracee, suspended, .. } = self;
+        tracee.detach().map_err(trace("detach"))?;
+        suspended.end().map_err(CaptureError::Device)
     }
 }
 

@@ -1,5 +1,6 @@
 //! What can go wrong at a capture and at a restore, and with what.
 
+use crate::device::DeviceError;
 use nix::errno::Errno;
 use sandbox_kernel::{pidfd::Ended, spawn::LayerError};
 use std::{io, ops::Range};
@@ -49,6 +50,9 @@ pub enum CaptureError {
         /// What the kernel said to it.
         error: Errno,
     },
+    /// Its device could not be suspended, or not be resumed: then the process was killed.
+    #[error(transparent)]
+    Device(DeviceError),
     /// The process has memory that an image cannot hold.
     #[error("mapping {:#x}-{:#x} {name}: {reason}", range.start, range.end)]
     Mapping {
@@ -101,6 +105,9 @@ pub enum RestoreError {
         /// By what.
         why: String,
     },
+    /// The child could not be taken onto its device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// The child ended meanwhile.
     #[error("the child ended: {0:?}")]
     Ended(Ended),

@@ -10,6 +10,7 @@
 //! | step | file |
 //! |---|---|
 //! | what a process is made of | `capture.rs`, with `maps.rs`, `pages.rs`, `process.rs` and `classify.rs` to read it, `inject.rs` to ask it |
+//! | what it has on an accelerator, off it before and onto it after | `device.rs` |
 //! | its memory as a shared file | `park.rs` |
 //! | a restore as a table of system calls | `plan.rs`, `vdso.rs` |
 //! | the child that runs the table | `restore.rs`, on `sandbox_kernel::table` |
@@ -21,6 +22,7 @@
 
 mod capture;
 mod classify;
+mod device;
 mod error;
 mod inject;
 mod maps;
@@ -35,6 +37,7 @@ mod steps;
 mod vdso;
 
 pub use capture::{Files, Held};
+pub use device::{Device, DeviceError, NoDevice};
 pub use error::{CaptureError, RestoreError};
 pub use memory::Memory;
 pub use park::{Parked, RawSink, park};

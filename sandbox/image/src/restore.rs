@@ -9,13 +9,15 @@
 //! foreign code mapped is to unmap it, and it proves that the image's code is there and that its seal lets it go on.
 //!
 //! Invariants: until it is whole, the child is held by ptrace, and dies with this thread or at the first failure; nothing
-//! of it is left then. Text comes from the program's file that the caller has verified, never from the image.
+//! of it is left then. Text comes from the program's file that the caller has verified, never from the image. What it has
+//! on a device is put back last, by the device, while it runs and waits.
 //!
 //! Traps: the child asks to be killed when the calling thread ends. It has the caller's resource limits, cgroup and
 //! credentials, but for what `admit`, `confine` and `seal` change. The image's program must be another file than the caller's
 //! own: the kernel answers EBUSY to a change of the program while the old one is mapped.
 
 use crate::{
+    device::Device,
     error::{RestoreError, Result},
     memory::Memory,
     plan::{self, Numbers},
@@ -61,6 +63,8 @@ pub struct Restore<'a> {
     pub data: Data<'a>,
     /// Whether the model's pages are mapped at once, which takes long, rather than when they are touched, which takes longer.
     pub populate: bool,
+    /// Its device.
+    pub device: &'a dyn Device,
     /// Files of raw pages, by digest.
     pub raw: &'a [([u8; 32], BorrowedFd<'a>)],
     /// What the process will have open, each with its number there. It has nothing else.
@@ -113,6 +117,8 @@ impl Restore<'_> {
         held.leave(table.base(), registers)?;
         let child = held.go(&self.image.registers.extended, registers)?;
         clock.done(Step::Going);
+        self.device.resume(child.pid(), &self.image.device)?;
+        clock.done(Step::Resumed);
         Ok(Restored { child, steps: clock.steps() })
     }
 

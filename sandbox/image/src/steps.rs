@@ -33,6 +33,8 @@ pub enum Step {
     Written,
     /// It has its registers, and runs.
     Going,
+    /// What it had on its device is there again.
+    Resumed,
 }
 
 /// Notes when steps are done.

@@ -1,6 +1,7 @@
 //! What a snapshot fits: this machine, this runner, and what a runner is told of its function.
 
 use crate::decide::Grant;
+use sandbox_image::{Device, NoDevice};
 use sandbox_kernel::machine::{cpu_features, kernel_release};
 use sandbox_snapshot::image::Identity;
 use sandbox_wire::{
@@ -11,6 +12,9 @@ use std::{
     fs::File,
     io::{self, Read},
 };
+
+/// What runners compute on besides cores.
+pub(crate) static DEVICE: NoDevice = NoDevice;
 
 /// What stays the same while a warden lives.
 #[derive(Clone, Debug)]
@@ -36,14 +40,15 @@ impl Machine {
             model: spec.model,
             manifest: manifest(spec, grant),
             function: spec.function.clone(),
-            accelerators: Vec::new(),
+            accelerators: DEVICE.identity(),
         }
     }
 
     /// Whether a snapshot was taken here.
     pub(crate) fn is_of(&self, identity: &Identity) -> bool {
-        let Identity { runner_build, kernel_release, cpu_features, .. } = identity;
+        let Identity { runner_build, kernel_release, cpu_features, accelerators, .. } = identity;
         (runner_build, kernel_release, cpu_features) == (&self.runner_build, &self.kernel_release, &self.cpu_features)
+            && *accelerators == DEVICE.identity()
     }
 }
 

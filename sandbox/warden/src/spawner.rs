@@ -3,7 +3,7 @@
 //! A child asks to be killed when the thread that cloned it ends, so this thread ends last: after every instance. One
 //! after the other is fine: a spawn takes a few milliseconds, loading a model many times that.
 
-use crate::snapshots::Ready;
+use crate::{identity::DEVICE, snapshots::Ready};
 use sandbox_image::{Data, Restore, RestoreError, Restored};
 use sandbox_kernel::{
     cgroup::Cgroup,
@@ -154,6 +154,7 @@ impl Maker {
             model: model.as_fd(),
             data: Data::Shared(ready.parked.data.as_fd()),
             populate,
+            device: &DEVICE,
             raw: &raw,
             descriptors: &[(null, 0), (null, 1), (stderr, 2), (socket, SOCKET)],
             namespaces: NAMESPACES,

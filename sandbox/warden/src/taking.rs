@@ -5,7 +5,7 @@
 //!        │ goes on at once                         └─────▶ encoded and written, when cores are idle
 //! ```
 
-use crate::{raw::Keeper, shared::Shared, snapshots::Ready};
+use crate::{identity::DEVICE, raw::Keeper, shared::Shared, snapshots::Ready};
 use appliance_types::FunctionName;
 use sandbox_image::{Files, Held, park};
 use sandbox_kernel::{process::compute_when_idle, spawn::Child};
@@ -42,7 +42,7 @@ pub(crate) fn take(
     };
     thread::Builder::new().name("capture".into()).spawn(watch).map_err(|error| error.to_string())?;
     let files = Files { program: &shared.program, model };
-    let held = Held::capture(child.pid(), identity, &files).map_err(|error| error.to_string())?;
+    let held = Held::capture(child.pid(), identity, &files, &DEVICE).map_err(|error| error.to_string())?;
     let keeper = Keeper::new(shared.snapshots.raw());
     let parked = park(&held, &keeper).map_err(|error| error.to_string())?;
     held.resume().map_err(|error| error.to_string())?;

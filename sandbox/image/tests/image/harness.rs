@@ -1,7 +1,9 @@
 //! A subject to capture, and what it takes to restore it.
 
 use appliance_types::FunctionName;
-use sandbox_image::{CaptureError, Data, Files, Held, Parked, Restore, RestoreError, Restored, Step, park};
+use sandbox_image::{
+    CaptureError, Data, Device, Files, Held, NoDevice, Parked, Restore, RestoreError, Restored, Step, park,
+};
 use sandbox_kernel::{
     pidfd::{Ended, Pid},
     spawn::Child,
@@ -83,8 +85,13 @@ impl Subject {
         Pid::from_raw(self.child.id() as i32)
     }
 
-    pub(crate) fn capture(&self) -> Result<Held, CaptureError> {
-        capture(self.pid(), &self.program, self.model.as_file())
+    pub(crate) fn capture(&self) -> Result<Held<'static>, CaptureError> {
+        self.capture_from(&NoDevice)
+    }
+
+    /// Captures what it is now, off a device. Its identity does not name that.
+    pub(crate) fn capture_from<'a>(&self, device: &'a dyn Device) -> Result<Held<'a>, CaptureError> {
+        capture(self.pid(), &self.program, self.model.as_file(), device)
     }
 
     /// Parks what it is now; it goes on.
@@ -113,6 +120,7 @@ impl Subject {
             program: self.program.as_fd(),
             model: self.model.as_file().as_fd(),
             data,
+            device: how.device,
             raw: &[],
             descriptors: &descriptors,
             namespaces: how.namespaces,
@@ -131,11 +139,12 @@ impl Subject {
 pub(crate) struct How<'a> {
     pub(crate) namespaces: i32,
     pub(crate) seal: &'a dyn Fn(&mut Table),
+    pub(crate) device: &'a dyn Device,
 }
 
 impl Default for How<'_> {
     fn default() -> Self {
-        Self { namespaces: NAMESPACES, seal: &|_| {} }
+        Self { namespaces: NAMESPACES, seal: &|_| {}, device: &NoDevice }
     }
 }
 
@@ -160,8 +169,13 @@ impl Drop for Subject {
     }
 }
 
-pub(crate) fn capture(pid: Pid, program: &File, model: &File) -> Result<Held, CaptureError> {
-    Held::capture(pid, identity(), &Files { program, model })
+pub(crate) fn capture<'a>(
+    pid: Pid,
+    program: &File,
+    model: &File,
+    device: &'a dyn Device,
+) -> Result<Held<'a>, CaptureError> {
+    Held::capture(pid, identity(), &Files { program, model }, device)
 }
 
 fn identity() -> Identity {

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic in a test is its report, in its helpers too")]
 
 mod capture;
+mod device;
 mod figures;
 mod harness;
 mod refuse;

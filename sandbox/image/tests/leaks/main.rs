@@ -7,7 +7,7 @@
 mod harness;
 mod killed;
 
-use harness::{How, Life, NAMESPACES, Subject};
+use harness::{How, Life, Subject};
 use nix::{errno::Errno, libc};
 use sandbox_image::{Data, Parked, RestoreError};
 use sandbox_kernel::{pidfd::Ended, table::Table};
@@ -56,7 +56,7 @@ fn a_hundred_restores_in_a_row_all_answer_right() {
     let once = || {
         let mut restored = subject.restore(&parked.image, shared(&parked)).unwrap();
         assert_eq!(restored.line.ask_all(), expected);
-        assert_eq!(restored.steps.len(), 10);
+        assert_eq!(restored.steps.len(), 11);
         restored.end();
     };
     (0..80).for_each(|_| once());
@@ -98,7 +98,7 @@ fn refused(spoil: impl Fn(&mut Image), seal: &dyn Fn(&mut Table)) -> RestoreErro
     spoil(&mut image);
     let mut error = None;
     leaves_nothing(|| {
-        let restored = subject.restore_as(&image, shared(&parked), &How { namespaces: NAMESPACES, seal });
+        let restored = subject.restore_as(&image, shared(&parked), &How { seal, ..How::default() });
         error = Some(restored.map(drop).unwrap_err());
     });
     error.unwrap()
