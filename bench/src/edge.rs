@@ -34,7 +34,7 @@ impl Figure for EdgeCpu {
     }
 
     fn measure(&self, context: &Context) -> Result<Measured, Error> {
-        let (rounds, requests) = if context.smoke { (1, SMOKE_REQUESTS) } else { (ROUNDS, REQUESTS) };
+        let requests = if context.smoke { SMOKE_REQUESTS } else { REQUESTS };
         let folder = tempfile::tempdir().map_err(Error::setup)?;
         let ca = peers::write_identity(folder.path())?;
         let cores = Cores::of_this_machine()?;
@@ -43,12 +43,11 @@ impl Figure for EdgeCpu {
         // The first requests of a process pay for what later ones find ready.
         ours.cpu_us_per_request(requests / 5)?;
         peer.cpu_us_per_request(requests / 5)?;
+        let rounds = context.rounds(ROUNDS);
         let samples = interleave(rounds, || ours.cpu_us_per_request(requests), || peer.cpu_us_per_request(requests))?;
-        Ok(Measured {
-            unit: "µs CPU a request",
-            ours: Side { label: "appliance-edge on glommio".into(), samples: samples.0 },
-            peer: Side { label: "hyper on tokio".into(), samples: samples.1 },
-        })
+        let ours = Side { label: "appliance-edge on glommio".into(), samples: samples.0 };
+        let peer = Side { label: "hyper on tokio".into(), samples: samples.1 };
+        Ok(Measured::new("µs CPU a request", ours, peer))
     }
 }
 

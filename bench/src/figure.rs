@@ -15,6 +15,12 @@ pub(crate) struct Context {
     pub(crate) smoke: bool,
 }
 
+impl Context {
+    pub(crate) fn rounds(&self, rounds: usize) -> usize {
+        if self.smoke { 1 } else { rounds }
+    }
+}
+
 /// One line of the specification that can be measured.
 pub(crate) trait Figure {
     /// Its name there.
@@ -41,6 +47,24 @@ pub(crate) struct Measured {
     pub(crate) unit: &'static str,
     pub(crate) ours: Side,
     pub(crate) peer: Side,
+    /// What else was seen, a line each: how it was measured, and where the time went.
+    pub(crate) notes: Vec<String>,
+    #[serde(skip)]
+    pub(crate) pictures: Vec<Picture>,
+}
+
+/// A picture of a part of what was measured; a file of its own, and part of the report.
+#[derive(Clone, Debug)]
+pub(crate) struct Picture {
+    /// Its file's name.
+    pub(crate) file: String,
+    pub(crate) svg: String,
+}
+
+impl Measured {
+    pub(crate) fn new(unit: &'static str, ours: Side, peer: Side) -> Self {
+        Self { unit, ours, peer, notes: Vec::new(), pictures: Vec::new() }
+    }
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -153,7 +177,9 @@ pub(crate) mod tests {
         }
         fn measure(&self, _: &Context) -> Result<Measured, Error> {
             let side = |label: &str, samples: &[f64]| Side { label: label.into(), samples: samples.into() };
-            Ok(Measured { unit: "ms", ours: side("ours", &[2.0, 3.0, 10.0]), peer: side("peer", &[4.0, 4.0, 4.0]) })
+            let measured = Measured::new("ms", side("ours", &[2.0, 3.0, 10.0]), side("peer", &[4.0, 4.0, 4.0]));
+            let picture = Picture { file: "fake.svg".into(), svg: "<svg><title>fake</title></svg>".into() };
+            Ok(Measured { notes: vec!["one & all".into()], pictures: vec![picture], ..measured })
         }
     }
 

@@ -14,6 +14,8 @@ pub(crate) struct Machine {
     /// The commit built from; `+` marks changes on top of it.
     pub(crate) commit: String,
     pub(crate) command: String,
+    /// Load averages before anything was measured.
+    pub(crate) load: String,
 }
 
 impl Machine {
@@ -27,6 +29,7 @@ impl Machine {
             version: env!("CARGO_PKG_VERSION"),
             commit: commit(),
             command: std::env::args().collect::<Vec<_>>().join(" "),
+            load: fs::read_to_string("/proc/loadavg").unwrap_or_default().trim().to_owned(),
         }
     }
 

@@ -4,30 +4,39 @@
 //!  figures ─▶ interleaved rounds (ours, peer, peer, ours, …) ─▶ ratio pair by pair ─▶ line · report.json · report.html
 //! ```
 //! What is measured (the bars are those of `docs/SPECIFICATION.md`):
+//! - S1 and S2 first token from parked ÷ from a running instance, and from stored ÷ llama-server from its exec ([`wake`]);
+//! - S3 and S4 memory of a second instance ÷ a second llama-server, and a snapshot's size ÷ its model's ([`memory`]);
 //! - S5 decode rate of one stream through HTTPS ÷ that of llama-server, and S6 of eight at once ([`decode`]);
 //! - S10 the edge's CPU time a request ÷ that of hyper on tokio ([`edge`]).
 //!
 //! Invariants: both sides of a ratio come from one run on one machine, and every raw sample is in the report. Wall time
 //! on a shared machine is noisy, so no test asserts one. Left out: comparing runs with each other.
 
+mod chat;
 mod decode;
 mod edge;
+mod ember;
 mod error;
 mod figure;
 mod http_client;
+mod llama_server;
+mod load;
 mod machine;
+mod memory;
 mod peers;
 mod process;
 mod report;
+mod steps;
 mod svg;
+mod wake;
+mod waterfall;
 
 use clap::{Parser, Subcommand};
 use error::Error;
 use figure::{Context, Figure, Outcome};
-use std::{
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use machine::Machine;
+use report::Report;
+use std::{path::PathBuf, process::ExitCode};
 
 #[derive(Debug, Parser)]
 #[command(name = "bench", version, about = "Measure Ember against its peers")]
@@ -81,6 +90,7 @@ fn main() -> ExitCode {
 
 fn measure(run: &Run) -> Result<(), Error> {
     let figures = chosen(&run.only)?;
+    let machine = Machine::this();
     let context = Context { model: run.model.clone(), smoke: run.smoke };
     let mut outcomes = Vec::new();
     for figure in figures {
@@ -88,25 +98,35 @@ fn measure(run: &Run) -> Result<(), Error> {
         println!("{outcome}");
         outcomes.push(outcome);
     }
-    let folder = write(&run.runs, outcomes)?;
+    let folder = Report::new(machine, outcomes).write(&run.runs)?;
     eprintln!("written to {}", folder.display());
     Ok(())
 }
 
-fn write(runs: &Path, figures: Vec<Outcome>) -> Result<PathBuf, Error> {
-    let machine = machine::Machine::this();
-    let report = report::Report::new(machine, figures);
-    report.write(runs)
+fn all() -> Vec<Box<dyn Figure>> {
+    let mut all: Vec<Box<dyn Figure>> = vec![Box::new(wake::FromParked)];
+    all.extend(wake::FROM_STORED.map(|figure| Box::new(figure) as _));
+    all.push(Box::new(memory::SecondInstance));
+    all.push(Box::new(memory::SnapshotSize));
+    all.push(Box::new(decode::DecodeRate));
+    all.push(Box::new(decode::SharedDecodeRate));
+    all.push(Box::new(edge::EdgeCpu));
+    all
 }
 
+/// Figures by name; `S2` is also all of `S2-…`.
 fn chosen(only: &[String]) -> Result<Vec<Box<dyn Figure>>, Error> {
-    let all: [Box<dyn Figure>; 3] =
-        [Box::new(decode::DecodeRate), Box::new(decode::SharedDecodeRate), Box::new(edge::EdgeCpu)];
-    if let Some(unknown) = only.iter().find(|name| !all.iter().any(|figure| figure.name() == **name)) {
+    let all = all();
+    let is_meant = |figure: &dyn Figure, name: &str| {
+        let rest = figure.name().strip_prefix(name);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+    };
+    if let Some(unknown) = only.iter().find(|name| !all.iter().any(|figure| is_meant(figure.as_ref(), name))) {
         let known = all.iter().map(|figure| figure.name()).collect::<Vec<_>>().join(", ");
         return Err(Error::UnknownFigure { name: unknown.clone(), known });
     }
-    Ok(all.into_iter().filter(|figure| only.is_empty() || only.iter().any(|name| name == figure.name())).collect())
+    let is_chosen = |figure: &dyn Figure| only.is_empty() || only.iter().any(|name| is_meant(figure, name));
+    Ok(all.into_iter().filter(|figure| is_chosen(figure.as_ref())).collect())
 }
 
 #[cfg(test)]
@@ -119,8 +139,11 @@ mod tests {
             let only: Vec<_> = only.iter().map(|name| (*name).to_owned()).collect();
             chosen(&only).map(|figures| figures.iter().map(|figure| figure.name()).collect::<Vec<_>>())
         };
-        assert_eq!(names(&[]).unwrap(), ["S5", "S6", "S10"]);
-        assert_eq!(names(&["S10"]).unwrap(), ["S10"]);
-        assert!(matches!(names(&["S1"]), Err(Error::UnknownFigure { .. })));
+        let all = names(&[]).unwrap();
+        assert_eq!((all.first(), all.last(), all.len()), (Some(&"S1"), Some(&"S10"), 10));
+        assert_eq!(names(&["S10", "S1"]).unwrap(), ["S1", "S10"]);
+        assert_eq!(names(&["S2"]).unwrap(), ["S2", "S2-disk", "S2-prompt", "S2-prompt-disk"]);
+        assert_eq!(names(&["S2-prompt-disk"]).unwrap(), ["S2-prompt-disk"]);
+        assert!(matches!(names(&["S99"]), Err(Error::UnknownFigure { .. })));
     }
 }

@@ -86,6 +86,18 @@ impl Process {
         }
         Ok(total_ns as f64 / 1_000.0)
     }
+
+    /// Memory that it and all that descend from it use: each page's share, in MiB.
+    pub(crate) fn family_pss_mib(&self) -> Result<f64, Error> {
+        let family = family(self.child.id(), &parents()?);
+        let mut total_kib = 0;
+        for pid in family {
+            let path = format!("/proc/{pid}/smaps_rollup");
+            let rollup = fs::read_to_string(&path).map_err(|source| Error::File { path: path.into(), source })?;
+            total_kib += pss_kib(&rollup);
+        }
+        Ok(total_kib as f64 / 1_024.0)
+    }
 }
 
 impl Drop for Process {
@@ -129,13 +141,49 @@ fn on_cpu_ns(schedstat: &str) -> u64 {
     schedstat.split_whitespace().next().and_then(|field| field.parse().ok()).unwrap_or(0)
 }
 
+/// Every process with its parent.
+fn parents() -> Result<Vec<(u32, u32)>, Error> {
+    let entries = fs::read_dir("/proc").map_err(|source| Error::File { path: "/proc".into(), source })?;
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    // One that has ended meanwhile is nobody's parent.
+    Ok(pids
+        .filter_map(|pid: u32| Some((pid, parent(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?)))
+        .collect())
+}
+
+/// The fourth field of `stat`; the second is a name that may hold anything.
+fn parent(stat: &str) -> Option<u32> {
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// A process and all that descend from it.
+fn family(eldest: u32, parents: &[(u32, u32)]) -> Vec<u32> {
+    let mut family = vec![eldest];
+    let mut asked = 0;
+    while let Some(parent) = family.get(asked).copied() {
+        family.extend(parents.iter().filter(|(_, its_parent)| *its_parent == parent).map(|(pid, _)| *pid));
+        asked += 1;
+    }
+    family
+}
+
+fn pss_kib(rollup: &str) -> u64 {
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
+    line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok()).unwrap_or(0)
+}
+
 /// Runs `command` to its end.
-pub(crate) fn run(mut command: Command) -> Result<(), Error> {
+pub(crate) fn run(command: Command) -> Result<(), Error> {
+    output(command).map(drop)
+}
+
+/// Runs `command` to its end; what it said on stdout.
+pub(crate) fn output(mut command: Command) -> Result<String, Error> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let output = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).output();
+    let output = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).output();
     let output = output.map_err(|source| Error::Spawn { program: program.clone(), source })?;
     if output.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let words = String::from_utf8_lossy(&output.stderr);
     let lines: Vec<_> = words.lines().rev().take(WORDS_LINES).collect();
@@ -177,6 +225,17 @@ mod tests {
         assert!(
             matches!(run(shell("echo no >&2; exit 3")), Err(Error::Failed { reason, .. }) if reason.ends_with("no"))
         );
+    }
+
+    #[test]
+    fn a_family_is_all_that_descend() {
+        let parents = [(2, 1), (3, 2), (4, 1), (5, 3)];
+        assert_eq!(family(2, &parents), [2, 3, 5]);
+        assert_eq!(parent("7 (a (b) c) S 42 7 7 0"), Some(42));
+        assert_eq!(pss_kib("00-ff ---p 00 [rollup]\nRss:  900 kB\nPss:   512 kB\nPss_Anon: 3 kB\n"), 512);
+        let ready = |line: &str| (line == "ready").then_some(());
+        let (process, ()) = Process::start(shell("echo ready; sleep 60"), Says::Stdout, ready).unwrap();
+        assert!(process.family_pss_mib().unwrap() > 0.0);
     }
 
     #[test]

