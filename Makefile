@@ -98,5 +98,6 @@ test: build model
 	step $(CARGO) clippy --release --locked --workspace --all-targets --quiet -- -D warnings
 	step $(CARGO) test --release --locked --workspace --no-fail-fast -- --test-threads=2
 
+bench: PACKAGES += crun
 bench: build model
 	@$(BUILT)/bench run $(if $(ONLY),--only $(ONLY)) --model "$(GGUF)"

@@ -7,6 +7,7 @@
 //! - S1 and S2 first token from parked ÷ from a running instance, and from stored ÷ llama-server from its exec ([`wake`]);
 //! - S3 and S4 memory of a second instance ÷ a second llama-server, and a snapshot's size ÷ its model's ([`memory`]);
 //! - S5 decode rate of one stream through HTTPS ÷ that of llama-server, and S6 of eight at once ([`decode`]);
+//! - S8 a sealed restore ÷ `crun run` ([`restore`]);
 //! - S10 the edge's CPU time a request ÷ that of hyper on tokio ([`edge`]).
 //!
 //! Invariants: both sides of a ratio come from one run on one machine, and every raw sample is in the report. Wall time
@@ -26,6 +27,7 @@ mod memory;
 mod peers;
 mod process;
 mod report;
+mod restore;
 mod steps;
 mod svg;
 mod wake;
@@ -110,6 +112,7 @@ fn all() -> Vec<Box<dyn Figure>> {
     all.push(Box::new(memory::SnapshotSize));
     all.push(Box::new(decode::DecodeRate));
     all.push(Box::new(decode::SharedDecodeRate));
+    all.push(Box::new(restore::SealedRestore));
     all.push(Box::new(edge::EdgeCpu));
     all
 }
@@ -140,7 +143,7 @@ mod tests {
             chosen(&only).map(|figures| figures.iter().map(|figure| figure.name()).collect::<Vec<_>>())
         };
         let all = names(&[]).unwrap();
-        assert_eq!((all.first(), all.last(), all.len()), (Some(&"S1"), Some(&"S10"), 10));
+        assert_eq!((all.first(), all.last(), all.len()), (Some(&"S1"), Some(&"S10"), 11));
         assert_eq!(names(&["S10", "S1"]).unwrap(), ["S1", "S10"]);
         assert_eq!(names(&["S2"]).unwrap(), ["S2", "S2-disk", "S2-prompt", "S2-prompt-disk"]);
         assert_eq!(names(&["S2-prompt-disk"]).unwrap(), ["S2-prompt-disk"]);
