@@ -267,7 +267,7 @@ mod tests {
     const RW: Protection = Protection { read: true, write: true, execute: false };
 
     fn numbers(data: Option<RawFd>) -> Numbers<'static> {
-        Numbers { program: PROGRAM, model: MODEL, data, raw: &[([7; 32], RAW)] }
+        Numbers { program: PROGRAM, model: MODEL, data, populate: false, raw: &[([7; 32], RAW)] }
     }
 
     /// The calls for one mapping of so many pages, with extents of {pages, source}.
