@@ -13,13 +13,21 @@ use nix::{
     unistd::{Pid, sync},
 };
 use serde_json::{Value, json};
-use std::{collections::BTreeSet, fs, path::Path, thread};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    thread,
+};
 use tests::{Client, Ember, Function, Process, Reply, Role, Run, assistant, chat, until};
 
 const STORY: &str = "Tell me a short story about a lighthouse.";
 /// The granularity of a snapshot's file, bytes.
 const PAGE: usize = 4096;
 const TIMES: usize = 5;
+/// How to bring a function to a tier, and the tier.
+type To = (fn(&Ember, &str), &'static str);
+const TIERS: [To; 2] = [(to_parked, "parked"), (to_stored, "stored")];
 
 fn story(function: &str) -> Value {
     chat(function, STORY, json!({"logprobs": true, "top_logprobs": 2}))
@@ -96,11 +104,10 @@ fn drop_page_cache() {
 fn everywhere(ember: &Ember, function: &str, path: &str, request: &Value) -> Value {
     to_cold(ember, function);
     let first = ask_in("cold", ember, path, request);
-    for to in [to_parked, to_stored] {
+    for (to, tier) in TIERS {
         for time in 0..TIMES {
             to(ember, function);
-            let expected = tier(ember, function);
-            assert_eq!(ask_in(&expected, ember, path, request), first, "{function}, {expected}, {time}");
+            assert_eq!(ask_in(tier, ember, path, request), first, "{function}, {tier}, {time}");
         }
     }
     to_stored(ember, function);
@@ -135,7 +142,7 @@ fn instances_of_one_snapshot_say_the_same() {
     let mut ember = Ember::serving(&narrow("assistant"));
     to_cold(&ember, "assistant");
     let alone = chat_in("cold", &ember, &story("assistant"));
-    for to in [to_parked, to_stored] {
+    for (to, _) in TIERS {
         to(&ember, "assistant");
         let endless = json!({"max_tokens": 1000, "logit_bias": {"2": -100}});
         let mut busy = ember.client().ask_streamed(&chat("assistant", STORY, endless));
@@ -294,6 +301,15 @@ fn answer_at_last(ember: &Ember, function: &str) -> Value {
     said(&until("the service answers again", ask))
 }
 
+/// Names of the files beside a snapshot, sorted.
+fn files(ember: &Ember) -> Vec<String> {
+    let entries = fs::read_dir(ember.data().join("snapshots")).unwrap().flatten();
+    let files = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()));
+    let mut names: Vec<_> = files.map(|file| file.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
 #[test]
 fn a_warden_killed_over_a_snapshot_leaves_none_that_is_no_good() {
     let mut ember = Ember::serving(&assistant());
@@ -304,10 +320,7 @@ fn a_warden_killed_over_a_snapshot_leaves_none_that_is_no_good() {
 
     type Moment = fn(&mut Ember) -> bool;
     let loading: Moment = |ember| !ember.processes(Role::Runner).is_empty();
-    let writing: Moment = |ember| {
-        let names = fs::read_dir(ember.data().join("snapshots")).unwrap().flatten();
-        names.into_iter().any(|name| name.file_name().to_string_lossy().starts_with(".incoming-"))
-    };
+    let writing: Moment = |ember| files(ember).iter().any(|name| name.starts_with(".incoming-"));
     for moment in [loading, writing] {
         to_cold(&ember, "assistant");
         let warden = ember.process(Role::Warden);
@@ -319,9 +332,7 @@ fn a_warden_killed_over_a_snapshot_leaves_none_that_is_no_good() {
         to_stored(&ember, "assistant");
         ember.run(&["snapshot", "verify", "assistant"]).ok();
         assert_eq!(chat_in("stored", &ember, &story("assistant")), good);
-        let names = fs::read_dir(ember.data().join("snapshots")).unwrap().flatten();
-        let names: BTreeSet<_> = names.map(|name| name.file_name()).collect();
-        assert_eq!(names, BTreeSet::from([".key".into(), "assistant.snap".into()]));
+        assert_eq!(files(&ember), [".key", "assistant.snap"]);
     }
     ember.stop();
 }
@@ -349,19 +360,21 @@ fn a_full_disk_costs_the_file_and_no_answer() {
     let first = said(&ember.client().ask(&story("assistant")));
     ember.run(&["stop", "assistant"]).ok();
     assert_eq!(chat_in("cold", &ember, &story("assistant")), first);
-    assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+    assert_eq!(files(&ember), [""; 0]);
     ember.stop();
 }
 
-/// Nothing of any instance is there.
-fn assert_gone(ember: &mut Ember, groups: &Path) {
+/// Has all of these functions on disk only; the descriptors of the warden then, when nothing is left of any instance.
+fn at_rest(ember: &mut Ember, functions: &[&str], groups: &Path) -> usize {
+    functions.iter().for_each(|function| to_stored(ember, function));
     until("no runner is left", || ember.processes(Role::Runner).is_empty().then_some(()));
     let folders = || fs::read_dir(groups).map_or(0, |all| all.flatten().filter(|entry| entry.path().is_dir()).count());
     until(&format!("no cgroup is left in {}", groups.display()), || (folders() == 0).then_some(()));
+    ember.process(Role::Warden).descriptors()
 }
 
 /// The folder that holds the cgroups of all instances; one is up.
-fn groups(ember: &mut Ember) -> std::path::PathBuf {
+fn groups(ember: &mut Ember) -> PathBuf {
     ember.process(Role::Runner).cgroup().parent().expect("an instance's cgroup is in ours").to_owned()
 }
 
@@ -371,19 +384,19 @@ fn wakes_in_a_row_leave_nothing_behind() {
     let mut ember = Ember::serving(&assistant());
     let request = chat("assistant", STORY, json!({"max_tokens": 4}));
     let round = |ember: &Ember, wake: usize| {
-        let tier = ["parked", "stored"][wake % 2];
-        [to_parked, to_stored][wake % 2](ember, "assistant");
+        let (to, tier) = TIERS[wake % 2];
+        to(ember, "assistant");
         chat_in(tier, ember, &request)
     };
     let first = round(&ember, 0);
-    let (warden, groups) = (ember.process(Role::Warden), groups(&mut ember));
-    let descriptors = warden.descriptors();
-    for wake in 1..=wakes {
+    let groups = groups(&mut ember);
+    assert_eq!(round(&ember, 1), first);
+    let before = at_rest(&mut ember, &["assistant"], &groups);
+    for wake in 0..wakes {
         assert_eq!(round(&ember, wake), first, "wake {wake}");
     }
-    until("the warden holds what it held", || (warden.descriptors() == descriptors).then_some(()));
-    to_stored(&ember, "assistant");
-    assert_gone(&mut ember, &groups);
+    let after = at_rest(&mut ember, &["assistant"], &groups);
+    assert!(after <= before, "the warden held {before} descriptors, and holds {after}");
     ember.stop();
 }
 
@@ -392,18 +405,18 @@ fn wakes_at_once_leave_nothing_behind() {
     let functions = ["one", "two"];
     let mut ember = Ember::serving(&narrow("one")).with(&narrow("two"));
     let expected = functions.map(|name| said(&ember.client().ask(&story(name))));
-    let (warden, groups) = (ember.process(Role::Warden), groups(&mut ember));
-    functions.iter().for_each(|name| to_stored(&ember, name));
-    let before = warden.descriptors();
+    let groups = groups(&mut ember);
+    let before = at_rest(&mut ember, &functions, &groups);
     let asking: Vec<_> = (0..8).map(|n| (n % 2, ember.client(), story(functions[n % 2]))).collect();
-    let asking =
-        asking.into_iter().map(|(which, client, request)| thread::spawn(move || (which, said(&client.ask(&request)))));
-    for asked in asking.collect::<Vec<_>>() {
-        let (which, answer) = asked.join().unwrap();
+    let threads: Vec<_> = asking
+        .into_iter()
+        .map(|(which, client, request)| thread::spawn(move || (which, said(&client.ask(&request)))))
+        .collect();
+    for thread in threads {
+        let (which, answer) = thread.join().unwrap();
         assert_eq!(answer, expected[which]);
     }
-    functions.iter().for_each(|name| to_stored(&ember, name));
-    assert_gone(&mut ember, &groups);
-    until("the warden holds what it held", || (warden.descriptors() == before).then_some(()));
+    let after = at_rest(&mut ember, &functions, &groups);
+    assert!(after <= before, "the warden held {before} descriptors, and holds {after}");
     ember.stop();
 }
