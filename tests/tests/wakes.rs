@@ -4,10 +4,11 @@
 //! `EMBER_TEST_WAKES=1000 cargo test --release --locked --workspace --test wakes in_a_row` wakes one function so often.
 
 use nix::{
-    mount::{MsFlags, mount},
+    mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
     sys::{
         ptrace::{self, Options},
+        signal::Signal,
         wait::waitpid,
     },
     unistd::{Pid, sync},
@@ -344,15 +345,34 @@ fn deploying(ember: &Ember, function: &Function) -> thread::JoinHandle<Run> {
     thread::spawn(move || Run::of(&mut command))
 }
 
+/// A disk of a few pages in place of a folder, in mounts of this thread and of what it starts; gone when dropped.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn at(folder: PathBuf) -> Self {
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        let none: Option<&str> = None;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+        mount(Some("small"), &folder, Some("tmpfs"), MsFlags::empty(), Some("size=32k,mode=0700")).unwrap();
+        Self(folder)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        umount2(&self.0, MntFlags::MNT_DETACH).unwrap();
+    }
+}
+
 #[test]
 fn a_full_disk_costs_the_file_and_no_answer() {
-    // This thread's own mounts, and those of what it starts: those of the host stay as they are.
-    unshare(CloneFlags::CLONE_NEWNS).unwrap();
-    let none: Option<&str> = None;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-    let ember = Ember::start();
-    let folder = ember.data().join("snapshots");
-    mount(Some("full"), &folder, Some("tmpfs"), MsFlags::empty(), Some("size=16k,mode=0700")).unwrap();
+    let mut ember = Ember::start();
+    // Once it answers, the warden has made its folder.
+    assert_eq!(snapshots(&ember.client())["data"], json!([]));
+    ember.signal(Signal::SIGTERM);
+    ember.has_stopped();
+    let disk = SmallDisk::at(ember.data().join("snapshots"));
+    ember.start_again();
     let deployed = ember.deploy(&assistant());
     assert!(deployed.stderr.contains("warning: `assistant` has no snapshot"), "{}", deployed.stderr);
     assert!(deployed.stderr.contains("No space left"), "{}", deployed.stderr);
@@ -360,7 +380,9 @@ fn a_full_disk_costs_the_file_and_no_answer() {
     let first = said(&ember.client().ask(&story("assistant")));
     ember.run(&["stop", "assistant"]).ok();
     assert_eq!(chat_in("cold", &ember, &story("assistant")), first);
-    assert_eq!(files(&ember), [""; 0]);
+    ember.run(&["snapshot", "rm", "assistant"]).ok();
+    assert_eq!(files(&ember), [".key"]);
+    drop(disk);
     ember.stop();
 }
 
