@@ -58,7 +58,7 @@ impl Function {
 
     /// The system prompt, of characters that TOML does not escape.
     pub fn system(mut self, prompt: &str) -> Self {
-        self.prompt = format!("system = \"{prompt}\"\n");
+        self.prompt = format!("[prompt]\nsystem = \"{prompt}\"\n");
         self
     }
 
@@ -66,7 +66,7 @@ impl Function {
     pub fn to_toml(&self) -> String {
         let Self { name, model, task, limits, scale, prompt } = self;
         let head = format!("name = \"{name}\"\nmodel = \"{model}\"\ntask = \"{task}\"\n");
-        format!("{head}[limits]\n{limits}[scale]\n{scale}[prompt]\n{prompt}")
+        format!("{head}[limits]\n{limits}[scale]\n{scale}{prompt}")
     }
 }
 
