@@ -83,6 +83,7 @@ impl Figure for FromParked {
     fn measure(&self, context: &Context) -> Result<Measured, Error> {
         let ember = Ember::start(&context.model, Load::of(1, 2048)?)?;
         let wakes = Wakes::new(&ember, "parked");
+        let running_prefills_ms = RefCell::new(Vec::new());
         let parked = |round| {
             ember.park()?;
             wakes.first_piece_ms(&chat(round, None), |answer| answer.asked)
@@ -91,7 +92,7 @@ impl Figure for FromParked {
             // Its memory is touched and its threads are up before it counts.
             chat(round, Some("And now for something else.")).ask_in_thread(&ember.server)?;
             let answer = chat(round, None).ask_in_thread(&ember.server)?;
-            answer.receipt("running")?;
+            running_prefills_ms.borrow_mut().push(answer.receipt("running")?.prefill_ms);
             answer.first_piece_ms(answer.asked)
         };
         parked(0)?;
@@ -99,7 +100,8 @@ impl Figure for FromParked {
         let samples = in_rounds(context.rounds(ROUNDS_PARKED), parked, running)?;
         let ours = Side { label: "ember, parked".into(), samples: samples.0 };
         let peer = Side { label: "ember, running".into(), samples: samples.1 };
-        wakes.explain("S1", Measured::new("ms", ours, peer))
+        let note = format!("median prefill of the running instance, ms: {:.2}", median(&running_prefills_ms.take()));
+        wakes.explain("S1", Measured { notes: vec![note], ..Measured::new("ms", ours, peer) })
     }
 }
 
