@@ -69,13 +69,18 @@ impl Spares {
         any
     }
 
+    /// Keeps a spare, unless another thread was faster with one of the same snapshot.
     fn put(&self, shared: &Shared, spare: Spare) {
         let mut spares = self.lock();
-        spares.push(spare);
-        let oldest = (spares.len() > SPARES_MAX).then(|| spares.remove(0));
+        let surplus = if spares.iter().any(|other| Arc::ptr_eq(&other.ready, &spare.ready)) {
+            Some(spare)
+        } else {
+            spares.push(spare);
+            (spares.len() > SPARES_MAX).then(|| spares.remove(0))
+        };
         drop(spares);
-        if let Some(oldest) = oldest {
-            oldest.woken.discard(shared);
+        if let Some(surplus) = surplus {
+            surplus.woken.discard(shared);
         }
     }
 

@@ -86,6 +86,22 @@ fn snapshots_are_taken_parked_and_verified_by_call() {
 }
 
 #[test]
+fn a_stop_and_a_park_at_once_leave_one_spare() {
+    let mut warden = Warden::start();
+    let spec = probe(&mut warden);
+    for _ in 0..20 {
+        let runner = warden.wake();
+        let asked =
+            [Call::Stop { instance: runner.awake.instance }, Call::Park(spec.clone()), Call::Park(spec.clone())];
+        for id in asked.map(|call| warden.send(call, None)) {
+            warden.answer(id).0.unwrap();
+        }
+        // One group for each controller.
+        warden.until(|warden| warden.groups() == warden.cgroups().len());
+    }
+}
+
+#[test]
 fn a_runner_that_cannot_load_leaves_no_snapshot() {
     let mut warden = Warden::start();
     let spec = RunnerSpec { system: Some("refuse".into()), ..probe(&mut warden) };
