@@ -3,8 +3,8 @@
 //! ```text
 //!  snapshots/raw/HEX   named by the BLAKE3 of its bytes, whole pages, at most 16 MiB, mapped in place by those restored
 //! ```
-//! Invariants: a file with a digest's name was whole and on disk when it got it; one that is handed out had that digest
-//! since this process began. A file that no snapshot on disk and none in memory names is swept.
+//! Invariants: a file that is handed out had its digest since this process began; it is on disk before a snapshot that
+//! names it is ([`sync`]), and until then what a crash leaves of it is found by its digest. A file that no snapshot on disk and none in memory names is swept.
 //!
 //! Left out: who names what on disk, which the sweep is told.
 
@@ -48,6 +48,11 @@ impl RawStore {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
         made.map_err(|error| storage("create", &folder, &error))?;
         Ok(Self { folder, known: Mutex::default() })
+    }
+
+    /// Brings the names of files to disk.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        File::open(&self.folder)?.sync_all()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Digest, Weak<RawFile>>> {
@@ -125,8 +130,12 @@ fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     // What a crash left half written.
     let _ = fs::remove_file(path);
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o400).open(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
+    file.write_all(bytes)
+}
+
+/// Brings files to disk: not while the process whose bytes they are is stopped, which would wait for the disk.
+pub(crate) fn sync(files: &[Arc<RawFile>]) -> io::Result<()> {
+    files.iter().try_for_each(|raw| raw.file.sync_all())
 }
 
 fn hash(file: &File) -> io::Result<Digest> {

@@ -14,7 +14,7 @@
 
 use crate::{
     identity::Machine,
-    raw::{RawFile, RawStore, digests},
+    raw::{self, RawFile, RawStore, digests},
     snapshot_file::{self, FileError, Incoming, parked_bytes},
 };
 use appliance_types::{FunctionName, Tier};
@@ -223,7 +223,8 @@ impl Snapshots {
         let path = self.path(ready.function());
         let incoming = self.folder.join(format!("{INCOMING}{}", self.incoming.fetch_add(1, Ordering::Relaxed)));
         let _one_at_a_time = lock(&self.encoding);
-        let written = Incoming::write(incoming, &self.key, &ready.parked);
+        let synced = raw::sync(&ready.raw).and_then(|()| self.raw.sync());
+        let written = synced.and_then(|()| Incoming::write(incoming, &self.key, &ready.parked));
         let written = written.map_err(|error| storage("write", &path, &error))?;
         let place = self.place(ready.function());
         let slot = lock(&place);

@@ -21,7 +21,8 @@ use std::{
     time::Duration,
 };
 
-/// Longest capture. A runner that has loaded waits for requests; one that computes instead is not to be trusted.
+/// Longest wait for a runner to be at rest. One that has loaded waits for requests; one that computes instead is not to be
+/// trusted. What comes after, the copy of a stopped process, takes as long as it has memory.
 const CAPTURE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Captures a runner that waits, and lets it go on.
@@ -43,10 +44,10 @@ pub(crate) fn take(
     thread::Builder::new().name("capture".into()).spawn(watch).map_err(|error| error.to_string())?;
     let files = Files { program: &shared.program, model };
     let held = Held::capture(child.pid(), identity, &files, &DEVICE).map_err(|error| error.to_string())?;
+    drop(done);
     let keeper = Keeper::new(shared.snapshots.raw());
     let parked = park(&held, &keeper).map_err(|error| error.to_string())?;
     held.resume().map_err(|error| error.to_string())?;
-    drop(done);
     parked.image.check().map_err(|error| error.to_string())?;
     Ok(Arc::new(Ready::new(parked, keeper.files(), info.clone()).map_err(|error| error.to_string())?))
 }
