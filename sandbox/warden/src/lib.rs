@@ -18,6 +18,7 @@
 
 mod decide;
 mod desk;
+mod disk;
 mod gguf;
 mod identity;
 mod instance;

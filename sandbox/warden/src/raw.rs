@@ -8,7 +8,7 @@
 //!
 //! Left out: who names what on disk, which the sweep is told.
 
-use crate::snapshots::storage;
+use crate::{disk, snapshots::storage};
 use sandbox_image::RawSink;
 use sandbox_snapshot::image::{Extent, Source};
 use sandbox_wire::warden::WardenError;
@@ -89,6 +89,7 @@ impl RawStore {
         if let Some(file) = known.get(&digest).and_then(Weak::upgrade) {
             return Ok(file);
         }
+        disk::require(&self.folder, bytes.len() as u64)?;
         let path = self.path(&digest);
         // One of the name may be corrupt: it costs less to write it anew than to trust it.
         let incoming = self.folder.join(INCOMING);

@@ -13,6 +13,7 @@
 //! thread decodes a function's file while others that want the same wait for it.
 
 use crate::{
+    disk,
     identity::Machine,
     raw::{self, RawFile, RawStore, digests},
     snapshot_file::{self, FileError, Incoming, parked_bytes},
@@ -223,7 +224,9 @@ impl Snapshots {
         let path = self.path(ready.function());
         let incoming = self.folder.join(format!("{INCOMING}{}", self.incoming.fetch_add(1, Ordering::Relaxed)));
         let _one_at_a_time = lock(&self.encoding);
-        let synced = raw::sync(&ready.raw).and_then(|()| self.raw.sync());
+        // Encoded, it will be smaller.
+        let synced = disk::require(&self.folder, parked_bytes(&ready.parked));
+        let synced = synced.and_then(|()| raw::sync(&ready.raw)).and_then(|()| self.raw.sync());
         let written = synced.and_then(|()| Incoming::write(incoming, &self.key, &ready.parked));
         let written = written.map_err(|error| storage("write", &path, &error))?;
         let place = self.place(ready.function());

@@ -6,7 +6,7 @@
 //! ```
 //! Invariant: a file with a model's name is whole, on disk, and has that SHA-256. Adding what is there already is fine.
 
-use crate::gguf;
+use crate::{disk, gguf};
 use appliance_types::ModelDigest;
 use sandbox_wire::warden::{ModelEntry, WardenError};
 use sha2::{Digest, Sha256};
@@ -93,11 +93,11 @@ impl Store {
         Ok(ModelEntry { digest, bytes })
     }
 
-    /// What a model may take: the disk also holds the ledger, which must never find it full.
+    /// What a model may take.
     fn bytes_free(&self) -> Result<u64, WardenError> {
-        let free = sandbox_kernel::disk::bytes_free(&self.folder);
-        let free = free.map_err(|error| storage("ask for the free space of", &self.folder, &error))?;
-        Ok(free.saturating_sub(DISK_RESERVE_BYTES).min(MODEL_BYTES_MAX))
+        let room = disk::room(&self.folder);
+        let room = room.map_err(|error| storage("ask for the free space of", &self.folder, &error))?;
+        Ok(room.min(MODEL_BYTES_MAX))
     }
 
     fn sync(&self) -> Result<(), WardenError> {
@@ -105,8 +105,6 @@ impl Store {
         synced.map_err(|error| storage("sync", &self.folder, &error))
     }
 }
-
-const DISK_RESERVE_BYTES: u64 = 256 << 20;
 
 /// A file that is being added. Dropping it removes it, unless it was kept.
 struct Incoming {
