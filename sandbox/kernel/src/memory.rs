@@ -76,6 +76,21 @@ pub fn prefault(file: &File) -> io::Result<()> {
     Ok(Mapping::new(file, bytes)?.populate()?)
 }
 
+/// Which part of a file the page cache has, from 0 to 1; all of one that is empty.
+///
+/// # Errors
+/// The kernel's: the file cannot be mapped.
+pub fn resident(file: &File) -> io::Result<f64> {
+    let bytes = usize::try_from(file.metadata()?.len()).ok().and_then(NonZeroUsize::new);
+    let Some(bytes) = bytes else { return Ok(1.0) };
+    let mapping = Mapping::new(file, bytes)?;
+    let mut pages = vec![0_u8; bytes.get().div_ceil(PAGE_BYTES as usize)];
+    // SAFETY: nix has no mincore. The range is exactly our own mapping, of whose pages each gets one byte of the vector.
+    let asked = unsafe { libc::mincore(mapping.address.as_ptr(), bytes.get(), pages.as_mut_ptr()) };
+    Errno::result(asked)?;
+    Ok(pages.iter().filter(|page| *page & 1 == 1).count() as f64 / pages.len() as f64)
+}
+
 /// Memory that nobody can change once `fill` has written it: a sealed file, to be mapped copy-on-write by many.
 /// `fill` gets it whole, zeroed.
 ///

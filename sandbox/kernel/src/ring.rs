@@ -12,6 +12,7 @@
 //! all reads under way.
 #![allow(unsafe_code)]
 
+use crate::memory::resident;
 use io_uring::{IoUring, opcode, types::Fd};
 use nix::{
     errno::Errno,
@@ -19,15 +20,7 @@ use nix::{
     libc,
     sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap},
 };
-use std::{
-    ffi::c_void,
-    fs::File,
-    io,
-    num::NonZeroUsize,
-    ops::Range,
-    os::fd::{AsFd, AsRawFd},
-    ptr::NonNull,
-};
+use std::{ffi::c_void, fs::File, io, num::NonZeroUsize, ops::Range, os::fd::AsRawFd, ptr::NonNull};
 
 /// Where the pages of a file are read from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +36,7 @@ pub enum Route {
 /// # Errors
 /// The kernel's.
 pub fn choose(file: &File) -> io::Result<Route> {
-    if is_resident(file)? {
+    if resident(file)? >= 0.5 {
         return Ok(Route::Cached);
     }
     let flags = OFlag::from_bits_retain(fcntl(file, FcntlArg::F_GETFL)?);
@@ -53,25 +46,6 @@ pub fn choose(file: &File) -> io::Result<Route> {
         Err(Errno::EINVAL) => Ok(Route::Cached),
         Err(error) => Err(error.into()),
     }
-}
-
-/// Whether the page cache has most of a file.
-fn is_resident(file: &File) -> io::Result<bool> {
-    let Some(bytes) = usize::try_from(file.metadata()?.len()).ok().and_then(NonZeroUsize::new) else {
-        return Ok(true);
-    };
-    let pages = bytes.get().div_ceil(PAGE_BYTES);
-    let mut present = vec![0_u8; pages];
-    // SAFETY: a fresh mapping at an address of the kernel's choice, never read, and unmapped before this returns.
-    // mincore writes one byte for each of its pages, which is what the vector has room for.
-    let asked = unsafe {
-        let address = nix::sys::mman::mmap(None, bytes, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, file.as_fd(), 0)?;
-        let asked = libc::mincore(address.as_ptr(), bytes.get(), present.as_mut_ptr());
-        munmap(address, bytes.get())?;
-        asked
-    };
-    Errno::result(asked)?;
-    Ok(present.iter().filter(|page| *page & 1 == 1).count() * 2 >= pages)
 }
 
 const PAGE_BYTES: usize = 4096;
@@ -138,7 +112,7 @@ impl<'a> Reader<'a> {
     pub fn new(file: &'a File, depth: usize, bytes: usize) -> io::Result<Self> {
         let bytes = NonZeroUsize::new(bytes.next_multiple_of(PAGE_BYTES)).unwrap_or(NonZeroUsize::MIN);
         let buffers = (0..depth).map(|_| Buffer::new(bytes)).collect::<io::Result<Vec<_>>>()?;
-        let ring = IoUring::builder().setup_single_issuer().build(depth as u32)?;
+        let ring = IoUring::new(depth as u32)?;
         let vectors: Vec<_> = buffers.iter().map(Buffer::iovec).collect();
         // SAFETY: the buffers are mapped as long as the ring lives: they are dropped after it, and it waits for its reads.
         unsafe { ring.submitter().register_buffers(&vectors) }?;
@@ -206,18 +180,9 @@ impl<'a> Reader<'a> {
 
     /// Waits for a read to complete; its buffer is then free.
     fn complete(&mut self) -> io::Result<(usize, Reading)> {
-        let completion = loop {
-            match self.ring.submit_and_wait(1) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                other => other?,
-            };
-            if let Some(completion) = self.ring.completion().next() {
-                break completion;
-            }
-        };
-        let slot = completion.user_data() as usize;
+        let (slot, result) = self.wait()?;
         let mut reading = self.readings[slot].take().expect("only what was queued completes");
-        match completion.result() {
+        match result {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
             error @ ..0 => Err(io::Error::from_raw_os_error(-error)),
             bytes => {
@@ -226,16 +191,28 @@ impl<'a> Reader<'a> {
             }
         }
     }
+
+    /// The next completion: a slot, and what the kernel says of its read.
+    fn wait(&mut self) -> io::Result<(usize, i32)> {
+        loop {
+            if let Some(completion) = self.ring.completion().next() {
+                return Ok((completion.user_data() as usize, completion.result()));
+            }
+            match self.ring.submit_and_wait(1) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => drop(other?),
+            }
+        }
+    }
 }
 
 impl Drop for Reader<'_> {
     fn drop(&mut self) {
         while self.readings.iter().any(Option::is_some) {
-            // A ring that cannot even be waited for must not see its buffers go.
-            if let Err(error) = self.complete()
-                && error.raw_os_error() == Some(libc::EBADF)
-            {
-                std::process::abort();
+            match self.wait() {
+                Ok((slot, _)) => self.readings[slot] = None,
+                // The kernel may still write to a buffer, and will not say until when.
+                Err(_) => std::process::abort(),
             }
         }
     }
