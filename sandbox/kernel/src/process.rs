@@ -60,12 +60,20 @@ pub fn adopt_orphans() -> Result<()> {
     set_child_subreaper(true)
 }
 
-/// Lets the calling thread compute only where nobody else wants to.
+/// Runs `work` on the calling thread only while nobody else wants to compute. What it holds meanwhile, others may wait for
+/// without end: no lock that they take.
 ///
 /// # Errors
-/// The kernel's.
-pub fn compute_when_idle() -> Result<()> {
+/// The kernel's; `work` is then not run, or was run and the thread is left as it was meanwhile.
+pub fn when_idle<T>(work: impl FnOnce() -> T) -> Result<T> {
+    schedule(libc::SCHED_IDLE)?;
+    let done = work();
+    schedule(libc::SCHED_OTHER)?;
+    Ok(done)
+}
+
+fn schedule(policy: libc::c_int) -> Result<()> {
     let parameters = libc::sched_param { sched_priority: 0 };
     // SAFETY: nix has no sched_setscheduler. The structure outlives the call; 0 is the calling thread.
-    Errno::result(unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) }).map(drop)
+    Errno::result(unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) }).map(drop)
 }

@@ -8,7 +8,7 @@
 //!
 //! Left out: who names what on disk, which the sweep is told.
 
-use crate::{disk, snapshots::storage};
+use crate::{disk, snapshot_file::FileError, snapshots::storage};
 use sandbox_image::RawSink;
 use sandbox_snapshot::image::{Extent, Source};
 use sandbox_wire::warden::WardenError;
@@ -64,20 +64,22 @@ impl RawStore {
     }
 
     /// The files that an image's extents name, checked where nobody holds them yet.
-    pub(crate) fn files(&self, extents: &[Extent]) -> Result<Vec<Arc<RawFile>>, String> {
+    pub(crate) fn files(&self, extents: &[Extent]) -> Result<Vec<Arc<RawFile>>, FileError> {
         digests(extents).into_iter().map(|digest| self.file(digest)).collect()
     }
 
-    fn file(&self, digest: Digest) -> Result<Arc<RawFile>, String> {
+    fn file(&self, digest: Digest) -> Result<Arc<RawFile>, FileError> {
         let mut known = self.lock();
         if let Some(file) = known.get(&digest).and_then(Weak::upgrade) {
             return Ok(file);
         }
         let path = self.path(&digest);
-        let said = |error: io::Error| format!("{}: {error}", path.display());
-        let file = File::open(&path).map_err(said)?;
-        if hash(&file).map_err(said)? != digest {
-            return Err(format!("{}: its bytes are not those it is named by", path.display()));
+        let file = match File::open(&path).map_err(FileError::from) {
+            Err(FileError::Missing) => return Err(FileError::Raw(format!("{} is missing", path.display()))),
+            other => other?,
+        };
+        if hash(&file)? != digest {
+            return Err(FileError::Raw(format!("{}: its bytes are not those it is named by", path.display())));
         }
         Ok(remember(&mut known, RawFile { digest, file }))
     }
@@ -209,7 +211,7 @@ mod tests {
         store.sweep(|| BTreeSet::from([digests[0]])).unwrap();
         assert_eq!(count(), 1);
         assert_eq!(store.files(&extent(digests[0])).unwrap().len(), 1);
-        assert!(store.files(&extent(digests[1])).unwrap_err().contains("No such file"));
+        assert!(store.files(&extent(digests[1])).unwrap_err().to_string().contains("is missing"));
     }
 
     #[test]
@@ -220,7 +222,7 @@ mod tests {
         let path = store.path(&digest);
         fs::remove_file(&path).unwrap();
         fs::write(&path, [8; 4096]).unwrap();
-        assert!(store.files(&extent(digest)).unwrap_err().contains("not those it is named by"));
+        assert!(store.files(&extent(digest)).unwrap_err().to_string().contains("not those it is named by"));
         let kept = store.add(&[7; 4096]).unwrap();
         assert_eq!(store.files(&extent(digest)).unwrap()[0].digest, kept.digest);
         assert_eq!(fs::read(&path).unwrap(), [7; 4096]);

@@ -14,6 +14,7 @@ use sandbox_snapshot::{
     EncodeOptions, FrameDecoder, HEADER_BYTES, Snapshot, SnapshotError, encode, head_bytes,
     image::{Extent, Identity, Image, Source},
 };
+use sandbox_wire::frame::FrameError;
 use std::{
     fs::{self, File, OpenOptions},
     io,
@@ -35,6 +36,12 @@ pub(crate) enum FileError {
     /// It is not what was written, or not for this.
     #[error("{0}")]
     Unusable(#[from] SnapshotError),
+    /// What its taker noted is not what we would note.
+    #[error("its note: {0}")]
+    Note(#[from] FrameError),
+    /// A raw file that it names is missing, or is not what it is named by.
+    #[error("{0}")]
+    Raw(String),
 }
 
 impl FileError {
@@ -46,6 +53,7 @@ impl FileError {
             io::ErrorKind::WouldBlock,
             io::ErrorKind::StorageFull,
         ];
+        /// ENFILE and EMFILE, for which the library has no kind.
         const NO_DESCRIPTORS: [i32; 2] = [23, 24];
         let Self::Read(error) = self else { return false };
         SHORTAGES.contains(&error.kind()) || error.raw_os_error().is_some_and(|code| NO_DESCRIPTORS.contains(&code))

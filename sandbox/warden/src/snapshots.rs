@@ -20,6 +20,7 @@ use crate::{
 };
 use appliance_types::{FunctionName, Tier};
 use sandbox_image::Parked;
+use sandbox_kernel::process::when_idle;
 use sandbox_snapshot::{image::Identity, limits::NOTE_BYTES_MAX};
 use sandbox_wire::{
     frame::{FrameError, decode_packet, encode_packet},
@@ -89,8 +90,8 @@ pub(crate) struct Snapshots {
     threads: usize,
     places: Mutex<BTreeMap<FunctionName, Place>>,
     incoming: AtomicU64,
-    /// Held by whoever encodes: one at a time.
-    encoding: Mutex<()>,
+    /// Held by whoever writes at leisure, and by nobody else.
+    leisurely: Mutex<()>,
 }
 
 impl Snapshots {
@@ -116,7 +117,7 @@ impl Snapshots {
             threads: threads as usize,
             places: Mutex::default(),
             incoming: AtomicU64::new(0),
-            encoding: Mutex::default(),
+            leisurely: Mutex::default(),
         };
         snapshots.sweep()?;
         Ok(snapshots)
@@ -169,7 +170,15 @@ impl Snapshots {
         if let Some(ready) = slot.held.as_ref().filter(|ready| ready.parked.image.identity == *identity) {
             return Ok(Some((Arc::clone(ready), Tier::Parked)));
         }
-        let Some(ready) = self.read(identity)?.map(Arc::new) else { return Ok(None) };
+        let ready = match self.read(identity) {
+            Ok(ready) => Arc::new(ready),
+            Err(FileError::Missing) => return Ok(None),
+            Err(error) if error.is_shortage() => {
+                tracing::warn!(function = %identity.function, %error, "the snapshot cannot be read now");
+                return Ok(None);
+            }
+            Err(error) => return Err(error.to_string()),
+        };
         slot.held = Some(Arc::clone(&ready));
         Ok(Some((ready, Tier::Stored)))
     }
@@ -182,20 +191,9 @@ impl Snapshots {
     }
 
     /// Reads a function's file to its end.
-    fn read(&self, identity: &Identity) -> Result<Option<Ready>, String> {
-        match snapshot_file::read(&self.path(&identity.function), &self.key, identity, self.threads) {
-            Ok(parked) => self.ready(parked).map(Some),
-            Err(FileError::Missing) => Ok(None),
-            Err(error) if error.is_shortage() => {
-                tracing::warn!(function = %identity.function, %error, "the snapshot cannot be read now");
-                Ok(None)
-            }
-            Err(error) => Err(error.to_string()),
-        }
-    }
-
-    fn ready(&self, parked: Parked) -> Result<Ready, String> {
-        let model = decode_packet(&parked.image.note).map_err(|error| format!("its note: {error}"))?;
+    fn read(&self, identity: &Identity) -> Result<Ready, FileError> {
+        let parked = snapshot_file::read(&self.path(&identity.function), &self.key, identity, self.threads)?;
+        let model = decode_packet(&parked.image.note)?;
         let raw = self.raw.files(&parked.image.extents)?;
         Ok(Ready { parked, raw, model })
     }
@@ -204,9 +202,13 @@ impl Snapshots {
     pub(crate) fn verify(&self, identity: &Identity) -> Result<SnapshotEntry, WardenError> {
         let function = identity.function.clone();
         match self.read(identity) {
-            Ok(Some(_)) => Ok(self.entry(&function)),
-            Ok(None) => Err(WardenError::SnapshotMissing { function }),
-            Err(reason) => Err(WardenError::SnapshotInvalid { function, reason }),
+            Ok(_) => Ok(self.entry(&function)),
+            Err(FileError::Missing) => Err(WardenError::SnapshotMissing { function }),
+            Err(error) if error.is_shortage() => {
+                let action = format!("read {}", self.path(&function).display());
+                Err(WardenError::Storage { action, reason: error.to_string() })
+            }
+            Err(error) => Err(WardenError::SnapshotInvalid { function, reason: error.to_string() }),
         }
     }
 
@@ -221,15 +223,32 @@ impl Snapshots {
 
     /// Writes a snapshot to disk, in place of any other of its function, unless its turn has passed meanwhile.
     pub(crate) fn write(&self, ready: &Ready, turn: Turn) -> Result<(), WardenError> {
-        let path = self.path(ready.function());
-        let incoming = self.folder.join(format!("{INCOMING}{}", self.incoming.fetch_add(1, Ordering::Relaxed)));
-        let _one_at_a_time = lock(&self.encoding);
+        self.keep(self.encode(ready), ready.function(), turn)
+    }
+
+    /// The same at leisure: one at a time, encoded while nobody else computes, not at all where it has become needless.
+    pub(crate) fn write_when_idle(&self, ready: &Ready, turn: Turn) -> Result<(), WardenError> {
+        let _one_at_a_time = lock(&self.leisurely);
+        if lock(&self.place(ready.function())).turn != turn.0 {
+            return Ok(());
+        }
+        let written = when_idle(|| self.encode(ready)).unwrap_or_else(|error| Err(error.into()));
+        self.keep(written, ready.function(), turn)
+    }
+
+    fn encode(&self, ready: &Ready) -> io::Result<Incoming> {
         // Encoded, it will be smaller.
-        let synced = disk::require(&self.folder, parked_bytes(&ready.parked));
-        let synced = synced.and_then(|()| raw::sync(&ready.raw)).and_then(|()| self.raw.sync());
-        let written = synced.and_then(|()| Incoming::write(incoming, &self.key, &ready.parked));
+        disk::require(&self.folder, parked_bytes(&ready.parked))?;
+        raw::sync(&ready.raw)?;
+        self.raw.sync()?;
+        let incoming = self.folder.join(format!("{INCOMING}{}", self.incoming.fetch_add(1, Ordering::Relaxed)));
+        Incoming::write(incoming, &self.key, &ready.parked)
+    }
+
+    fn keep(&self, written: io::Result<Incoming>, function: &FunctionName, turn: Turn) -> Result<(), WardenError> {
+        let path = self.path(function);
         let written = written.map_err(|error| storage("write", &path, &error))?;
-        let place = self.place(ready.function());
+        let place = self.place(function);
         let slot = lock(&place);
         if slot.turn == turn.0 {
             let kept = written.keep(&path).and_then(|()| File::open(&self.folder)?.sync_all());
@@ -253,6 +272,12 @@ impl Snapshots {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(storage("remove", &path, &error)),
             _ => self.sweep(),
         }
+    }
+
+    /// Whether what there is of a function's snapshot is of this identity.
+    pub(crate) fn is_of(&self, identity: &Identity) -> bool {
+        let image = || snapshot_file::image(&self.path(&identity.function), &self.key);
+        self.held(identity).is_some() || image().is_ok_and(|image| image.identity == *identity)
     }
 
     /// Every snapshot, by name.

@@ -8,7 +8,7 @@
 use crate::{identity::DEVICE, raw::Keeper, shared::Shared, snapshots::Ready};
 use appliance_types::FunctionName;
 use sandbox_image::{Files, Held, park};
-use sandbox_kernel::{process::compute_when_idle, spawn::Child};
+use sandbox_kernel::spawn::Child;
 use sandbox_snapshot::image::Identity;
 use sandbox_wire::runner::ModelInfo;
 use std::{
@@ -58,11 +58,8 @@ pub(crate) fn keep(shared: &Arc<Shared>, ready: Arc<Ready>) {
     shared.spares.end_of(shared, ready.function());
     let writer = Arc::clone(shared);
     let write = move || {
-        if let Err(error) = compute_when_idle() {
-            tracing::warn!(%error, "a snapshot is written while others compute");
-        }
         let function = ready.function().clone();
-        match writer.snapshots.write(&ready, turn) {
+        match writer.snapshots.write_when_idle(&ready, turn) {
             Ok(()) => tracing::info!(%function, "snapshot written"),
             Err(error) => tracing::warn!(%function, %error, "the snapshot is in memory only"),
         }
