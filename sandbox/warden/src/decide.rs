@@ -54,26 +54,13 @@ const KILL: i32 = 9;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use appliance_types::{ModelDigest, Task};
+    use crate::fixture::spec;
     use proptest::prelude::*;
-
-    fn spec(memory_bytes: u64, cpus: u32) -> RunnerSpec {
-        RunnerSpec {
-            function: "f".parse().unwrap(),
-            model: ModelDigest::from_bytes([0; 32]),
-            task: Task::Chat,
-            memory_bytes,
-            cpus,
-            context_tokens: 1,
-            slots: 1,
-            system: None,
-        }
-    }
 
     proptest! {
         #[test]
         fn a_grant_never_goes_past_the_host(memory: u64, cpus: u32, model: u64, most in (64_u64 << 20)..(1 << 50), cores in 1_u32..512) {
-            let grant = grant(&spec(memory, cpus), model, most, cores);
+            let grant = grant(&RunnerSpec { memory_bytes: memory, cpus, ..spec() }, model, most, cores);
             prop_assert!((MEMORY_BYTES_MIN..=most).contains(&grant.memory_bytes));
             prop_assert!((1..=cores).contains(&grant.threads));
             prop_assert!(grant.limits.memory_bytes > grant.memory_bytes);

@@ -1,7 +1,8 @@
-//! Where requests of the server are taken and dealt out. Nothing here waits: what takes time gets a thread.
+//! Where requests of the server are taken and dealt out. Nothing here waits: what takes time gets a thread. The exception
+//! is rare: where all slots are taken, the end of spares makes room.
 
 use crate::{instance, registry::Lease, shared::Shared, snapshots::Ready, spares, spawner::sandbox_error, taking};
-use appliance_types::ModelDigest;
+use appliance_types::{FunctionName, ModelDigest};
 use sandbox_kernel::socket::has_an_end;
 use sandbox_wire::warden::{
     Call, InstanceId, Reply, Request, RunnerSpec, SYSTEM_BYTES_MAX, SnapshotEntry, WardenError,
@@ -19,8 +20,8 @@ use std::{
 
 /// Models added at once; more are refused, since each may wait for its sender without end.
 const ADDS_MAX: usize = 4;
-/// Snapshots taken, read or verified at once by call; more are refused.
-const SNAPSHOTS_MAX: usize = 8;
+/// Calls for snapshots at once; more are refused. Those that boot an instance need a slot as well.
+const SNAPSHOTS_MAX: usize = 32;
 
 /// Takes requests, one after the other.
 #[derive(Debug)]
@@ -44,23 +45,16 @@ impl Desk {
             Call::Stop { instance } => self.stop(id, instance),
             Call::Instances => Ok(Some(Reply::Instances(self.shared.registry.statuses()))),
             Call::Park(spec) => self.work(id, move |shared| park(shared, &spec).map(Reply::Parked)),
-            Call::Store { function } => {
-                self.shared.snapshots.store(&function);
-                self.shared.spares.end_of(&self.shared, &function);
-                Ok(Some(Reply::Stored))
-            }
+            Call::Store { function } => self.work(id, move |shared| Ok(store(shared, &function))),
             Call::SnapshotTake(spec) => self.work(id, move |shared| take(shared, &spec).map(Reply::SnapshotTaken)),
             Call::SnapshotVerify(spec) => {
                 self.work(id, move |shared| verify(shared, &spec).map(Reply::SnapshotVerified))
             }
-            Call::Snapshots => self.shared.snapshots.list().map(|snapshots| Some(Reply::Snapshots(snapshots))),
-            Call::SnapshotRemove { function } => {
-                self.shared.spares.end_of(&self.shared, &function);
-                self.shared.snapshots.remove(&function).map(|()| Some(Reply::SnapshotRemoved))
-            }
+            Call::Snapshots => self.work(id, |shared| shared.snapshots.list().map(Reply::Snapshots)),
+            Call::SnapshotRemove { function } => self.work(id, move |shared| discard(shared, &function)),
             Call::ModelAdd { expected } => self.add(id, descriptor, expected),
             Call::Models => self.shared.store.list().map(|models| Some(Reply::Models(models))),
-            Call::ModelRemove { digest } => self.remove(&digest),
+            Call::ModelRemove { digest } => self.work(id, move |shared| remove(shared, &digest)),
         };
         match answer {
             Ok(Some(reply)) => self.shared.outbox.reply(id, Ok(reply)),
@@ -133,12 +127,6 @@ impl Desk {
         Ok(None)
     }
 
-    fn remove(&self, digest: &ModelDigest) -> Result<Option<Reply>, WardenError> {
-        self.shared.spares.end_on(&self.shared, digest);
-        self.shared.registry.unless_used(digest, || self.shared.store.remove(digest))?;
-        Ok(Some(Reply::ModelRemoved))
-    }
-
     /// Ends every instance, and returns when nothing is left of any. Adds are left behind: their half-written files are
     /// swept at the next start.
     pub(crate) fn close(self) {
@@ -193,6 +181,22 @@ fn park(shared: &Shared, spec: &RunnerSpec) -> Result<SnapshotEntry, WardenError
     }
     spares::prepare(shared, spec);
     Ok(shared.snapshots.entry(&spec.function))
+}
+
+fn store(shared: &Shared, function: &FunctionName) -> Reply {
+    shared.snapshots.store(function);
+    shared.spares.end_of(shared, function);
+    Reply::Stored
+}
+
+fn discard(shared: &Shared, function: &FunctionName) -> Result<Reply, WardenError> {
+    shared.spares.end_of(shared, function);
+    shared.snapshots.remove(function).map(|()| Reply::SnapshotRemoved)
+}
+
+fn remove(shared: &Shared, model: &ModelDigest) -> Result<Reply, WardenError> {
+    shared.spares.end_on(shared, model);
+    shared.registry.unless_used(model, || shared.store.remove(model)).map(|()| Reply::ModelRemoved)
 }
 
 fn verify(shared: &Shared, spec: &RunnerSpec) -> Result<SnapshotEntry, WardenError> {

@@ -74,21 +74,8 @@ fn manifest(spec: &RunnerSpec, grant: &Grant) -> [u8; 32] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decide::grant;
-    use appliance_types::{ModelDigest, Task};
-
-    fn spec() -> RunnerSpec {
-        RunnerSpec {
-            function: "f".parse().unwrap(),
-            model: ModelDigest::from_bytes([1; 32]),
-            task: Task::Chat,
-            memory_bytes: 1 << 30,
-            cpus: 2,
-            context_tokens: 512,
-            slots: 1,
-            system: None,
-        }
-    }
+    use crate::{decide::grant, fixture::spec};
+    use appliance_types::ModelDigest;
 
     #[test]
     fn what_a_runner_is_told_makes_another_identity_and_limits_do_not() {

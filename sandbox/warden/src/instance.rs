@@ -29,7 +29,7 @@ use appliance_types::{FunctionName, Tier};
 use sandbox_kernel::{
     audit::{self, Inode},
     cgroup::Cgroup,
-    memory::prefault,
+    memory::{prefault, resident},
     mounts::detach_file,
     pidfd::Ended,
     ready::readable,
@@ -58,7 +58,7 @@ pub(crate) fn live(shared: &Arc<Shared>, lease: Lease, request: u64, spec: &Runn
                 // A spare has a lease of its own.
                 release(shared, lease);
             }
-            let cause = serve(shared, woken, &spec.function, request, begun);
+            let cause = serve(shared, woken, request, begun);
             let released = shared.registry.release(instance);
             let stopped = cause == ExitCause::Stopped;
             shared.outbox.exited(instance, cause);
@@ -99,16 +99,17 @@ pub(crate) fn spare(shared: &Shared, spec: &RunnerSpec, ready: &Arc<Ready>) -> R
 }
 
 /// Hands an instance over to the server, and waits for its end.
-fn serve(shared: &Shared, woken: Woken, function: &FunctionName, request: u64, begun: Instant) -> ExitCause {
+fn serve(shared: &Shared, woken: Woken, request: u64, begun: Instant) -> ExitCause {
     let Woken { instance, info, socket, tier } = woken;
     let awake = instance.awake(info, tier, begun);
     tracing::info!(instance = awake.instance, %tier, wake_us = awake.wake_us, "awake");
     shared.outbox.hand_over(request, Reply::Awake(awake), socket.as_fd());
     drop(socket);
-    let restored = instance.restored;
+    let restored = instance.restored.clone();
     let cause = instance.end(shared);
-    if restored && is_fault(&cause) {
-        taking::retire(shared, function, format!("an instance restored from it crashed: {cause}"));
+    // Unless another was taken since, for another manifest or model.
+    if let Some(identity) = restored.filter(|identity| is_fault(&cause) && shared.snapshots.is_of(identity)) {
+        taking::retire(shared, &identity.function, format!("an instance restored from it crashed: {cause}"));
     }
     cause
 }
@@ -122,8 +123,8 @@ struct Instance {
     /// What it was given as standard error and as its socket.
     given: [Inode; 2],
     tail: Tail,
-    /// Whether it goes on where a captured one waited.
-    restored: bool,
+    /// What it was restored from, if it goes on where a captured one waited.
+    restored: Option<Identity>,
 }
 
 /// An instance that can be asked.
@@ -142,10 +143,7 @@ pub(crate) fn take(shared: &Shared, lease: Lease, spec: &RunnerSpec) -> Result<A
         let woken = place.boot(shared, spec)?;
         let taken =
             taking::take(shared, &woken.instance.child, place.identity(shared, spec), &place.model, &woken.info);
-        drop(woken.socket);
-        if let Err(error) = woken.instance.child.kill() {
-            tracing::error!(instance = lease.instance, %error, "an instance could not be killed");
-        }
+        woken.instance.kill();
         woken.instance.end(shared);
         taken.map_err(|reason| WardenError::CaptureFailed { function: spec.function.clone(), reason })
     });
@@ -294,7 +292,7 @@ impl Place {
     ) -> Result<Woken, RestoreFailure> {
         let model =
             self.model.try_clone().map_err(|error| RestoreFailure::Closed(sandbox_error("descriptors", error)))?;
-        let origin = Origin::Snapshot { ready: Arc::clone(ready), model, populate };
+        let origin = Origin::Snapshot { ready: Arc::clone(ready), model, populate: populate && is_quick(&self.model) };
         let cgroup = self.cgroup(shared, ready.function()).map_err(RestoreFailure::Closed)?;
         let started = self.start(shared, origin, &cgroup).inspect_err(|_| clear(&cgroup, self.lease));
         let (instance, socket) = started?;
@@ -312,7 +310,10 @@ impl Place {
         cgroup: &Arc<Cgroup>,
     ) -> Result<(Instance, OwnedFd), RestoreFailure> {
         let Ends { ours, reader, socket, stderr, given } = Ends::new().map_err(RestoreFailure::Closed)?;
-        let restored = matches!(origin, Origin::Snapshot { .. });
+        let restored = match &origin {
+            Origin::Program { .. } => None,
+            Origin::Snapshot { ready, .. } => Some(ready.parked.image.identity.clone()),
+        };
         let host_id = host_id(shared, self.lease);
         let order = Order { origin, socket, stderr, host_id, cgroup: Arc::clone(cgroup) };
         let child = shared.spawner.spawn(order).map_err(|error| match error {
@@ -324,6 +325,13 @@ impl Place {
         let (lease, grant, cgroup, tail) = (self.lease, self.grant, Arc::clone(cgroup), Tail::new(reader));
         Ok((Instance { lease, grant, child, cgroup, given, tail, restored }, ours))
     }
+}
+
+/// Whether mapping a model's pages keeps the one thread that makes children for some 10 ms at most: it is all in the page
+/// cache, and not large.
+fn is_quick(model: &File) -> bool {
+    const BYTES_MAX: u64 = 256 << 20;
+    model.metadata().is_ok_and(|metadata| metadata.len() <= BYTES_MAX) && resident(model).is_ok_and(|part| part == 1.0)
 }
 
 /// The user and group id on the host that a slot's runner has.

@@ -19,6 +19,8 @@
 mod decide;
 mod desk;
 mod disk;
+#[cfg(test)]
+mod fixture;
 mod gguf;
 mod identity;
 mod instance;

@@ -200,20 +200,7 @@ fn kill(instance: InstanceId, entry: &mut Entry) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use appliance_types::Task;
-
-    fn spec() -> RunnerSpec {
-        RunnerSpec {
-            function: "f".parse().unwrap(),
-            model: ModelDigest::from_bytes([1; 32]),
-            task: Task::Chat,
-            memory_bytes: 1,
-            cpus: 1,
-            context_tokens: 1,
-            slots: 1,
-            system: None,
-        }
-    }
+    use crate::fixture::spec;
 
     #[test]
     fn slots_are_given_once_and_numbers_never_again() {
