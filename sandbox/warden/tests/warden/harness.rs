@@ -174,6 +174,16 @@ impl Warden {
         runner
     }
 
+    /// Wakes and stops one instance where there is no snapshot, and leaves none; how long the wake took, µs.
+    pub(crate) fn round_cold(&mut self) -> u64 {
+        let runner = self.wake_cold();
+        assert_eq!(self.stop(runner.awake.instance), Ok(Reply::Stopped));
+        assert_eq!(self.exited(runner.awake.instance), ExitCause::Stopped);
+        self.call(Call::SnapshotRemove { function: "probe".parse().unwrap() }).unwrap();
+        self.left_nothing();
+        runner.awake.wake_us
+    }
+
     /// Snapshots that the warden said are no more, since the last call.
     pub(crate) fn retired(&mut self) -> Vec<(String, String)> {
         std::mem::take(&mut self.retired)

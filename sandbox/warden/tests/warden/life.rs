@@ -90,27 +90,15 @@ fn the_slots_are_the_most() {
     assert_eq!(refused, [&WardenError::InstancesMax { limit: 64 }]);
 }
 
-/// Wakes and stops one instance; how long the wake took, µs.
-fn round(warden: &mut Warden) -> u64 {
-    let runner = warden.wake();
-    assert_eq!(warden.stop(runner.awake.instance), Ok(Reply::Stopped));
-    assert_eq!(warden.exited(runner.awake.instance), ExitCause::Stopped);
-    runner.awake.wake_us
-}
-
 #[test]
-fn fifty_rounds_leave_nothing_behind() {
+fn fifty_cold_rounds_leave_nothing_behind() {
     let mut warden = Warden::start();
-    round(&mut warden);
-    warden.settle();
-    round(&mut warden);
-    warden.left_nothing();
+    warden.round_cold();
     let before = warden.descriptors();
-    let mut wakes_us: Vec<_> = (0..50).map(|_| round(&mut warden)).collect();
-    warden.left_nothing();
+    let mut wakes_us: Vec<_> = (0..50).map(|_| warden.round_cold()).collect();
     warden.until(|warden| warden.descriptors() <= before);
     wakes_us.sort_unstable();
-    println!("wake of the stand-in, request to loaded: median {} us, p90 {} us", wakes_us[25], wakes_us[45]);
+    println!("cold wake of the stand-in: median {} us, p90 {} us", wakes_us[25], wakes_us[45]);
 }
 
 fn is_alive(pid: i32) -> bool {
