@@ -340,16 +340,18 @@ fn thread_pointer() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trace::Stop;
+    use crate::{pidfd::Ended, trace::Stop};
     use std::{
-        io::{Read, Write, pipe},
+        fs,
+        io::{PipeReader, PipeWriter, Read, Write, pipe},
         os::fd::AsRawFd,
+        path::PathBuf,
     };
 
     /// The lowest of the addresses that tests use; each its own, since they run side by side.
     const BASE: u64 = 0x10_0000_0000;
 
-    fn run(region: &Region, gate: &mut std::io::PipeWriter) -> (Child, Tracee) {
+    fn run(region: &Region, gate: &mut PipeWriter) -> (Child, Tracee) {
         let child = region.spawn(0, None).unwrap();
         let mut tracee = Tracee::seize(child.pid()).unwrap();
         gate.write_all(b".").unwrap();
@@ -358,7 +360,7 @@ mod tests {
     }
 
     /// A table whose child waits until `gate` is written to, so that it cannot stop before it is traced.
-    fn gated(base: u64) -> (Table, std::io::PipeWriter, std::io::PipeReader) {
+    fn gated(base: u64) -> (Table, PipeWriter, PipeReader) {
         let (reader, writer) = pipe().unwrap();
         let mut table = Table::new(base);
         let byte = table.put(&[0]);
@@ -415,5 +417,32 @@ mod tests {
         let there = std::thread::spawn(|| inherited_rseq().unwrap()).join().unwrap();
         assert_eq!(here.map(|r| (r.bytes, r.signature)), there.map(|r| (r.bytes, r.signature)));
         assert!(here.is_none() || here.map(|r| r.address) != there.map(|r| r.address));
+    }
+
+    /// Where cgroup v2 is mounted: alone, or beside v1.
+    fn unified() -> PathBuf {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let root = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2"));
+        root.and_then(|line| line.split(' ').nth(1))
+            .expect("cgroup2 is mounted on every host that Ember runs on")
+            .into()
+    }
+
+    #[test]
+    fn a_child_is_cloned_into_a_group_of_cgroup_v2() {
+        let folder = unified().join(format!("ember-table-{}", std::process::id()));
+        fs::create_dir(&folder).unwrap();
+        let entrance = Entrance { folder: Some(fs::File::open(&folder).unwrap()), tasks: Vec::new() };
+        let (mut table, mut gate, _reader) = gated(BASE + 0x7_0000_0000);
+        table.call(libc::SYS_exit_group, &[0]);
+        let region = Region::load(&table).unwrap();
+        let mut child = region.spawn(0, Some(&entrance)).unwrap();
+        let own = fs::read_to_string(format!("/proc/{}/cgroup", child.pid())).unwrap();
+        gate.write_all(b".").unwrap();
+        let ended = child.wait().unwrap();
+        fs::remove_dir(&folder).unwrap();
+        let name = folder.file_name().unwrap().to_str().unwrap();
+        assert!(own.lines().any(|line| line.starts_with("0::") && line.ends_with(name)), "{own}");
+        assert_eq!(ended, Ended::Exit(0));
     }
 }
