@@ -34,6 +34,7 @@ mod process;
 mod registers;
 mod restore;
 mod steps;
+mod touch;
 mod vdso;
 
 pub use capture::{Files, Held};
@@ -41,5 +42,6 @@ pub use device::{Device, DeviceError, NoDevice};
 pub use error::{CaptureError, RestoreError};
 pub use memory::Memory;
 pub use park::{Parked, RawSink, park};
-pub use restore::{Data, Restore, Restored};
+pub use restore::{Ahead, Data, Restore, Restored};
 pub use steps::Step;
+pub use touch::written;

@@ -17,11 +17,11 @@ use crate::{
 };
 use nix::libc::{self, c_int};
 use sandbox_kernel::{
-    table::{REGION_BYTES, Table},
+    table::{MAY_FAIL, REGION_BYTES, Table},
     trace::Rseq,
 };
 use sandbox_snapshot::{
-    image::{Extent, Image, Mapping, MappingKind, Process, Protection, SignalAction, Source},
+    image::{Extent, Image, Mapping, MappingKind, Process, Protection, SignalAction, Source, Span},
     limits::{ADDRESS_END, ADDRESS_MIN},
 };
 use std::os::fd::RawFd;
@@ -165,6 +165,17 @@ impl Numbers<'_> {
             }
         }
     }
+}
+
+/// Maps for reading what lies in files, the model aside, and gives what is to be `written` memory of its own. What there is
+/// no memory for is mapped when it is touched.
+pub(crate) fn touch(table: &mut Table, image: &Image, written: &[Span]) {
+    let shared = |extent: &&Extent| !matches!(extent.source, Source::Zero | Source::Model { .. });
+    let mut advise = |span: Span, advice: c_int| {
+        table.call_with(libc::SYS_madvise, &[span.address, span.bytes, advice as u64], MAY_FAIL);
+    };
+    image.extents.iter().filter(shared).for_each(|extent| advise(extent.span(), libc::MADV_POPULATE_READ));
+    written.iter().for_each(|span| advise(*span, libc::MADV_POPULATE_WRITE));
 }
 
 /// Tells the kernel what it knew of the captured process.

@@ -36,7 +36,7 @@ use sandbox_kernel::{
     table::{REGION_BYTES, Region, Table, inherited_rseq},
     trace::{Registers, Stop, Tracee},
 };
-use sandbox_snapshot::image::Image;
+use sandbox_snapshot::image::{Image, Span};
 use std::{
     io::{self, Write},
     os::fd::{AsRawFd, BorrowedFd, RawFd},
@@ -51,6 +51,15 @@ pub enum Data<'a> {
     Written(&'a dyn Fn(&Memory) -> io::Result<()>),
 }
 
+/// Memory that is mapped ahead of need: all that is shared, for reading, and more.
+#[derive(Clone, Copy, Debug)]
+pub struct Ahead<'a> {
+    /// Whether the model is, too: that takes a microsecond for each 4 pages or so.
+    pub model: bool,
+    /// What will be written to, and gets memory of its own now: whole pages, see [`crate::written`].
+    pub written: &'a [Span],
+}
+
 /// A restore to be done.
 pub struct Restore<'a> {
     /// What to restore. It has passed [`Image::check`], and its identity is this machine's.
@@ -61,8 +70,8 @@ pub struct Restore<'a> {
     pub model: BorrowedFd<'a>,
     /// The data area.
     pub data: Data<'a>,
-    /// Whether the model's pages are mapped at once, which takes long, rather than when they are touched, which takes longer.
-    pub populate: bool,
+    /// What is done now for the process to find done; without, memory is mapped when it is touched.
+    pub ahead: Option<Ahead<'a>>,
     /// Its device.
     pub device: &'a dyn Device,
     /// Files of raw pages, by digest.
@@ -146,7 +155,7 @@ impl Restore<'_> {
                 Data::Shared(file) => Some(file.as_raw_fd()),
                 Data::Written(_) => None,
             },
-            populate: self.populate,
+            populate: self.ahead.is_some_and(|ahead| ahead.model),
             raw: &numbered,
         };
         let inherited = inherited_rseq().map_err(RestoreError::prepare("learn of rseq"))?;
@@ -162,6 +171,11 @@ impl Restore<'_> {
         (self.confine)(&mut table);
         plan::place(&mut table, &placed);
         clock.mark(&mut table, Step::Placed);
+        if let Some(ahead) = self.ahead {
+            // In its own cgroup, which pays for it.
+            plan::touch(&mut table, image, ahead.written);
+            clock.mark(&mut table, Step::Touched);
+        }
         (self.seal)(&mut table);
         Ok(table)
     }

@@ -27,6 +27,8 @@ pub enum Step {
     Told,
     /// It is confined, and its descriptors are in their places.
     Placed,
+    /// Its memory is mapped ahead of need, if it is to be.
+    Touched,
     /// It is sealed and has stopped.
     Stopped,
     /// Its data is written, if any is to be.

@@ -11,7 +11,7 @@ use sandbox_kernel::{escape, socket::inherited};
 use sandbox_warden::WardenConfig;
 use sandbox_wire::{
     frame::{Decoder, FROM_RUNNER_BYTES_MAX, TO_RUNNER_BYTES_MAX, encode},
-    runner::{FromRunner, MODEL_PATH, ModelInfo, ToRunner},
+    runner::{FinishReason, Finished, FromRunner, MODEL_PATH, ModelInfo, ToRunner},
 };
 use std::{
     error::Error,
@@ -69,6 +69,8 @@ struct Probe {
     decoder: Decoder,
     kept: Option<File>,
     weights: Vec<u64>,
+    /// Ends at the first request for text.
+    brittle: bool,
 }
 
 impl Probe {
@@ -78,6 +80,7 @@ impl Probe {
             decoder: Decoder::new(TO_RUNNER_BYTES_MAX),
             kept: None,
             weights: Vec::new(),
+            brittle: false,
         };
         while let Some(message) = probe.receive()? {
             match message {
@@ -91,6 +94,8 @@ impl Probe {
                     Done::Said(text) => probe.send(&FromRunner::Rendered { id, text })?,
                     Done::Exit(code) => return Ok(ExitCode::from(code)),
                 },
+                ToRunner::Generate { .. } if probe.brittle => std::process::abort(),
+                ToRunner::Generate { id, .. } => probe.tried(id)?,
                 other => return Err(format!("unexpected {other:?}").into()),
             }
         }
@@ -116,6 +121,18 @@ impl Probe {
         Ok(self.socket.write_all(&frame)?)
     }
 
+    fn tried(&mut self, id: u64) -> Result<(), Box<dyn Error>> {
+        let finished = Finished {
+            reason: FinishReason::Stop,
+            prompt_tokens: 0,
+            cached_tokens: 0,
+            completion_tokens: 0,
+            prefill_us: 0,
+            decode_us: 0,
+        };
+        self.send(&FromRunner::Finished { id, finished })
+    }
+
     /// Answers `Load` as the order in the system prompt says.
     fn load(&mut self, order: &str) -> Result<(), Box<dyn Error>> {
         match order {
@@ -130,6 +147,10 @@ impl Probe {
             "keep" => {
                 // One descriptor more than it was given.
                 self.kept = Some(File::open(MODEL_PATH)?);
+                self.loaded()
+            }
+            "brittle" => {
+                self.brittle = true;
                 self.loaded()
             }
             "weights" => {

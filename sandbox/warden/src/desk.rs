@@ -1,7 +1,9 @@
 //! Where requests of the server are taken and dealt out. Nothing here waits: what takes time gets a thread. The exception
 //! is rare: where all slots are taken, the end of spares makes room.
 
-use crate::{instance, registry::Lease, shared::Shared, snapshots::Ready, spares, spawner::sandbox_error, taking};
+use crate::{
+    instance, registry::Lease, shared::Shared, snapshots::Ready, spares, spawner::sandbox_error, taking, trial,
+};
 use appliance_types::{FunctionName, ModelDigest};
 use sandbox_kernel::socket::has_an_end;
 use sandbox_wire::warden::{
@@ -165,6 +167,8 @@ fn take_and_write(
 ) -> Result<(), WardenError> {
     let lease = reserve(shared, spec)?;
     let ready = instance::take(shared, lease, spec)?;
+    let tried = trial::run(shared, spec, &ready);
+    tried.map_err(|reason| WardenError::CaptureFailed { function: spec.function.clone(), reason })?;
     let turn = shared.snapshots.next(&spec.function, held(&ready));
     shared.spares.end_of(shared, &spec.function);
     shared.snapshots.write(&ready, turn)

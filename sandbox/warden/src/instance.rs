@@ -21,7 +21,7 @@ use crate::{
     shared::Shared,
     snapshots::Ready,
     spares,
-    spawner::{Order, Origin, SpawnError, sandbox_error},
+    spawner::{Ahead, Order, Origin, SpawnError, sandbox_error},
     tail::Tail,
     taking,
 };
@@ -31,14 +31,15 @@ use sandbox_kernel::{
     cgroup::Cgroup,
     memory::{prefault, resident},
     mounts::detach_file,
-    pidfd::Ended,
+    pidfd::{Ended, Pid},
     ready::readable,
     socket::stream_pair,
     spawn::{Child, LayerError},
 };
 use sandbox_snapshot::image::Identity;
 use sandbox_wire::{
-    runner::{Load, ModelInfo},
+    frame::Decoder,
+    runner::{FromRunner, Load, ModelInfo, ToRunner},
     warden::{Awake, ExitCause, Reply, RunnerSpec, WardenError},
 };
 use std::{
@@ -87,8 +88,20 @@ fn answer(shared: &Shared, released: Released) {
 /// An instance that waits to be needed.
 pub(crate) fn spare(shared: &Shared, spec: &RunnerSpec, ready: &Arc<Ready>) -> Result<Woken, String> {
     let lease = shared.registry.reserve_spare(spec).map_err(|error| error.to_string())?;
+    let model = shared.store.model(&spec.model).is_ok_and(|model| is_quick(&model));
+    restored(shared, lease, spec, ready, if model { Ahead::DataAndModel } else { Ahead::Data })
+}
+
+/// An instance that nobody asked for. Its lease ends with it.
+pub(crate) fn restored(
+    shared: &Shared,
+    lease: Lease,
+    spec: &RunnerSpec,
+    ready: &Arc<Ready>,
+    ahead: Ahead,
+) -> Result<Woken, String> {
     let restored = Place::new(shared, lease, spec).map_err(RestoreFailure::Closed);
-    let restored = restored.and_then(|place| place.restore(shared, ready, Tier::Parked, true));
+    let restored = restored.and_then(|place| place.restore(shared, ready, Tier::Parked, ahead));
     restored.map_err(|failure| {
         release(shared, lease);
         match failure {
@@ -169,11 +182,27 @@ fn adopt(shared: &Shared, ready: &Arc<Ready>) -> Option<Woken> {
 
 impl Woken {
     /// Ends one that nobody knows of.
-    pub(crate) fn discard(self, shared: &Shared) {
+    pub(crate) fn discard(self, shared: &Shared) -> ExitCause {
         let lease = self.instance.lease;
         self.instance.kill();
-        self.instance.end(shared);
+        let cause = self.instance.end(shared);
         release(shared, lease);
+        cause
+    }
+
+    pub(crate) fn process(&self) -> Pid {
+        self.instance.child.pid()
+    }
+
+    /// [`loading::ask`].
+    pub(crate) fn ask<T>(
+        &mut self,
+        message: &ToRunner,
+        deadline: Instant,
+        understand: impl FnMut(FromRunner, &Decoder) -> Result<Option<T>, LoadError>,
+    ) -> Result<T, LoadError> {
+        let Instance { child, tail, .. } = &mut self.instance;
+        loading::ask(&self.socket, child, tail, message, deadline, understand)
     }
 }
 
@@ -182,7 +211,7 @@ fn wake(shared: &Arc<Shared>, lease: Lease, spec: &RunnerSpec) -> Result<Woken, 
     let identity = place.identity(shared, spec);
     let unusable = match shared.snapshots.find(&identity) {
         Ok(Some((ready, tier))) => {
-            match adopt(shared, &ready).map_or_else(|| place.restore(shared, &ready, tier, false), Ok) {
+            match adopt(shared, &ready).map_or_else(|| place.restore(shared, &ready, tier, Ahead::Nothing), Ok) {
                 Ok(woken) => return Ok(woken),
                 Err(RestoreFailure::Closed(error)) => return Err(error),
                 Err(RestoreFailure::Unusable(reason)) => Some(reason),
@@ -283,16 +312,10 @@ impl Place {
     }
 
     /// A process that goes on where a captured one waited.
-    fn restore(
-        &self,
-        shared: &Shared,
-        ready: &Arc<Ready>,
-        tier: Tier,
-        populate: bool,
-    ) -> Result<Woken, RestoreFailure> {
+    fn restore(&self, shared: &Shared, ready: &Arc<Ready>, tier: Tier, ahead: Ahead) -> Result<Woken, RestoreFailure> {
         let model =
             self.model.try_clone().map_err(|error| RestoreFailure::Closed(sandbox_error("descriptors", error)))?;
-        let origin = Origin::Snapshot { ready: Arc::clone(ready), model, populate: populate && is_quick(&self.model) };
+        let origin = Origin::Snapshot { ready: Arc::clone(ready), model, ahead };
         let cgroup = self.cgroup(shared, ready.function()).map_err(RestoreFailure::Closed)?;
         let started = self.start(shared, origin, &cgroup).inspect_err(|_| clear(&cgroup, self.lease));
         let (instance, socket) = started?;

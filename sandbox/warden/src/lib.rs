@@ -37,6 +37,7 @@ mod spawner;
 mod store;
 mod tail;
 mod taking;
+mod trial;
 
 use desk::Desk;
 use identity::Machine;

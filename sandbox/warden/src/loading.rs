@@ -1,7 +1,8 @@
-//! The first exchange with a runner: `Load` out, `Loaded` or `LoadFailed` back, or its end, or too late.
+//! The warden's exchanges with a runner, the first of which is `Load` out, `Loaded` or `LoadFailed` back, or its end, or too
+//! late.
 //!
-//! The runner is hostile from its first byte: what it says is bounded, and it may say nothing but this, since the next
-//! byte on the socket belongs to the server.
+//! The runner is hostile from its first byte: what it says is bounded, and once loaded it may say nothing more, since the
+//! next byte on the socket belongs to the server.
 
 use crate::tail::{Tail, printable};
 use sandbox_kernel::{
@@ -21,16 +22,20 @@ use std::{
 /// Longest answer, well below a packet to the server.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
 
-/// Why no model was loaded.
-#[derive(Debug, PartialEq, Eq)]
+/// Why no model was loaded, or nothing else came of an exchange.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum LoadError {
     /// A layer of its sandbox is missing, seen from outside.
+    #[error("{0}")]
     Unsealed(LayerError),
     /// The runner says why, or broke the protocol.
+    #[error("{0}")]
     Refused(String),
     /// It has ended, or closed its socket.
+    #[error("the runner has ended")]
     Ended,
     /// The deadline has passed.
+    #[error("the runner took too long")]
     Late,
 }
 
@@ -42,22 +47,35 @@ pub(crate) fn load(
     load: Load,
     deadline: Instant,
 ) -> Result<ModelInfo, LoadError> {
-    let mut frame = Vec::new();
-    encode(&ToRunner::Load(load), TO_RUNNER_BYTES_MAX, &mut frame).map_err(refused)?;
-    send_now(socket, &frame).map_err(|_| LoadError::Ended)?;
-    await_answer(socket, process, tail, deadline)
+    ask(socket, process, tail, &ToRunner::Load(load), deadline, understand)
 }
 
-fn refused(reason: impl ToString) -> LoadError {
+/// Tells a runner something, and waits until `understand` has made something of what it answers, message by message.
+pub(crate) fn ask<T>(
+    socket: &OwnedFd,
+    process: &impl AsFd,
+    tail: &mut Tail,
+    message: &ToRunner,
+    deadline: Instant,
+    understand: impl FnMut(FromRunner, &Decoder) -> Result<Option<T>, LoadError>,
+) -> Result<T, LoadError> {
+    let mut frame = Vec::new();
+    encode(message, TO_RUNNER_BYTES_MAX, &mut frame).map_err(refused)?;
+    send_now(socket, &frame).map_err(|_| LoadError::Ended)?;
+    await_answer(socket, process, tail, deadline, understand)
+}
+
+pub(crate) fn refused(reason: impl ToString) -> LoadError {
     LoadError::Refused(reason.to_string())
 }
 
-fn await_answer(
+fn await_answer<T>(
     socket: &OwnedFd,
     process: &impl AsFd,
     tail: &mut Tail,
     deadline: Instant,
-) -> Result<ModelInfo, LoadError> {
+    mut understand: impl FnMut(FromRunner, &Decoder) -> Result<Option<T>, LoadError>,
+) -> Result<T, LoadError> {
     let mut decoder = Decoder::new(ANSWER_BYTES_MAX);
     loop {
         let places = [Some(socket.as_fd()), tail.pipe(), Some(process.as_fd())];
@@ -65,8 +83,13 @@ fn await_answer(
         if wrote {
             tail.take();
         }
-        if spoke && let Some(answer) = receive(socket, &mut decoder)? {
-            return understand(answer, &decoder);
+        if spoke {
+            receive(socket, &mut decoder)?;
+            while let Some(answer) = decoder.next_message().map_err(refused)? {
+                if let Some(understood) = understand(answer, &decoder)? {
+                    return Ok(understood);
+                }
+            }
         }
         // Only once it has nothing more to say: it may have told why before it ended.
         if ended && !spoke {
@@ -78,23 +101,23 @@ fn await_answer(
     }
 }
 
-fn receive(socket: &OwnedFd, decoder: &mut Decoder) -> Result<Option<FromRunner>, LoadError> {
+fn receive(socket: &OwnedFd, decoder: &mut Decoder) -> Result<(), LoadError> {
     let mut buffer = [0; 4096];
     match receive_now(socket, &mut buffer) {
         Ok(0) | Err(_) => Err(LoadError::Ended),
         Ok(bytes) => {
             decoder.push(&buffer[..bytes]);
-            decoder.next_message().map_err(refused)
+            Ok(())
         }
     }
 }
 
-fn understand(answer: FromRunner, decoder: &Decoder) -> Result<ModelInfo, LoadError> {
+fn understand(answer: FromRunner, decoder: &Decoder) -> Result<Option<ModelInfo>, LoadError> {
     match answer {
         FromRunner::Loaded(_) | FromRunner::LoadFailed { .. } if decoder.is_mid_frame() => {
             Err(refused("the runner said more than it was asked"))
         }
-        FromRunner::Loaded(info) => Ok(info),
+        FromRunner::Loaded(info) => Ok(Some(info)),
         FromRunner::LoadFailed { reason } => Err(LoadError::Refused(printable(&reason))),
         _ => Err(refused("the runner answered a request that nobody made")),
     }

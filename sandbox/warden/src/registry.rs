@@ -99,6 +99,11 @@ impl Registry {
         self.lock().entries.values().any(|entry| entry.function == *function && !entry.spare)
     }
 
+    /// Whether there is any instance but spares.
+    pub(crate) fn is_any_running(&self) -> bool {
+        self.lock().entries.values().any(|entry| !entry.spare)
+    }
+
     fn reserve_as(&self, spec: &RunnerSpec, spare: bool) -> Result<Lease, WardenError> {
         let mut state = self.lock();
         let full = WardenError::InstancesMax { limit: state.taken.len() as u32 };

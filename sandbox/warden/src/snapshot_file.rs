@@ -12,7 +12,7 @@ use sandbox_kernel::{
 };
 use sandbox_snapshot::{
     EncodeOptions, FrameDecoder, HEADER_BYTES, Snapshot, SnapshotError, encode, head_bytes,
-    image::{Extent, Identity, Image, Source},
+    image::{Capture, Extent, Identity, Image, Source},
 };
 use sandbox_wire::frame::FrameError;
 use std::{
@@ -155,10 +155,16 @@ pub(crate) struct Incoming(PathBuf);
 
 impl Incoming {
     /// Writes a snapshot to a new file, to its end on disk.
-    pub(crate) fn write(path: PathBuf, key: &[u8; 32], parked: &Parked) -> io::Result<Self> {
+    pub(crate) fn write(
+        path: PathBuf,
+        key: &[u8; 32],
+        capture: Capture,
+        pages: &Parked,
+        options: &EncodeOptions<'_>,
+    ) -> io::Result<Self> {
         let mut file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o400).open(&path)?;
         let incoming = Self(path);
-        encode(parked.capture(), parked, &EncodeOptions::default(), key, &mut file).map_err(io::Error::other)?;
+        encode(capture, pages, options, key, &mut file).map_err(io::Error::other)?;
         file.sync_all()?;
         Ok(incoming)
     }

@@ -21,12 +21,17 @@ use crate::{
 use appliance_types::{FunctionName, Tier};
 use sandbox_image::Parked;
 use sandbox_kernel::process::when_idle;
-use sandbox_snapshot::{image::Identity, limits::NOTE_BYTES_MAX};
+use sandbox_snapshot::{
+    EncodeOptions,
+    image::{Capture, Identity, Span},
+    limits::NOTE_BYTES_MAX,
+};
 use sandbox_wire::{
-    frame::{FrameError, decode_packet, encode_packet},
+    frame::{decode_packet, encode_packet},
     runner::ModelInfo,
     warden::{SnapshotEntry, WardenError},
 };
+use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
     fs::{self, DirBuilder, File, OpenOptions, Permissions},
@@ -34,7 +39,7 @@ use std::{
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -52,13 +57,29 @@ pub(crate) struct Ready {
     pub(crate) raw: Vec<Arc<RawFile>>,
     /// What the runner told when it had loaded.
     pub(crate) model: ModelInfo,
+    /// Memory that its trial wrote to, once it was tried.
+    pub(crate) written: OnceLock<Vec<Span>>,
+}
+
+/// What is noted in a snapshot's file.
+#[derive(Debug, Serialize, Deserialize)]
+struct Note {
+    model: ModelInfo,
+    /// See [`Ready::written`].
+    written: Option<Vec<Span>>,
 }
 
 impl Ready {
     /// A captured runner that had told this.
-    pub(crate) fn new(mut parked: Parked, raw: Vec<Arc<RawFile>>, model: ModelInfo) -> Result<Self, FrameError> {
-        parked.image.note = encode_packet(&model, NOTE_BYTES_MAX)?;
-        Ok(Self { parked, raw, model })
+    pub(crate) fn new(parked: Parked, raw: Vec<Arc<RawFile>>, model: ModelInfo) -> Self {
+        Self { parked, raw, model, written: OnceLock::new() }
+    }
+
+    /// What a file of it holds, besides its pages.
+    fn capture(&self) -> io::Result<Capture> {
+        let note = Note { model: self.model.clone(), written: self.written.get().cloned() };
+        let note = encode_packet(&note, NOTE_BYTES_MAX).map_err(io::Error::other)?;
+        Ok(Capture { note, ..self.parked.capture() })
     }
 
     pub(crate) fn function(&self) -> &FunctionName {
@@ -193,9 +214,9 @@ impl Snapshots {
     /// Reads a function's file to its end.
     fn read(&self, identity: &Identity) -> Result<Ready, FileError> {
         let parked = snapshot_file::read(&self.path(&identity.function), &self.key, identity, self.threads)?;
-        let model = decode_packet(&parked.image.note)?;
+        let Note { model, written } = decode_packet(&parked.image.note)?;
         let raw = self.raw.files(&parked.image.extents)?;
-        Ok(Ready { parked, raw, model })
+        Ok(Ready { parked, raw, model, written: written.map(OnceLock::from).unwrap_or_default() })
     }
 
     /// Whether a function's file is whole, authentic and of this identity.
@@ -242,7 +263,9 @@ impl Snapshots {
         raw::sync(&ready.raw)?;
         self.raw.sync()?;
         let incoming = self.folder.join(format!("{INCOMING}{}", self.incoming.fetch_add(1, Ordering::Relaxed)));
-        Incoming::write(incoming, &self.key, &ready.parked)
+        let first_touch: Vec<_> = ready.written.get().into_iter().flatten().map(|span| span.address).collect();
+        let options = EncodeOptions { first_touch: &first_touch, ..EncodeOptions::default() };
+        Incoming::write(incoming, &self.key, ready.capture()?, &ready.parked, &options)
     }
 
     fn keep(&self, written: io::Result<Incoming>, function: &FunctionName, turn: Turn) -> Result<(), WardenError> {

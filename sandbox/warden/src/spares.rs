@@ -4,13 +4,15 @@
 //!  the last instance was stopped, its snapshot is in memory ──restore──▶ spare ──wake──▶ the instance, at once
 //!                                                                          └── stored, another snapshot, room needed: ended
 //! ```
-//! A spare has seen no tenant, shares its memory with the parked snapshot, and waits. Invariants: it is of the snapshot that
-//! is in memory; it is looked at again before it is used; whoever takes it from here ends it, by using it or at once.
+//! A spare has the memory that a first request writes to ([`crate::trial`]), has seen no tenant, shares all else with the
+//! parked snapshot, and waits. Invariants: it is of the snapshot that is in memory; it is looked at again before it is used;
+//! whoever takes it from here ends it, by using it or at once.
 
 use crate::{
     instance::{self, Woken},
     shared::Shared,
     snapshots::Ready,
+    taking, trial,
 };
 use appliance_types::{FunctionName, ModelDigest};
 use sandbox_wire::warden::RunnerSpec;
@@ -26,7 +28,11 @@ struct Spare {
 
 /// All spares, the oldest first.
 #[derive(Default)]
-pub(crate) struct Spares(Mutex<Vec<Spare>>);
+pub(crate) struct Spares {
+    kept: Mutex<Vec<Spare>>,
+    /// Held by whoever restores one: who comes after finds it.
+    restoring: Mutex<()>,
+}
 
 impl std::fmt::Debug for Spares {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -36,7 +42,7 @@ impl std::fmt::Debug for Spares {
 
 impl Spares {
     fn lock(&self) -> MutexGuard<'_, Vec<Spare>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The spare of this snapshot.
@@ -65,19 +71,16 @@ impl Spares {
         let meant: Vec<_> = self.lock().extract_if(.., |spare| is_meant(&spare.ready)).collect();
         let any = !meant.is_empty();
         // Without the lock: an end takes a few milliseconds.
-        meant.into_iter().for_each(|spare| spare.woken.discard(shared));
+        for spare in meant {
+            spare.woken.discard(shared);
+        }
         any
     }
 
-    /// Keeps a spare, unless another thread was faster with one of the same snapshot.
     fn put(&self, shared: &Shared, spare: Spare) {
         let mut spares = self.lock();
-        let surplus = if spares.iter().any(|other| Arc::ptr_eq(&other.ready, &spare.ready)) {
-            Some(spare)
-        } else {
-            spares.push(spare);
-            (spares.len() > SPARES_MAX).then(|| spares.remove(0))
-        };
+        spares.push(spare);
+        let surplus = (spares.len() > SPARES_MAX).then(|| spares.remove(0));
         drop(spares);
         if let Some(surplus) = surplus {
             surplus.woken.discard(shared);
@@ -93,6 +96,13 @@ impl Spares {
 pub(crate) fn prepare(shared: &Shared, spec: &RunnerSpec) {
     let Ok(identity) = instance::identity(shared, spec) else { return };
     let Some(ready) = shared.snapshots.held(&identity) else { return };
+    // A trial computes, and would take cores from those who are asked.
+    if !shared.registry.is_any_running()
+        && let Err(reason) = trial::run(shared, spec, &ready)
+    {
+        return taking::retire(shared, &spec.function, reason);
+    }
+    let _one_at_a_time = shared.spares.restoring.lock().unwrap_or_else(PoisonError::into_inner);
     if shared.spares.has(&ready) || shared.registry.is_running(&spec.function) {
         return;
     }

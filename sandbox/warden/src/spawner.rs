@@ -4,7 +4,7 @@
 //! after the other is fine: a spawn takes a few milliseconds, loading a model many times that.
 
 use crate::{identity::DEVICE, snapshots::Ready};
-use sandbox_image::{Data, Restore, RestoreError, Restored};
+use sandbox_image::{self as image, Data, Restore, RestoreError, Restored};
 use sandbox_kernel::{
     cgroup::Cgroup,
     confine::{confine, seal},
@@ -55,9 +55,20 @@ pub(crate) enum Origin {
     Snapshot {
         ready: Arc<Ready>,
         model: File,
-        /// Whether there is time to map the model's pages.
-        populate: bool,
+        /// What there is time for.
+        ahead: Ahead,
     },
+}
+
+/// What is mapped before it is touched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ahead {
+    /// Nothing.
+    Nothing,
+    /// What snapshots hold, and what is written to at once.
+    Data,
+    /// The model, too.
+    DataAndModel,
 }
 
 /// Why there is no child.
@@ -126,7 +137,7 @@ impl Maker {
     fn carry_out(&self, order: &Order) -> Result<Child, SpawnError> {
         match &order.origin {
             Origin::Program { model } => Ok(self.exec(order, model)?),
-            Origin::Snapshot { ready, model, populate } => self.restore(order, ready, model, *populate),
+            Origin::Snapshot { ready, model, ahead } => self.restore(order, ready, model, *ahead),
         }
     }
 
@@ -143,7 +154,7 @@ impl Maker {
         })
     }
 
-    fn restore(&self, order: &Order, ready: &Ready, model: &File, populate: bool) -> Result<Child, SpawnError> {
+    fn restore(&self, order: &Order, ready: &Ready, model: &File, ahead: Ahead) -> Result<Child, SpawnError> {
         let entrance = order.cgroup.entrance();
         let entrance = entrance.map_err(|error| LayerError { layer: "cgroup", reason: error.to_string() })?;
         let (null, stderr, socket) = (self.null.as_fd(), order.stderr.as_fd(), order.socket.as_fd());
@@ -153,7 +164,10 @@ impl Maker {
             program: self.program.as_fd(),
             model: model.as_fd(),
             data: Data::Shared(ready.parked.data.as_fd()),
-            populate,
+            ahead: (ahead != Ahead::Nothing).then_some(image::Ahead {
+                model: ahead == Ahead::DataAndModel,
+                written: ready.written.get().map_or(&[], Vec::as_slice),
+            }),
             device: &DEVICE,
             raw: &raw,
             descriptors: &[(null, 0), (null, 1), (stderr, 2), (socket, SOCKET)],

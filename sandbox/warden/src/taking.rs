@@ -49,7 +49,7 @@ pub(crate) fn take(
     let parked = park(&held, &keeper).map_err(|error| error.to_string())?;
     held.resume().map_err(|error| error.to_string())?;
     parked.image.check().map_err(|error| error.to_string())?;
-    Ok(Arc::new(Ready::new(parked, keeper.files(), info.clone()).map_err(|error| error.to_string())?))
+    Ok(Arc::new(Ready::new(parked, keeper.files(), info.clone())))
 }
 
 /// Holds a snapshot in memory, and writes it while nobody else wants to compute.

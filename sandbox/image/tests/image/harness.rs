@@ -2,7 +2,7 @@
 
 use appliance_types::FunctionName;
 use sandbox_image::{
-    CaptureError, Data, Device, Files, Held, NoDevice, Parked, Restore, RestoreError, Restored, Step, park,
+    Ahead, CaptureError, Data, Device, Files, Held, NoDevice, Parked, Restore, RestoreError, Restored, Step, park,
 };
 use sandbox_kernel::{
     pidfd::{Ended, Pid},
@@ -124,7 +124,7 @@ impl Subject {
             raw: &[],
             descriptors: &descriptors,
             namespaces: how.namespaces,
-            populate: false,
+            ahead: how.ahead,
             entrance: None,
             admit: &|_| Ok(()),
             confine: &|_| {},
@@ -140,11 +140,12 @@ pub(crate) struct How<'a> {
     pub(crate) namespaces: i32,
     pub(crate) seal: &'a dyn Fn(&mut Table),
     pub(crate) device: &'a dyn Device,
+    pub(crate) ahead: Option<Ahead<'a>>,
 }
 
 impl Default for How<'_> {
     fn default() -> Self {
-        Self { namespaces: NAMESPACES, seal: &|_| {}, device: &NoDevice }
+        Self { namespaces: NAMESPACES, seal: &|_| {}, device: &NoDevice, ahead: None }
     }
 }
 

@@ -1,9 +1,9 @@
 //! A restored process goes on exactly where the captured one was.
 
-use crate::harness::{PROGRAM, Subject, capture};
-use sandbox_image::{Data, Memory, NoDevice, park};
+use crate::harness::{How, Life, PROGRAM, Subject, capture};
+use sandbox_image::{Ahead, Data, Memory, NoDevice, park, written};
 use sandbox_snapshot::image::{Image, MappingKind};
-use std::{fs, os::fd::AsFd};
+use std::{collections::BTreeSet, fs, os::fd::AsFd};
 
 #[test]
 fn it_answers_as_the_captured_one_does_whose_data_it_shares() {
@@ -42,6 +42,32 @@ fn it_answers_right_what_matters() {
     assert_eq!(ask("clock"), "clock true");
     assert_eq!(ask("descriptors"), "descriptors [0, 1, 2]");
     restored.end();
+}
+
+#[test]
+fn what_will_be_written_to_is_its_own_ahead_of_need() {
+    let mut subject = Subject::start();
+    let parked = subject.park();
+    let expected = subject.line.ask_all();
+    let restore = |ahead| {
+        let how = How { ahead, ..How::default() };
+        subject.restore_as(&parked.image, Data::Shared(parked.data.as_fd()), &how).unwrap()
+    };
+    let pages = |life: &Life| {
+        let spans = written(life.child.pid(), &parked.image).unwrap();
+        spans.iter().flat_map(|span| (span.address..span.end()).step_by(4096)).collect::<BTreeSet<_>>()
+    };
+    let mut tried = restore(None);
+    let before = pages(&tried);
+    assert_eq!(tried.line.ask_all(), expected);
+    let touched = pages(&tried);
+    assert!(touched.len() > before.len() && touched.is_superset(&before), "{} {}", touched.len(), before.len());
+    let spans = written(tried.child.pid(), &parked.image).unwrap();
+    tried.end();
+    let mut spare = restore(Some(Ahead { model: true, written: &spans }));
+    assert_eq!(pages(&spare), touched);
+    assert_eq!(spare.line.ask_all(), expected);
+    spare.end();
 }
 
 #[test]

@@ -111,6 +111,29 @@ fn a_runner_that_cannot_load_leaves_no_snapshot() {
 }
 
 #[test]
+fn a_snapshot_that_fails_its_trial_is_not_kept() {
+    let mut warden = Warden::start();
+    let spec = RunnerSpec { system: Some("brittle".into()), ..probe(&mut warden) };
+    let taken = warden.call(Call::SnapshotTake(spec.clone()));
+    let Err(WardenError::CaptureFailed { reason, .. }) = &taken else { panic!("{taken:?}") };
+    assert!(reason.starts_with("its trial: it was ended by signal"), "{reason}");
+    assert_eq!((listed(&mut warden), warden.retired()), (vec![], vec![]));
+    assert_eq!((warden.groups(), warden.children()), (0, String::new()));
+    // One taken while a caller waited is tried when it is stopped.
+    let runner = warden.try_wake("brittle", MEMORY).unwrap();
+    assert_eq!(runner.awake.tier, Tier::Cold);
+    assert_eq!(warden.stop(runner.awake.instance), Ok(Reply::Stopped));
+    let retired = loop {
+        listed(&mut warden);
+        if let [(function, reason)] = &*warden.retired() {
+            break (function.clone(), reason.clone());
+        }
+    };
+    assert!(retired.0 == "probe" && retired.1.contains("trial"), "{retired:?}");
+    assert_eq!(listed(&mut warden), []);
+}
+
+#[test]
 fn many_wake_from_one_snapshot_at_once() {
     let mut warden = Warden::start();
     round(&mut warden);

@@ -1,0 +1,126 @@
+//! A trial: a snapshot answers a request that nobody made, before anybody relies on it.
+//!
+//! ```text
+//!  Ready ──restore──▶ instance ──a fixed request──▶ its answer, thrown away ──▶ pages it wrote to ──▶ Ready.written
+//!                         └── crashed, silent, talks nonsense: the snapshot is of no use            └──▶ its spares, its file
+//! ```
+//! So a snapshot that was tried is one that has worked, and its spares have the memory that a first request writes to before
+//! it comes. Invariant: what is tried has seen no tenant, and ends here.
+
+use crate::{
+    instance::{self, Woken},
+    loading::{LoadError, refused},
+    shared::Shared,
+    snapshots::Ready,
+    spawner::Ahead,
+};
+use appliance_types::Task;
+use sandbox_snapshot::image::{PAGE_BYTES, Span};
+use sandbox_wire::{
+    frame::Decoder,
+    runner::{Constraint, FromRunner, Generate, Id, Message, Prompt, Role, Sampling, ToRunner},
+    warden::RunnerSpec,
+};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// What is asked: about as long as a first message of a chat, since memory for a prompt is written to by its length.
+const QUESTION: &str = "Good morning! Before we begin, please tell me in a few words what you are able to do, what you had \
+    better not be asked to do, and how long I may make my questions.";
+const ID: Id = 0;
+/// A first token comes of the prompt, each of the others of a step like any later one.
+const TOKENS: u32 = 3;
+/// When a runner gives up by itself, and when it is given up.
+const RUNNER_TIMEOUT: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(20);
+/// Most that a spare writes to ahead of need, in pieces and pages.
+const SPANS_MAX: usize = 1024;
+const BYTES_MAX: u64 = 32 << 20;
+
+/// Tries a snapshot that was not tried before, if a slot for an instance is free.
+///
+/// # Errors
+/// Why the snapshot must not be used.
+pub(crate) fn run(shared: &Shared, spec: &RunnerSpec, ready: &Arc<Ready>) -> Result<(), String> {
+    if ready.written.get().is_some() {
+        return Ok(());
+    }
+    let Ok(lease) = shared.registry.reserve_spare(spec) else { return Ok(()) };
+    let begun = Instant::now();
+    let mut woken = instance::restored(shared, lease, spec, ready, Ahead::Nothing)?;
+    let tried = attempt(&mut woken, ready, spec.task);
+    let cause = woken.discard(shared);
+    let written = tried.map_err(|error| match error {
+        LoadError::Ended => format!("its trial: {cause}"),
+        error => format!("its trial: {error}"),
+    })?;
+    let (took, pages) = (begun.elapsed(), written.iter().map(|span| span.bytes / PAGE_BYTES).sum::<u64>());
+    tracing::debug!(function = %spec.function, ?took, pages, spans = written.len(), "tried");
+    // Another thread may have been faster.
+    let _ = ready.written.set(written);
+    Ok(())
+}
+
+fn attempt(woken: &mut Woken, ready: &Ready, task: Task) -> Result<Vec<Span>, LoadError> {
+    woken.ask(&request(task), Instant::now() + TIMEOUT, understand)?;
+    let written = sandbox_image::written(woken.process(), &ready.parked.image).map_err(refused)?;
+    Ok(within_limits(written))
+}
+
+/// Waits for the last message. What it says does not matter, as long as it is an answer.
+fn understand(answer: FromRunner, _: &Decoder) -> Result<Option<()>, LoadError> {
+    match answer.id() {
+        Some(ID) => Ok(answer.is_last().then_some(())),
+        _ => Err(refused("the runner answered a request that nobody made")),
+    }
+}
+
+fn within_limits(spans: Vec<Span>) -> Vec<Span> {
+    let mut left = BYTES_MAX;
+    let fits = |span: &Span| left.checked_sub(span.bytes).map(|rest| left = rest).is_some();
+    spans.into_iter().take(SPANS_MAX).take_while(fits).collect()
+}
+
+fn request(task: Task) -> ToRunner {
+    let text = || Prompt::Text(QUESTION.to_owned());
+    let prompt = match task {
+        Task::Embedding => return ToRunner::Embed { id: ID, input: text() },
+        Task::Completion => text(),
+        Task::Chat => Prompt::Chat(vec![Message { role: Role::User, content: QUESTION.to_owned(), name: None }]),
+    };
+    let sampling = Sampling {
+        temperature: 0.0,
+        top_p: 1.0,
+        top_k: 0,
+        min_p: 0.0,
+        seed: 0,
+        frequency_penalty: 0.0,
+        presence_penalty: 0.0,
+        logit_bias: Vec::new(),
+    };
+    let generate = Generate {
+        prompt,
+        sampling,
+        stop: Vec::new(),
+        tokens_max: TOKENS,
+        deadline_ms: RUNNER_TIMEOUT.as_millis() as u64,
+        constraint: Constraint::None,
+        logprobs: None,
+    };
+    ToRunner::Generate { id: ID, generate: Box::new(generate) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_ahead_is_bounded() {
+        let span = |bytes| Span { address: 0, bytes };
+        assert_eq!(within_limits(vec![span(PAGE_BYTES); 2 * SPANS_MAX]).len(), SPANS_MAX);
+        let halves = vec![span(BYTES_MAX / 2); 3];
+        assert_eq!(within_limits(halves), vec![span(BYTES_MAX / 2); 2]);
+    }
+}
