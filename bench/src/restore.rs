@@ -1,7 +1,8 @@
-//! S8: a sealed restore from memory ÷ `crun run` of a program that does nothing.
+//! S8: a sealed restore ÷ `crun run` of a program that does nothing.
 //!
 //! Ours is the restore's own clock, from its beginning to the process going on, as the warden logs it: the table, clone3
-//! with all namespaces, cgroup, id maps, memory, filter, registers. The peer is what a user waits for, from the exec of
+//! with all namespaces, cgroup, id maps, memory, filter, registers. It is one on demand, of a function that was stored: a spare
+//! is restored while nobody waits, and takes the longer for it. What decodes the file has ended when it begins. The peer is what a user waits for, from the exec of
 //! `crun run` to its end, with the container that `crun spec` describes but for a terminal: five namespaces, no seccomp
 //! filter, no limits of memory or processes. crun refuses machines where cgroups of both versions are mounted, so it runs
 //! in mount namespaces in which those of version 2 are not.
@@ -43,7 +44,7 @@ impl Figure for SealedRestore {
     }
 
     fn title(&self) -> &'static str {
-        "sealed restore from memory, by its log ÷ crun run of a static no-op"
+        "sealed restore on demand, by its log ÷ crun run of a static no-op"
     }
 
     fn bar(&self) -> Bar {
@@ -72,9 +73,9 @@ impl Figure for SealedRestore {
 }
 
 fn restore(ember: &Ember) -> Result<Restored, Error> {
-    ember.park()?;
+    ember.store()?;
     let chat = Chat { system: None, prompt: "Hello".into(), tokens: 1 };
-    chat.ask_in_thread(&ember.server)?.receipt("parked")?;
+    chat.ask_in_thread(&ember.server)?.receipt("stored")?;
     ember.last_restore()
 }
 
