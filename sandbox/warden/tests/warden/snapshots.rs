@@ -134,11 +134,15 @@ fn a_snapshot_that_fails_its_trial_is_not_kept() {
 }
 
 #[test]
-fn many_wake_from_one_snapshot_at_once() {
+fn many_wake_from_two_snapshots_at_once() {
     let mut warden = Warden::start();
-    round(&mut warden);
-    let spec = probe(&mut warden);
-    let asked: Vec<_> = (0..8).map(|_| warden.send(Call::Wake(spec.clone()), None)).collect();
+    let one = probe(&mut warden);
+    let two = RunnerSpec { function: "other".parse().unwrap(), ..one.clone() };
+    for spec in [&one, &two] {
+        let Ok(Reply::Parked(_)) = warden.call(Call::Park(spec.clone())) else { panic!() };
+    }
+    let asked: Vec<_> = (0..8).flat_map(|_| [&one, &two]).map(|spec| Call::Wake(spec.clone())).collect();
+    let asked: Vec<_> = asked.into_iter().map(|call| warden.send(call, None)).collect();
     let mut runners: Vec<_> = asked.into_iter().map(|id| warden.woken(id).unwrap()).collect();
     for runner in &mut runners {
         assert_eq!(runner.awake.tier, Tier::Parked);
