@@ -185,6 +185,22 @@ pub struct Sampling {
     pub logit_bias: Vec<(u32, f32)>,
 }
 
+impl Sampling {
+    /// The likeliest token always, nothing added or taken off.
+    pub const fn greedy() -> Self {
+        Self {
+            temperature: 0.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            seed: 0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            logit_bias: Vec::new(),
+        }
+    }
+}
+
 /// What produced text must conform to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Constraint {

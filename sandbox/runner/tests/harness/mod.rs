@@ -221,16 +221,7 @@ pub(crate) fn greedy(content: &str) -> Generate {
 pub(crate) fn of(prompt: Prompt) -> Generate {
     Generate {
         prompt,
-        sampling: Sampling {
-            temperature: 0.0,
-            top_p: 1.0,
-            top_k: 0,
-            min_p: 0.0,
-            seed: 0,
-            frequency_penalty: 0.0,
-            presence_penalty: 0.0,
-            logit_bias: Vec::new(),
-        },
+        sampling: Sampling::greedy(),
         stop: Vec::new(),
         tokens_max: 24,
         deadline_ms: 60_000,
