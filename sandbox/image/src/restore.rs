@@ -54,7 +54,7 @@ pub enum Data<'a> {
 /// Memory that is mapped ahead of need: all that is shared, for reading, and more.
 #[derive(Clone, Copy, Debug)]
 pub struct Ahead<'a> {
-    /// Whether the model is, too: that takes a microsecond for each 4 pages or so.
+    /// Whether the model is, too: 24,000 pages take some 4 ms.
     pub model: bool,
     /// What will be written to, and gets memory of its own now: whole pages, see [`crate::written`].
     pub written: &'a [Span],

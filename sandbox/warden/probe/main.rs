@@ -71,6 +71,8 @@ struct Probe {
     weights: Vec<u64>,
     /// Ends at the first request for text.
     brittle: bool,
+    /// Answers no request for text.
+    drowsy: bool,
 }
 
 impl Probe {
@@ -81,6 +83,7 @@ impl Probe {
             kept: None,
             weights: Vec::new(),
             brittle: false,
+            drowsy: false,
         };
         while let Some(message) = probe.receive()? {
             match message {
@@ -95,6 +98,7 @@ impl Probe {
                     Done::Exit(code) => return Ok(ExitCode::from(code)),
                 },
                 ToRunner::Generate { .. } if probe.brittle => std::process::abort(),
+                ToRunner::Generate { .. } if probe.drowsy => {}
                 ToRunner::Generate { id, .. } => probe.tried(id)?,
                 other => return Err(format!("unexpected {other:?}").into()),
             }
@@ -151,6 +155,10 @@ impl Probe {
             }
             "brittle" => {
                 self.brittle = true;
+                self.loaded()
+            }
+            "drowsy" => {
+                self.drowsy = true;
                 self.loaded()
             }
             "weights" => {

@@ -89,7 +89,8 @@ fn answer(shared: &Shared, released: Released) {
 pub(crate) fn spare(shared: &Shared, spec: &RunnerSpec, ready: &Arc<Ready>) -> Result<Woken, String> {
     let lease = shared.registry.reserve_spare(spec).map_err(|error| error.to_string())?;
     let model = shared.store.model(&spec.model).is_ok_and(|model| is_quick(&model));
-    restored(shared, lease, spec, ready, if model { Ahead::DataAndModel } else { Ahead::Data })
+    let ahead = if model { Ahead::DataAndModel } else { Ahead::Data };
+    restored(shared, lease, spec, ready, ahead).map_err(|failure| failure.to_string())
 }
 
 /// An instance that nobody asked for. Its lease ends with it.
@@ -99,16 +100,10 @@ pub(crate) fn restored(
     spec: &RunnerSpec,
     ready: &Arc<Ready>,
     ahead: Ahead,
-) -> Result<Woken, String> {
+) -> Result<Woken, RestoreFailure> {
     let restored = Place::new(shared, lease, spec).map_err(RestoreFailure::Closed);
     let restored = restored.and_then(|place| place.restore(shared, ready, Tier::Parked, ahead));
-    restored.map_err(|failure| {
-        release(shared, lease);
-        match failure {
-            RestoreFailure::Closed(error) => error.to_string(),
-            RestoreFailure::Unusable(reason) => reason,
-        }
-    })
+    restored.inspect_err(|_| release(shared, lease))
 }
 
 /// Hands an instance over to the server, and waits for its end.
@@ -252,10 +247,13 @@ struct Place {
 }
 
 /// Why no instance came of a snapshot.
-enum RestoreFailure {
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RestoreFailure {
     /// Not for the snapshot's sake: nothing runs.
+    #[error("{0}")]
     Closed(WardenError),
     /// The snapshot is not to be used again.
+    #[error("{0}")]
     Unusable(String),
 }
 
@@ -321,7 +319,10 @@ impl Place {
         let (instance, socket) = started?;
         match instance.look(shared) {
             Ok(()) => Ok(Woken { instance, info: ready.model.clone(), socket, tier }),
-            Err(LoadError::Ended) => Err(RestoreFailure::Unusable(instance.fail(shared, LoadError::Ended).to_string())),
+            // Of itself, not because it was told to end.
+            Err(LoadError::Ended) if !shared.registry.is_stopping(self.lease.instance) => {
+                Err(RestoreFailure::Unusable(instance.fail(shared, LoadError::Ended).to_string()))
+            }
             Err(error) => Err(RestoreFailure::Closed(instance.fail(shared, error))),
         }
     }

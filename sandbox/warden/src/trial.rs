@@ -8,7 +8,7 @@
 //! it comes. Invariant: what is tried has seen no tenant, and ends here.
 
 use crate::{
-    instance::{self, Woken},
+    instance::{self, RestoreFailure, Woken},
     loading::{LoadError, refused},
     shared::Shared,
     snapshots::Ready,
@@ -19,7 +19,7 @@ use sandbox_snapshot::image::{PAGE_BYTES, Span};
 use sandbox_wire::{
     frame::Decoder,
     runner::{Constraint, FromRunner, Generate, Id, Message, Prompt, Role, Sampling, ToRunner},
-    warden::RunnerSpec,
+    warden::{ExitCause, RunnerSpec},
 };
 use std::{
     sync::Arc,
@@ -39,7 +39,8 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 const SPANS_MAX: usize = 1024;
 const BYTES_MAX: u64 = 32 << 20;
 
-/// Tries a snapshot that was not tried before, if a slot for an instance is free.
+/// Tries a snapshot that was not tried before, if there is room for an instance. A trial that cannot be had, or that the end
+/// of this process cuts short, says nothing against it.
 ///
 /// # Errors
 /// Why the snapshot must not be used.
@@ -49,13 +50,22 @@ pub(crate) fn run(shared: &Shared, spec: &RunnerSpec, ready: &Arc<Ready>) -> Res
     }
     let Ok(lease) = shared.registry.reserve_spare(spec) else { return Ok(()) };
     let begun = Instant::now();
-    let mut woken = instance::restored(shared, lease, spec, ready, Ahead::Nothing)?;
+    let mut woken = match instance::restored(shared, lease, spec, ready, Ahead::Nothing) {
+        Ok(woken) => woken,
+        Err(RestoreFailure::Unusable(reason)) => return Err(reason),
+        Err(RestoreFailure::Closed(error)) => {
+            tracing::debug!(function = %spec.function, %error, "not tried");
+            return Ok(());
+        }
+    };
     let tried = attempt(&mut woken, ready, spec.task);
     let cause = woken.discard(shared);
-    let written = tried.map_err(|error| match error {
-        LoadError::Ended => format!("its trial: {cause}"),
-        error => format!("its trial: {error}"),
-    })?;
+    let written = match tried {
+        Ok(written) => written,
+        Err(_) if cause == ExitCause::Stopped => return Ok(()),
+        Err(LoadError::Ended) => return Err(format!("its trial: {cause}")),
+        Err(error) => return Err(format!("its trial: {error}")),
+    };
     let (took, pages) = (begun.elapsed(), written.iter().map(|span| span.bytes / PAGE_BYTES).sum::<u64>());
     tracing::debug!(function = %spec.function, ?took, pages, spans = written.len(), "tried");
     // Another thread may have been faster.
@@ -90,19 +100,9 @@ fn request(task: Task) -> ToRunner {
         Task::Completion => text(),
         Task::Chat => Prompt::Chat(vec![Message { role: Role::User, content: QUESTION.to_owned(), name: None }]),
     };
-    let sampling = Sampling {
-        temperature: 0.0,
-        top_p: 1.0,
-        top_k: 0,
-        min_p: 0.0,
-        seed: 0,
-        frequency_penalty: 0.0,
-        presence_penalty: 0.0,
-        logit_bias: Vec::new(),
-    };
     let generate = Generate {
         prompt,
-        sampling,
+        sampling: Sampling::greedy(),
         stop: Vec::new(),
         tokens_max: TOKENS,
         deadline_ms: RUNNER_TIMEOUT.as_millis() as u64,

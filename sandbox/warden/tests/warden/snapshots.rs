@@ -134,6 +134,18 @@ fn a_snapshot_that_fails_its_trial_is_not_kept() {
 }
 
 #[test]
+fn a_trial_that_is_cut_short_says_nothing_against_its_snapshot() {
+    let mut warden = Warden::start();
+    let runner = warden.try_wake("drowsy", MEMORY).unwrap();
+    warden.settle();
+    assert_eq!(warden.stop(runner.awake.instance), Ok(Reply::Stopped));
+    // The trial, which nobody answers.
+    warden.until(|warden| warden.groups() == warden.cgroups().len());
+    assert!(warden.terminate().success());
+    assert!(warden.snapshot().exists());
+}
+
+#[test]
 fn many_wake_from_two_snapshots_at_once() {
     let mut warden = Warden::start();
     let one = probe(&mut warden);
