@@ -11,10 +11,12 @@ use futures_lite::Stream;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use std::{
+    cell::RefCell,
     fmt,
     future::poll_fn,
     panic::{self, AssertUnwindSafe},
     pin::Pin,
+    rc::Rc,
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
@@ -37,9 +39,12 @@ pub enum BodyError {
     Broken,
 }
 
+/// What arrives of a body, also when the handler has let go of it.
+pub(crate) type Arriving = Rc<RefCell<Incoming>>;
+
 /// The body of one request, as it arrives.
 pub struct RequestBody {
-    incoming: Incoming,
+    incoming: Arriving,
     clock: Clock,
     limits: Arc<Limits>,
     bytes_max: usize,
@@ -49,7 +54,7 @@ pub struct RequestBody {
 }
 
 impl RequestBody {
-    pub(crate) fn new(incoming: Incoming, clock: Clock, limits: Arc<Limits>) -> Self {
+    pub(crate) fn new(incoming: Arriving, clock: Clock, limits: Arc<Limits>) -> Self {
         let bytes_max = limits.body_bytes_max;
         Self { incoming, clock, limits, bytes_max, received_bytes: 0, deadline: None }
     }
@@ -85,12 +90,24 @@ impl RequestBody {
 
     /// What `content-length` says, or what is left of it.
     pub fn length_hint(&self) -> Option<u64> {
-        self.incoming.size_hint().exact()
+        self.incoming.borrow().size_hint().exact()
+    }
+
+    /// Takes what is left of a small body that the handler did not read, and throws it away: an HTTP/2 stream that ends
+    /// before its request has is reset, and curl then reports an error in place of the reply.
+    pub(crate) async fn drain(self) {
+        const BYTES_MAX: usize = 64 << 10;
+        if self.length_hint().is_some_and(|length| length > BYTES_MAX as u64) {
+            return;
+        }
+        let mut rest = self.up_to(BYTES_MAX);
+        while let Some(Ok(_)) = rest.chunk().await {}
     }
 
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
         loop {
-            match Pin::new(&mut self.incoming).poll_frame(cx) {
+            let polled = Pin::new(&mut *self.incoming.borrow_mut()).poll_frame(cx);
+            match polled {
                 Poll::Ready(None) => return Poll::Ready(None),
                 Poll::Ready(Some(Err(_))) => return Poll::Ready(Some(Err(BodyError::Broken))),
                 // Trailers mean nothing here.

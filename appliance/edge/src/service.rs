@@ -9,7 +9,7 @@ use crate::{
 };
 use http::{HeaderValue, Response, header};
 use hyper::body::Incoming;
-use std::{convert::Infallible, future::Future, net::SocketAddr, pin::Pin, rc::Rc, sync::Arc};
+use std::{cell::RefCell, convert::Infallible, future::Future, net::SocketAddr, pin::Pin, rc::Rc, sync::Arc};
 
 /// A connection's way to the handler.
 pub(crate) struct Service<H> {
@@ -29,7 +29,11 @@ impl<H: Handler> hyper::service::Service<http::Request<Incoming>> for Service<H>
         let in_flight = InFlight::new(self);
         let (head, incoming) = request.into_parts();
         let checked = self.tap.as_ref().map_or(Ok(()), |tap| tap.check(&head));
-        let body = RequestBody::new(incoming, self.core.clock.clone(), Arc::clone(&self.core.limits));
+        let incoming = Rc::new(RefCell::new(incoming));
+        let body = || RequestBody::new(Rc::clone(&incoming), self.core.clock.clone(), Arc::clone(&self.core.limits));
+        // HTTP/1.1 closes the connection instead.
+        let unread = self.tap.is_none().then(&body);
+        let body = body();
         let request = Request { head, body, peer: self.peer };
         let core = Rc::clone(&self.core);
         Box::pin(async move {
@@ -37,6 +41,9 @@ impl<H: Handler> hyper::service::Service<http::Request<Incoming>> for Service<H>
                 Ok(()) => answer(&core, request).await,
                 Err(fault) => closing(core.handler.failure(Failure::Head(fault))),
             };
+            if let Some(unread) = unread {
+                unread.drain().await;
+            }
             Ok(reply.map(|body| Outgoing::new(body, in_flight)))
         })
     }

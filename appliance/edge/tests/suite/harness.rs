@@ -9,6 +9,7 @@ use bytes::Bytes;
 use flume::{Receiver, Sender};
 use futures_lite::{Stream, StreamExt, future, stream};
 use http::{Response, StatusCode};
+use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion,
     crypto::ring,
@@ -16,6 +17,7 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 use std::{
+    convert::Infallible,
     future::Future,
     io::{self, Read, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
@@ -384,11 +386,11 @@ fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
-type Empty = http_body_util::Full<Bytes>;
+type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// An HTTP/2 client connection.
 pub(crate) struct Http2 {
-    pub(crate) sender: hyper::client::conn::http2::SendRequest<Empty>,
+    pub(crate) sender: hyper::client::conn::http2::SendRequest<Body>,
     pub(crate) connection: tokio::task::JoinHandle<hyper::Result<()>>,
 }
 
@@ -399,13 +401,22 @@ impl Http2 {
         path: &str,
         body: B,
     ) -> impl Future<Output = hyper::Result<Response<hyper::body::Incoming>>> + use<B> {
+        self.request_with(path, Full::new(body.into()).boxed_unsync())
+    }
+
+    /// As [`Http2::request`], with a body that may come later.
+    pub(crate) fn request_with(
+        &mut self,
+        path: &str,
+        body: Body,
+    ) -> impl Future<Output = hyper::Result<Response<hyper::body::Incoming>>> + use<> {
         let uri = format!("https://127.0.0.1{path}");
-        self.sender.send_request(http::Request::post(uri).body(Empty::new(body.into())).unwrap())
+        self.sender.send_request(http::Request::post(uri).body(body).unwrap())
     }
 
     pub(crate) async fn get(&mut self, path: &str) -> (StatusCode, Bytes) {
         let response = self.request(path, "").await.unwrap();
         let status = response.status();
-        (status, http_body_util::BodyExt::collect(response.into_body()).await.unwrap().to_bytes())
+        (status, response.into_body().collect().await.unwrap().to_bytes())
     }
 }

@@ -2,10 +2,12 @@
 
 use crate::harness::{BODY_LIMIT, Client, Event, Server, limits};
 use appliance_edge::Limits;
+use bytes::Bytes;
 use http::StatusCode;
-use http_body_util::BodyExt;
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
 use rustls::version::TLS13;
-use std::{io::Read, time::Duration};
+use std::{convert::Infallible, io::Read, time::Duration};
 
 const SHORT: Duration = Duration::from_millis(20);
 
@@ -37,6 +39,23 @@ fn bodies_have_a_limit_and_an_unread_one_breaks_nothing() {
             assert_eq!(unread.status(), StatusCode::OK);
         }
         assert_eq!(client.get("/hello").await.0, StatusCode::OK);
+    });
+}
+
+#[test]
+fn a_small_body_that_nobody_reads_is_let_in_before_the_reply() {
+    let server = Server::start(limits());
+    server.http2(|mut client| async move {
+        let (send, body) = flume::bounded::<Result<Frame<Bytes>, Infallible>>(1);
+        let reply = tokio::spawn(client.request_with("/unread", StreamBody::new(body.into_stream()).boxed_unsync()));
+        for _ in 0..3 {
+            assert_eq!(client.get("/hello").await.0, StatusCode::OK);
+        }
+        assert!(!reply.is_finished(), "the stream has ended before its request");
+        send.send(Ok(Frame::data("late".into()))).unwrap();
+        drop(send);
+        let reply = reply.await.unwrap().unwrap();
+        assert_eq!(reply.into_body().collect().await.unwrap().to_bytes(), "unread");
     });
 }
 
