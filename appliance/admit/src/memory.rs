@@ -17,7 +17,9 @@
 pub struct Memory {
     /// All of it.
     pub total: u64,
-    /// Of that, what is held, also by those that are leaving.
+    /// Of that, what may be held now: less while the host is short of memory.
+    pub usable: u64,
+    /// What is held, also by those that are leaving.
     pub held: u64,
     /// Of what is held, what is being given back.
     pub leaving: u64,
@@ -48,7 +50,7 @@ pub enum Room {
 impl Memory {
     /// What a wake may take.
     pub fn free(&self) -> u64 {
-        self.total.saturating_sub(self.held)
+        self.usable.saturating_sub(self.held)
     }
 
     /// Whether `need` more bytes can be had.
@@ -59,11 +61,21 @@ impl Memory {
         if need <= self.free() {
             return Room::Fits;
         }
-        let lacking = self.held.saturating_add(need) - self.total;
-        match lacking.saturating_sub(self.leaving) {
+        match self.lacking(need) {
             0 => Room::Wait,
             lacking => victims(lacking, idle).map_or(Room::Wait, Room::Evict),
         }
+    }
+
+    /// What is to go, or as much of it as there is, so that no more is held than may be.
+    pub fn excess(&self, idle: &[Idle]) -> Vec<usize> {
+        let all = idle.iter().fold(0_u64, |sum, idle| sum.saturating_add(idle.bytes));
+        victims(self.lacking(0).min(all), idle).unwrap_or_default()
+    }
+
+    /// What there is too little of, once all that is leaving has left.
+    fn lacking(&self, need: u64) -> u64 {
+        self.held.saturating_add(need).saturating_sub(self.usable).saturating_sub(self.leaving)
     }
 }
 
@@ -112,7 +124,7 @@ mod tests {
 
     #[test]
     fn what_is_called_often_and_slow_to_wake_stays() {
-        let memory = Memory { total: 100, held: 90, leaving: 0 };
+        let memory = Memory { total: 100, usable: 100, held: 90, leaving: 0 };
         let (rare, often) = (credit(0.0, 1, 1_000, 30), credit(0.0, 50, 1_000, 30));
         let (small, slow) = (credit(0.0, 1, 1_000, 3), credit(0.0, 1, 90_000, 30));
         assert!(rare < often && rare < small && rare < slow);
@@ -122,7 +134,7 @@ mod tests {
 
     #[test]
     fn nobody_goes_in_vain() {
-        let memory = Memory { total: 100, held: 90, leaving: 0 };
+        let memory = Memory { total: 100, usable: 100, held: 90, leaving: 0 };
         assert_eq!(memory.room(10, &[idle(30, 0.0)]), Room::Fits);
         assert_eq!(memory.room(101, &[idle(90, 0.0)]), Room::Never);
         assert_eq!(memory.room(80, &[idle(30, 0.0)]), Room::Wait, "not even all would do");
@@ -130,18 +142,26 @@ mod tests {
         assert_eq!(memory.room(30, &[idle(1, 0.0), idle(30, 1.0)]), Room::Evict(vec![1]), "one is enough");
     }
 
+    #[test]
+    fn what_is_held_beyond_what_may_be_goes_as_far_as_it_can() {
+        let short = Memory { total: 100, usable: 60, held: 90, leaving: 0 };
+        assert_eq!(short.excess(&[idle(30, 2.0), idle(30, 1.0)]), [1]);
+        assert_eq!(short.excess(&[idle(10, 2.0), idle(10, 1.0)]), [1, 0]);
+        assert_eq!(Memory { leaving: 30, ..short }.excess(&[idle(10, 1.0)]), []);
+    }
+
     proptest! {
         #[test]
         fn what_is_evicted_makes_room_and_no_more(
-            total in 0_u64..1000, held in 0_u64..1500, leaving in 0_u64..200, need in 0_u64..1200,
+            usable in 0_u64..1000, short in 0_u64..100, held in 0_u64..1500, leaving in 0_u64..200, need in 0_u64..1200,
             holders in prop::collection::vec((0_u64..300, 0.0_f64..10.0), 0..8),
         ) {
             let idle: Vec<_> = holders.into_iter().map(|(bytes, credit)| Idle { bytes, credit }).collect();
-            let memory = Memory { total, held, leaving: leaving.min(held) };
-            let fits = |freed: u64| held + need <= total + memory.leaving + freed;
+            let memory = Memory { total: usable + short, usable, held, leaving: leaving.min(held) };
+            let fits = |freed: u64| held + need <= usable + memory.leaving + freed;
             match memory.room(need, &idle) {
-                Room::Fits => prop_assert!(held + need <= total),
-                Room::Never => prop_assert!(need > total),
+                Room::Fits => prop_assert!(held + need <= usable),
+                Room::Never => prop_assert!(need > usable + short),
                 Room::Wait => prop_assert!(fits(0) || !fits(idle.iter().map(|i| i.bytes).sum())),
                 Room::Evict(chosen) => {
                     let freed: u64 = chosen.iter().map(|&c| idle[c].bytes).sum();

@@ -169,6 +169,7 @@ pub(super) fn refused(failed: Failed) -> ApiError {
         Failed::QueueFull { retry_after_s, .. } => ApiError::rate_limit(message, retry_after_s),
         Failed::QueueTimeout { retry_after_s, .. } => ApiError::unavailable(message, retry_after_s),
         Failed::Overloaded
+        | Failed::TooLarge { .. }
         | Failed::WakeFailed(
             WardenError::InstancesMax { .. }
             | WardenError::Sandbox { .. }
