@@ -153,7 +153,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_evicted_makes_room_and_no_more(
-            usable in 0_u64..1000, short in 0_u64..100, held in 0_u64..1500, leaving in 0_u64..200, need in 0_u64..1200,
+            usable in 0_u64..1000, short in 0_u64..100, held in 0_u64..1500, leaving in 0_u64..200, need in 1_u64..1200,
             holders in prop::collection::vec((0_u64..300, 0.0_f64..10.0), 0..8),
         ) {
             let idle: Vec<_> = holders.into_iter().map(|(bytes, credit)| Idle { bytes, credit }).collect();
