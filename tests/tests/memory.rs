@@ -48,7 +48,12 @@ fn ten_functions_in_a_third_of_their_memory_all_answer() {
     let mut said: BTreeMap<usize, Value> = BTreeMap::new();
     for client in clients {
         for (number, answer) in client.join().unwrap() {
-            assert_eq!(*said.entry(number).or_insert_with(|| answer.clone()), answer, "{} says one thing", name(number));
+            assert_eq!(
+                *said.entry(number).or_insert_with(|| answer.clone()),
+                answer,
+                "{} says one thing",
+                name(number)
+            );
         }
     }
     assert_eq!(said.len(), FUNCTIONS);

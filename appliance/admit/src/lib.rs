@@ -2,17 +2,20 @@
 //!
 //! ```text
 //!  oldest request first ─▶ a free slot in a busy instance ───────────▶ Dispatch   (costs no core more)
-//!                        ├▶ an idle instance, cores free ────────────▶ Dispatch
-//!                        ├▶ more waiting than will wake, cores free ─▶ Wake
+//!                        ├▶ an idle instance, a core free ───────────▶ Dispatch
+//!                        ├▶ more waiting than will wake, a core free ▶ Wake
 //!                        ├▶ the same, but no memory for it ──────────▶ MakeRoom   (nobody younger gets memory either)
-//!                        └▶ no cores: nobody younger gets them either
+//!                        ├▶ no core free, a busy one has several ────▶ Share
+//!                        └▶ no core: nobody younger gets one either
 //! ```
 //!
 //! Why cores are leased: ggml's threads spin at barriers, so two busy instances with more threads than cores run many
-//! times slower than one. Invariants: the threads of busy and of waking instances never exceed the cores; nothing is woken
-//! that does not fit into memory ([`memory`]).
+//! times slower than one. An instance is busy on one core at least and has its share of all ([`cores`]). Invariants: the
+//! threads of busy and of waking instances never exceed the cores; nothing is woken that does not fit into memory
+//! ([`memory`]).
 //! Left out: fairness between keys, priorities.
 
+pub mod cores;
 pub mod memory;
 
 use std::time::Instant;
@@ -24,8 +27,6 @@ pub struct Function {
     pub oldest: Option<Instant>,
     /// Requests that wait.
     pub waiting: usize,
-    /// Cores that one of its instances computes on.
-    pub threads: u32,
     /// Memory that another instance takes, bytes.
     pub wake_bytes: u64,
     /// Instances being woken.
@@ -62,6 +63,11 @@ pub enum Step {
         /// Which function.
         function: usize,
     },
+    /// Have busy instances give cores back, for the function; there is nothing else to do.
+    Share {
+        /// Which function.
+        function: usize,
+    },
     /// Have something idle give way, so that the function can be woken; there is nothing else to do.
     MakeRoom {
         /// Which function.
@@ -74,29 +80,35 @@ pub enum Step {
 pub struct Free {
     /// Cores that are not leased.
     pub cores: u32,
+    /// Cores that busy instances hold beyond one each.
+    pub surplus: u32,
     /// Memory that is not held, bytes.
     pub bytes: u64,
 }
 
 /// The next thing to do; `None` when all that waits has to wait.
 pub fn next_step(functions: &[Function], mut free: Free) -> Option<Step> {
-    let mut lacks_room = None;
+    let mut lacking = None;
     let mut order: Vec<usize> = (0..functions.len()).filter(|&f| functions[f].oldest.is_some()).collect();
     order.sort_by_key(|&f| functions[f].oldest);
     for function in order {
         match functions[function].wants() {
             Want::Slot(instance) => return Some(Step::Dispatch { function, instance }),
             Want::Nothing => {}
-            _ if functions[function].threads > free.cores => free.cores = 0,
+            Want::Idle(_) | Want::Wake if free.cores == 0 => {
+                if free.surplus > 0 {
+                    lacking.get_or_insert(Step::Share { function });
+                }
+            }
             Want::Idle(instance) => return Some(Step::Dispatch { function, instance }),
             Want::Wake if functions[function].wake_bytes <= free.bytes => return Some(Step::Wake { function }),
             Want::Wake => {
                 free.bytes = 0;
-                lacks_room.get_or_insert(Step::MakeRoom { function });
+                lacking.get_or_insert(Step::MakeRoom { function });
             }
         }
     }
-    lacks_room
+    lacking
 }
 
 /// Whether a function's queue, of `queue_max` at most, has room for the requests that wait. Those that a waking instance
@@ -142,7 +154,6 @@ mod tests {
         Function {
             oldest: (waiting > 0).then(Instant::now),
             waiting,
-            threads: 2,
             wake_bytes: 10,
             waking: 0,
             slots: 1,
@@ -153,7 +164,7 @@ mod tests {
 
     /// Memory is no concern.
     fn cores(cores: u32) -> Free {
-        Free { cores, bytes: u64::MAX }
+        Free { cores, surplus: 0, bytes: u64::MAX }
     }
 
     #[test]
@@ -169,7 +180,7 @@ mod tests {
         let older = function(1, &[]);
         let mut younger = Function { wake_bytes: 1, ..older.clone() };
         younger.oldest = older.oldest.map(|t| t + Duration::from_millis(1));
-        let free = Free { cores: 4, bytes: 9 };
+        let free = Free { cores: 4, surplus: 0, bytes: 9 };
         assert_eq!(next_step(&[younger.clone(), older.clone()], free), Some(Step::MakeRoom { function: 1 }));
         assert_eq!(next_step(&[younger.clone(), older], Free { bytes: 10, ..free }), Some(Step::Wake { function: 1 }));
         let idle = Function { instances: function(1, &[(1, 0)]).instances, ..younger };
@@ -185,13 +196,14 @@ mod tests {
     }
 
     #[test]
-    fn nobody_younger_takes_the_cores_that_the_oldest_waits_for() {
+    fn the_oldest_gets_the_core_and_the_next_what_others_have_too_much_of() {
         let older = function(1, &[(1, 0)]);
         let mut younger = function(1, &[(1, 0)]);
-        younger.threads = 1;
         younger.oldest = older.oldest.map(|t| t + Duration::from_millis(1));
-        assert_eq!(next_step(&[older.clone(), younger.clone()], cores(1)), None);
-        assert_eq!(next_step(&[younger, older], cores(2)), Some(Step::Dispatch { function: 1, instance: 0 }));
+        let both = [younger, older];
+        assert_eq!(next_step(&both, cores(1)), Some(Step::Dispatch { function: 1, instance: 0 }));
+        assert_eq!(next_step(&both, cores(0)), None);
+        assert_eq!(next_step(&both, Free { surplus: 1, ..cores(0) }), Some(Step::Share { function: 1 }));
     }
 
     #[test]
@@ -214,7 +226,7 @@ mod tests {
 
     prop_compose! {
         fn any_function()(
-            age in 0u64..100, waiting in 0usize..5, threads in 1u32..4, slots in 1u32..4,
+            age in 0u64..100, waiting in 0usize..5, slots in 1u32..4,
             instances_max in 1usize..4, wake_bytes in 0u64..40, busy in prop::collection::vec(0u32..4, 0..4),
         ) -> Function {
             let base = Instant::now();
@@ -222,16 +234,13 @@ mod tests {
                 busy.into_iter().take(instances_max).map(|b| Instance { slots, busy: b.min(slots) }).collect();
             Function {
                 oldest: (waiting > 0).then(|| base + Duration::from_millis(age)),
-                waiting, threads, wake_bytes, waking: 0, slots, instances_max, instances,
+                waiting, wake_bytes, waking: 0, slots, instances_max, instances,
             }
         }
     }
 
     fn leased(functions: &[Function]) -> u32 {
-        functions
-            .iter()
-            .map(|f| f.threads * (f.waking + f.instances.iter().filter(|i| i.busy > 0).count()) as u32)
-            .sum()
+        functions.iter().map(|f| (f.waking + f.instances.iter().filter(|i| i.busy > 0).count()) as u32).sum()
     }
 
     proptest! {
@@ -242,8 +251,9 @@ mod tests {
         ) {
             let cores = leased(&functions) + spare;
             for _ in 0..200 {
-                match next_step(&functions, Free { cores: cores - leased(&functions), bytes }) {
+                match next_step(&functions, Free { cores: cores - leased(&functions), surplus: 0, bytes }) {
                     None => break,
+                    Some(Step::Share { .. }) => prop_assert!(false, "nobody has too many"),
                     Some(Step::MakeRoom { function }) => {
                         prop_assert!(functions[function].wake_bytes > bytes);
                         break;
@@ -266,7 +276,7 @@ mod tests {
                     prop_assert!(f.instances.iter().all(|i| i.busy <= i.slots));
                 }
             }
-            let left = next_step(&functions, Free { cores: cores - leased(&functions), bytes });
+            let left = next_step(&functions, Free { cores: cores - leased(&functions), surplus: 0, bytes });
             prop_assert!(matches!(left, None | Some(Step::MakeRoom { .. })), "{:?}", left);
             for f in functions.iter().filter(|f| f.waiting > 0) {
                 prop_assert!(f.instances.iter().all(|i| i.busy == 0 || i.busy == i.slots));

@@ -15,11 +15,13 @@
 //! Invariants: an instance leaves only by `Exited`, which the warden sends once for each; a job's slot is free when its
 //! last message came; every timer of something that is gone has been removed; what is held fits into memory ([`memory`]).
 
+mod cores;
 mod memory;
 
 use crate::job::{Dispatched, Event, Failed, FunctionConfig, HeldView, InstanceView, View, Work, piece_bytes};
-use appliance_admit::{self as admit, Free, Step};
+use appliance_admit::{self as admit, Step};
 use appliance_types::{FunctionName, ModelDigest, Tier};
+use cores::Cores;
 pub(crate) use memory::HoldId;
 use memory::{Image, Ledger, Worth};
 use sandbox_wire::{
@@ -115,6 +117,7 @@ enum Timer {
     Queue(Ticket),
     Run(Ticket),
     Idle(InstanceId),
+    Yield(InstanceId),
     Park(FunctionName),
 }
 
@@ -136,7 +139,7 @@ struct Function {
 struct Wake {
     function: FunctionName,
     generation: u64,
-    threads: u32,
+    cores: Cores,
     memory_bytes: u64,
     weights: ModelDigest,
     began: Instant,
@@ -146,7 +149,7 @@ struct Wake {
 struct Instance {
     function: FunctionName,
     generation: u64,
-    threads: u32,
+    cores: Cores,
     slots: u32,
     memory_bytes: u64,
     weights: ModelDigest,
@@ -258,6 +261,7 @@ impl Scheduler {
                 Timer::Queue(ticket) => self.queue_timeout(now, ticket),
                 Timer::Run(ticket) => self.hung(ticket),
                 Timer::Idle(instance) => self.idle(instance),
+                Timer::Yield(id) => self.blame(id, "it did not give cores back in time".to_owned()),
                 Timer::Park(function) => self.store(function),
             }
         }
@@ -456,6 +460,7 @@ impl Scheduler {
             self.effects.push(Effect::Stop(id));
         }
         self.clear_idle(id);
+        self.drop_cores(id);
     }
 
     fn clear_idle(&mut self, id: InstanceId) {
@@ -568,7 +573,7 @@ impl Scheduler {
         let instance = Instance {
             function: wake.function,
             generation: wake.generation,
-            threads: wake.threads,
+            cores: wake.cores,
             slots,
             memory_bytes: wake.memory_bytes,
             weights: wake.weights,
@@ -586,6 +591,12 @@ impl Scheduler {
     }
 
     fn said(&mut self, now: Instant, from: InstanceId, message: FromRunner) {
+        if let FromRunner::Threads { count } = message {
+            if !self.threads(from, count) {
+                self.blame(from, "it computes on more cores than it may".to_owned());
+            }
+            return;
+        }
         let job = message.id().and_then(|ticket| Some((ticket, self.jobs.get_mut(&ticket)?)));
         let Some((ticket, job)) =
             job.filter(|(_, job)| matches!(job.state, State::Running { instance, .. } if instance == from))
@@ -632,6 +643,7 @@ impl Scheduler {
 
     fn exited(&mut self, now: Instant, id: InstanceId, cause: &ExitCause) {
         self.clear_idle(id);
+        self.drop_cores(id);
         let Some(instance) = self.instances.remove(&id) else { return };
         let out_of_memory = matches!(cause, ExitCause::OutOfMemory { .. });
         let reason = instance.blame.unwrap_or_else(|| cause.to_string());
@@ -668,11 +680,14 @@ impl Scheduler {
                 self.functions.iter().filter(|(_, f)| !f.waiting.is_empty()).map(|(n, _)| n.clone()).collect();
             let views: Vec<_> = names.iter().map(|name| self.view(name, &self.functions[name])).collect();
             if names.is_empty() {
-                return;
+                return self.spread_cores();
             }
             let bytes = if wanted { 0 } else { self.memory().free() };
-            match admit::next_step(&views, Free { cores: self.cores_free(), bytes }) {
-                None => return,
+            match admit::next_step(&views, self.free(bytes)) {
+                None => return self.spread_cores(),
+                Some(Step::Share { function }) => {
+                    return self.share_cores(now, self.want(&self.functions[&names[function]].config));
+                }
                 Some(Step::MakeRoom { .. }) if wanted => return,
                 Some(Step::MakeRoom { function }) => {
                     if !self.make_room(&names[function]) {
@@ -698,7 +713,6 @@ impl Scheduler {
         admit::Function {
             oldest: function.waiting.front().and_then(|ticket| self.jobs.get(ticket)).map(|job| job.came),
             waiting: function.waiting.len(),
-            threads: self.threads(&function.config),
             wake_bytes: self.wake_bytes(function),
             waking: waking.count(),
             slots: function.slots,
@@ -707,23 +721,19 @@ impl Scheduler {
         }
     }
 
-    fn threads(&self, config: &FunctionConfig) -> u32 {
+    /// Cores that an instance can use.
+    fn want(&self, config: &FunctionConfig) -> u32 {
         config.threads_on(self.cores)
-    }
-
-    fn cores_free(&self) -> u32 {
-        let waking: u32 = self.wakes.values().map(|w| w.threads).sum();
-        let busy: u32 = self.instances.values().filter(|i| !i.running.is_empty()).map(|i| i.threads).sum();
-        self.cores.saturating_sub(waking + busy)
     }
 
     fn wake(&mut self, now: Instant, name: &FunctionName) {
         let function = &self.functions[name];
-        let threads = self.threads(&function.config);
+        let want = self.want(&function.config);
+        let cores = Cores::new(self.lease(name, want), want);
         self.wake_ids += 1;
         let RunnerSpec { memory_bytes, model: weights, .. } = function.config.spec;
         let generation = function.generation;
-        let wake = Wake { function: name.clone(), generation, threads, memory_bytes, weights, began: now };
+        let wake = Wake { function: name.clone(), generation, cores, memory_bytes, weights, began: now };
         let spec = Box::new(function.config.spec_on(self.cores));
         self.wakes.insert(self.wake_ids, wake);
         if let Some(function) = self.functions.get_mut(name) {
@@ -734,6 +744,7 @@ impl Scheduler {
     }
 
     fn dispatch(&mut self, now: Instant, name: &FunctionName, id: InstanceId) {
+        self.take_cores(id);
         let function = self.functions.get_mut(name).expect("has a waiting job");
         let ticket = function.waiting.pop_front().expect("has a waiting job");
         let timeout = function.config.timeout;
@@ -765,7 +776,7 @@ impl Scheduler {
         let up = |(id, i): (&InstanceId, &Instance)| InstanceView {
             instance: *id,
             function: i.function.clone(),
-            threads: i.threads,
+            threads: i.cores.told,
             slots: i.slots,
             slots_busy: i.running.len() as u32,
             idle_stop_in: i.idle_stop.map(|due| due.saturating_duration_since(now)),

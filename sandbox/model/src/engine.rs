@@ -25,6 +25,7 @@ use crate::{
     sequence::{Sequence, count},
     share::{PREFILL_TOKENS_MAX, decode_tokens_max, shares},
     stream::TextStream,
+    threads::Threads,
 };
 use appliance_types::Task;
 use llama_cpp_2::{
@@ -53,6 +54,7 @@ pub struct Engine<'m> {
     model: &'m Model,
     prompter: Prompter<'m>,
     pub(crate) context: LlamaContext<'m>,
+    threads: Threads,
     pub(crate) batch: LlamaBatch<'static>,
     cache: Cache,
     slots: u32,
@@ -95,6 +97,7 @@ impl<'m> Engine<'m> {
         let mut engine = Self {
             model,
             prompter,
+            threads: Threads::of(&context, load.threads)?,
             context,
             batch: LlamaBatch::new(batch_tokens, 1),
             cache: Cache::new(prefix, i32::try_from(slots).expect("checked to be small")),
@@ -119,6 +122,12 @@ impl<'m> Engine<'m> {
     /// Answers that can be made at once.
     pub fn slots(&self) -> usize {
         self.slots as usize
+    }
+
+    /// Has what is computed from now on use `count` threads, within 1 and what was loaded with; gives how many. What is
+    /// said does not change: each sum is made by one thread.
+    pub fn set_threads(&mut self, count: u32) -> u32 {
+        self.threads.set(&mut self.context, count)
     }
 
     /// Checks a request and makes its sequence; nothing is computed yet. Deadlines count from `received`.

@@ -47,6 +47,9 @@ pub enum LoadError {
         /// What llama.cpp said.
         reason: String,
     },
+    /// Our pinned wrapper of llama.cpp is not the one that we know.
+    #[error("llama-cpp-2 does not show where its context is")]
+    Wrapper,
     /// The function's own prompt leaves no room for a question.
     #[error("the system prompt has {prefix_tokens} tokens; the context holds {context_tokens}")]
     SystemTooLong {

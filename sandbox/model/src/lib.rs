@@ -32,6 +32,7 @@ mod stop;
 mod stream;
 mod strftime;
 mod template;
+mod threads;
 mod vocabulary;
 
 pub use embedding::Embedding;

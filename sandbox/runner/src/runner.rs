@@ -118,6 +118,10 @@ impl Runner<'_> {
             ToRunner::Load(_) => Err(RunnerError::OutOfTurn("a second `Load`".to_owned())),
             ToRunner::Generate { id, generate } => self.enqueue(id, Work::Generate(generate)),
             ToRunner::Embed { id, input } => self.enqueue(id, Work::Embed(input)),
+            ToRunner::Threads { count } => {
+                let count = self.engine.set_threads(count);
+                self.channel.send(&FromRunner::Threads { count })
+            }
             ToRunner::Cancel { id } => self.cancel(id),
             ToRunner::Tokenize { id, text, add_special, parse_special } => {
                 let tokens = self.engine.tokenize(&text, add_special, parse_special);

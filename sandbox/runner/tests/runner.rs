@@ -36,6 +36,39 @@ fn the_same_request_gives_the_same_text_whatever_came_before() {
 }
 
 #[test]
+fn threads_change_nothing_that_is_said() {
+    let mut peer = Peer::chat();
+    let told = |peer: &mut Peer, count| {
+        peer.send(&ToRunner::Threads { count });
+        match peer.receive() {
+            Some(FromRunner::Threads { count }) => count,
+            other => panic!("{other:?}"),
+        }
+    };
+    let request = || Generate { logprobs: Some(3), ..greedy(&format!("{}{QUESTION}", "word ".repeat(100))) };
+    let two = peer.generate(request()).unwrap();
+    assert_eq!(told(&mut peer, 1), 1);
+    let one = peer.generate(request()).unwrap();
+    assert_eq!((one.text(), &one.pieces), (two.text(), &two.pieces), "to the last bit");
+    assert_eq!((told(&mut peer, 0), told(&mut peer, 9)), (1, 2), "no fewer than one, no more than were loaded with");
+
+    let id = peer.ask(request());
+    peer.send(&ToRunner::Threads { count: 1 });
+    let mut counts = Vec::new();
+    let mut text = String::new();
+    loop {
+        match peer.receive().unwrap() {
+            FromRunner::Threads { count } => counts.push(count),
+            FromRunner::Text { text: piece, .. } => text += &piece.text,
+            FromRunner::Started { .. } => {}
+            FromRunner::Finished { id: of, .. } if of == id => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((counts, text), (vec![1], two.text()), "also in the middle of an answer");
+}
+
+#[test]
 fn only_the_system_prompt_is_shared() {
     let text = "You are a pirate. Speak like one.".to_owned();
     let mut peer = Peer::load(Load { system: Some(text.clone()), ..load(Task::Chat) });

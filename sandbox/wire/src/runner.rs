@@ -5,6 +5,8 @@
 //!    │ ── Load ────────────────▶ │
 //!    │ ◀─────── Loaded | LoadFailed
 //!  server
+//!    │ ── Threads ─────────────▶ │      between two steps
+//!    │ ◀──────────── Threads ─── │      from now on
 //!    │ ── Generate{id} ────────▶ │
 //!    │ ◀────── Started{id} ───── │      the prompt is tokenized and fits
 //!    │ ◀────── Text{id} ──────── │ ×n   whole UTF-8, stop strings already removed
@@ -65,6 +67,11 @@ pub enum ToRunner {
         id: Id,
         /// The messages.
         messages: Vec<Message>,
+    },
+    /// Compute on this many threads, up to those that were loaded with.
+    Threads {
+        /// How many; at least 1.
+        count: u32,
     },
     /// Stop working on a request.
     Cancel {
@@ -222,6 +229,11 @@ pub enum FromRunner {
         /// What llama.cpp said.
         reason: String,
     },
+    /// Reply to [`ToRunner::Threads`]: no more than these compute from now on.
+    Threads {
+        /// How many.
+        count: u32,
+    },
     /// A prompt is accepted and being fed.
     Started {
         /// The request.
@@ -283,7 +295,7 @@ impl FromRunner {
     /// The request that a message belongs to.
     pub fn id(&self) -> Option<Id> {
         match self {
-            Self::Loaded(_) | Self::LoadFailed { .. } => None,
+            Self::Loaded(_) | Self::LoadFailed { .. } | Self::Threads { .. } => None,
             Self::Started { id, .. }
             | Self::Text { id, .. }
             | Self::Finished { id, .. }
@@ -296,7 +308,10 @@ impl FromRunner {
 
     /// Whether nothing more may come for this message's request.
     pub fn is_last(&self) -> bool {
-        !matches!(self, Self::Loaded(_) | Self::LoadFailed { .. } | Self::Started { .. } | Self::Text { .. })
+        !matches!(
+            self,
+            Self::Loaded(_) | Self::LoadFailed { .. } | Self::Threads { .. } | Self::Started { .. } | Self::Text { .. }
+        )
     }
 }
 
