@@ -11,6 +11,8 @@
 //! times slower than one. Invariant: the threads of busy and of waking instances never exceed the cores.
 //! Left out: memory, fairness between keys, priorities.
 
+pub mod limit;
+
 use std::time::Instant;
 
 /// A function with requests to serve.

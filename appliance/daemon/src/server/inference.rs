@@ -9,6 +9,7 @@
 //! What fails after that is one event with the error, and no `[DONE]`.
 
 use super::{
+    allowance::{prompt_tokens, tokens_of},
     body,
     functions::Function,
     generation::{Generation, Step, ask, out_of_place},
@@ -44,8 +45,9 @@ pub(super) async fn chat(call: &Call, request: Request) -> Answered {
     let request = ChatRequest::parse(&body)?;
     let (function, mut meter) = begin(call, call.function(&request.model)?, &body)?;
     let how = How { shape: Shape::Chat, stream: request.stream, include_usage: request.include_usage };
-    let prompts = meter.check(request.into_generate(&bounds(&function)))?;
-    answer(call, how, generation(call, function, meter, chat::PROMPT_PARAM, vec![prompts])).await
+    let prompts = [meter.check(request.into_generate(&bounds(&function)))?];
+    call.allow(&mut meter, tokens_of(&prompts, function.manifest.limits.context_tokens))?;
+    answer(call, how, generation(call, function, meter, chat::PROMPT_PARAM, prompts.into())).await
 }
 
 /// `POST /v1/completions`
@@ -55,6 +57,7 @@ pub(super) async fn completion(call: &Call, request: Request) -> Answered {
     let (function, mut meter) = begin(call, call.function(&request.model)?, &body)?;
     let how = How { shape: Shape::Text, stream: request.stream, include_usage: request.include_usage };
     let prompts = meter.check(request.into_generates(&bounds(&function)))?;
+    call.allow(&mut meter, tokens_of(&prompts, function.manifest.limits.context_tokens))?;
     answer(call, how, generation(call, function, meter, completion::PROMPT_PARAM, prompts)).await
 }
 
@@ -63,6 +66,8 @@ pub(super) async fn embedding(call: &Call, request: Request) -> Answered {
     let body = body::json(request, call.state.request_bytes_max).await?;
     let request = EmbeddingRequest::parse(&body)?;
     let (function, mut meter) = begin(call, call.function(&request.model)?, &body)?;
+    let tokens = request.inputs.iter().map(prompt_tokens).fold(0, u32::saturating_add);
+    call.allow(&mut meter, tokens)?;
     let vectors = vectors(call, &function, &request, &mut meter).await;
     let vectors = meter.check(vectors)?;
     let body = embedding::reply(function.manifest.name.as_str(), &vectors, request.encoding, &meter.usage());
@@ -276,6 +281,7 @@ async fn simple(
     render: impl FnOnce(FromRunner) -> Option<Vec<u8>>,
 ) -> Answered {
     let (function, mut meter) = begin(call, call.function_or_only(model)?, body)?;
+    call.allow(&mut meter, 0)?;
     let answered = ask(&call.state, &function, work, param, &mut meter).await;
     let rendered = answered.and_then(|(_, message)| render(message).ok_or_else(out_of_place));
     let body = meter.check(rendered)?;
