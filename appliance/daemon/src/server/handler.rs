@@ -10,6 +10,7 @@ use super::{
     route::{Admin, Miss, Route, route},
     snapshots,
     state::State,
+    terms::Asked,
 };
 use appliance_api::{ApiError, Head};
 use appliance_edge::{Failure, Handler, Request};
@@ -32,6 +33,7 @@ pub(super) struct Call {
     pub(super) state: Arc<State>,
     pub(super) id: RequestId,
     pub(super) caller: Caller,
+    pub(super) asked: Asked,
     pub(super) came: Instant,
     pub(super) came_unix_s: u64,
 }
@@ -52,7 +54,9 @@ impl Server {
             Ok(route) => route,
             Err(miss) => return missed(miss, &request.head.method, &path),
         };
-        let call = Call { state: Arc::clone(&self.state), id, caller, came: Instant::now(), came_unix_s: unix_s() };
+        let came = Instant::now();
+        let asked = Asked::read(&request.head.headers, came)?;
+        let call = Call { state: Arc::clone(&self.state), id, caller, asked, came, came_unix_s: unix_s() };
         let mut reply = call.answer(route, request).await.unwrap_or_else(|error| refused(id, &error));
         allowance::show(&mut reply, call.caller.limiter.as_deref());
         Ok(reply)

@@ -1,0 +1,258 @@
+//! What running batch gives up for interactive requests that wait, and when it gets it back. Pure.
+//!
+//! ```text
+//!  waits for a slot   ─▶ a batch request of its instance of which nobody has seen anything: Requeue
+//!  waits for cores    ─▶ an instance that runs batch only: Pause, if all that can be paused is enough
+//!  nobody waits for cores, an instance has paused batch and nothing else, cores free: Resume
+//! ```
+//!
+//! Each takes effect within one step of the runner. What holds a slot and has been seen in part is paused where it is; in
+//! an instance of one slot that is not enough, and what comes waits for its end.
+//!
+//! Invariants: nothing is paused that does not help; no more goes back to the queue than waits; what is paused is resumed
+//! when cores are free and nobody waits for them.
+
+use crate::{Class, Function, Instance, Want};
+
+/// What to do; indices are those of the arguments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// Put a batch request of this instance back into the queue.
+    Requeue {
+        /// Which function.
+        function: usize,
+        /// Which of its instances.
+        instance: usize,
+    },
+    /// Have all batch of this instance, which runs nothing else, compute nothing.
+    Pause {
+        /// Which function.
+        function: usize,
+        /// Which of its instances.
+        instance: usize,
+    },
+    /// Have all batch of this instance compute again.
+    Resume {
+        /// Which function.
+        function: usize,
+        /// Which of its instances.
+        instance: usize,
+    },
+}
+
+/// The next thing to do for what waits, where [`crate::next_step`] finds nothing for what is interactive. `functions` are
+/// all that have requests or instances; `cores_free` cores are not leased.
+pub fn make_room(functions: &[Function], cores_free: u32) -> Option<Room> {
+    let somebody = |f: &usize| functions[*f].class == Class::Interactive && functions[*f].oldest.is_some();
+    let mut order: Vec<usize> = (0..functions.len()).filter(somebody).collect();
+    order.sort_by_key(|&f| functions[f].oldest);
+    for function in order {
+        match functions[function].wants() {
+            Want::Nothing => {
+                let requeue = functions[function].yields().map(|instance| Room::Requeue { function, instance });
+                if requeue.is_some() {
+                    return requeue;
+                }
+            }
+            Want::Slot(_) => {}
+            // Who waits for cores longest gets them next, and whatever is free is kept for it.
+            Want::Idle(_) | Want::Wake => return pause(functions, functions[function].threads, cores_free),
+        }
+    }
+    resume(functions, cores_free)
+}
+
+fn pause(functions: &[Function], wanted: u32, cores_free: u32) -> Option<Room> {
+    let candidates = || instances(functions).filter(|(_, _, i)| i.is_leased() && i.busy == i.batch && i.yielding == 0);
+    let pausable: u32 = candidates().map(|(function, _, _)| functions[function].threads).sum();
+    let helps = cores_free < wanted && cores_free + pausable >= wanted;
+    let (function, instance, _) = candidates().next().filter(|_| helps)?;
+    Some(Room::Pause { function, instance })
+}
+
+fn resume(functions: &[Function], cores_free: u32) -> Option<Room> {
+    let waits = |(function, _, i): &(usize, usize, &Instance)| {
+        i.paused > 0 && i.busy == i.batch && (i.is_leased() || functions[*function].threads <= cores_free)
+    };
+    let (function, instance, _) = instances(functions).find(waits)?;
+    Some(Room::Resume { function, instance })
+}
+
+fn instances(functions: &[Function]) -> impl Iterator<Item = (usize, usize, &Instance)> {
+    let each = |(function, f): (usize, &Function)| (function, f.instances.len());
+    functions.iter().enumerate().map(each).flat_map(move |(function, count)| {
+        (0..count).map(move |instance| (function, instance, &functions[function].instances[instance]))
+    })
+}
+
+impl Function {
+    /// The instance whose batch gives up a slot for a request of this function that waits for one.
+    fn yields(&self) -> Option<usize> {
+        let yielding: u32 = self.instances.iter().map(|i| i.yielding).sum();
+        let more = (yielding as usize) < self.first && self.waking == 0;
+        self.instances.iter().position(|i| i.unseen > 0).filter(|_| more)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Step, next_step};
+    use proptest::prelude::*;
+    use std::time::{Duration, Instant};
+
+    fn instance(slots: u32, interactive: u32, batch: u32) -> Instance {
+        Instance { slots, busy: interactive + batch, batch, paused: 0, unseen: 0, yielding: 0 }
+    }
+
+    fn function(waiting: usize, instances: Vec<Instance>) -> Function {
+        Function {
+            class: Class::Interactive,
+            oldest: (waiting > 0).then(Instant::now),
+            waiting,
+            first: waiting,
+            threads: 2,
+            waking: 0,
+            slots: 1,
+            instances_max: 1,
+            instances,
+        }
+    }
+
+    #[test]
+    fn unseen_batch_gives_up_its_slot_to_as_many_as_wait() {
+        let mut f = function(1, vec![Instance { unseen: 2, ..instance(2, 0, 2) }]);
+        assert_eq!(make_room(&[f.clone()], 0), Some(Room::Requeue { function: 0, instance: 0 }));
+        (f.instances[0].unseen, f.instances[0].yielding) = (1, 1);
+        assert_eq!(make_room(&[f.clone()], 0), None, "one waits, one is on its way");
+        f.first = 2;
+        assert_eq!(make_room(&[f.clone()], 0), Some(Room::Requeue { function: 0, instance: 0 }));
+        f.instances[0].unseen = 0;
+        assert_eq!(make_room(&[f], 0), None, "what was seen is not begun again");
+    }
+
+    #[test]
+    fn batch_of_others_is_paused_for_cores_where_that_is_enough() {
+        let mut wants = function(1, vec![instance(1, 0, 0)]);
+        let batch = function(0, vec![instance(2, 0, 1)]);
+        assert_eq!(make_room(&[batch.clone(), wants.clone()], 0), Some(Room::Pause { function: 0, instance: 0 }));
+        let mixed = function(0, vec![instance(2, 1, 1)]);
+        assert_eq!(make_room(&[mixed, wants.clone()], 0), None, "somebody runs there");
+        wants.threads = 3;
+        assert_eq!(make_room(&[batch.clone(), wants.clone()], 0), None, "it would not help");
+        assert_eq!(make_room(&[batch, wants], 1), Some(Room::Pause { function: 0, instance: 0 }));
+    }
+
+    #[test]
+    fn paused_batch_goes_on_when_nobody_wants_its_cores() {
+        let paused = function(0, vec![Instance { paused: 1, ..instance(2, 0, 1) }]);
+        let alone = std::slice::from_ref(&paused);
+        assert_eq!(make_room(alone, 2), Some(Room::Resume { function: 0, instance: 0 }));
+        assert_eq!(make_room(alone, 1), None, "no cores");
+        let mut wants = function(1, vec![instance(1, 0, 0)]);
+        wants.threads = 4;
+        assert_eq!(make_room(&[paused, wants], 2), None, "they are kept for somebody");
+        let beside = function(0, vec![Instance { paused: 1, ..instance(2, 1, 1) }]);
+        assert_eq!(make_room(&[beside], 2), None, "somebody runs beside it");
+    }
+
+    fn leased(functions: &[Function]) -> u32 {
+        let busy = |f: &Function| f.instances.iter().filter(|i| i.is_leased()).count() + f.waking;
+        functions.iter().map(|f| f.threads * busy(f) as u32).sum()
+    }
+
+    prop_compose! {
+        fn any_instance()(slots in 1u32..4, interactive in 0u32..3, batch in 0u32..3, paused: bool, unseen in 0u32..3)
+            -> Instance
+        {
+            let interactive = interactive.min(slots);
+            let batch = batch.min(slots - interactive);
+            let paused = if paused || interactive > 0 { batch } else { 0 };
+            Instance { unseen: unseen.min(batch), paused, ..instance(slots, interactive, batch) }
+        }
+    }
+
+    prop_compose! {
+        fn any_function()(
+            age in 0u64..100, waiting in 0usize..4, threads in 1u32..4, batch: bool,
+            instances in prop::collection::vec(any_instance(), 0..3),
+        ) -> Function {
+            let base = Instant::now();
+            Function {
+                class: if batch { Class::Batch } else { Class::Interactive },
+                oldest: (waiting > 0).then(|| base + Duration::from_millis(age)),
+                threads, instances_max: 3,
+                ..function(waiting, instances)
+            }
+        }
+    }
+
+    proptest! {
+        /// Steps and room taken as the pool takes them come to an end, never lease more cores than there are, and end with
+        /// nothing interactive waiting for a core that batch computes on, where pausing all batch would do.
+        #[test]
+        fn what_is_interactive_comes_first(
+            mut functions in prop::collection::vec(any_function(), 1..4),
+            spare in 0u32..4,
+        ) {
+            let cores = leased(&functions) + spare;
+            let mut ended = false;
+            for _ in 0..500 {
+                let free = cores - leased(&functions);
+                let step = next_step(&functions, free);
+                let urgent = step.is_some_and(|step| {
+                    let (Step::Dispatch { function, .. } | Step::Wake { function }) = step;
+                    functions[function].class == Class::Interactive
+                });
+                let room = if urgent { None } else { make_room(&functions, free) };
+                match (room, step) {
+                    (Some(Room::Requeue { function, instance }), _) => {
+                        let i = &mut functions[function].instances[instance];
+                        (i.unseen, i.yielding) = (i.unseen - 1, i.yielding + 1);
+                    }
+                    (Some(Room::Pause { function, instance }), _) => {
+                        let i = &mut functions[function].instances[instance];
+                        prop_assert!(i.is_leased());
+                        i.paused = i.batch;
+                    }
+                    (Some(Room::Resume { function, instance }), _) => {
+                        let i = &mut functions[function].instances[instance];
+                        prop_assert!(i.paused > 0);
+                        i.paused = 0;
+                    }
+                    (None, Some(Step::Wake { function })) => functions[function].waking += 1,
+                    (None, Some(Step::Dispatch { function, instance })) => {
+                        let f = &mut functions[function];
+                        (f.waiting, f.first) = (f.waiting - 1, f.first - 1);
+                        f.oldest = f.oldest.filter(|_| f.waiting > 0);
+                        let (class, i) = (f.class, &mut f.instances[instance]);
+                        i.busy += 1;
+                        match class {
+                            Class::Batch => i.batch += 1,
+                            Class::Interactive => i.paused = i.batch,
+                        }
+                    }
+                    (None, None) => {
+                        ended = true;
+                        break;
+                    }
+                }
+                prop_assert!(leased(&functions) <= cores);
+            }
+            prop_assert!(ended, "it goes round in circles");
+            let free = cores - leased(&functions);
+            let yielding = |f: &Function| f.instances.iter().any(|i| i.yielding > 0);
+            let pausable: u32 = instances(&functions)
+                .filter(|(_, _, i)| i.is_leased() && i.busy == i.batch && i.yielding == 0)
+                .map(|(f, _, _)| functions[f].threads)
+                .sum();
+            let oldest = functions.iter().filter(|f| f.class == Class::Interactive && f.oldest.is_some());
+            if let Some(f) = oldest.min_by_key(|f| f.oldest)
+                && matches!(f.wants(), Want::Idle(_) | Want::Wake)
+                && !yielding(f)
+            {
+                prop_assert!(free + pausable < f.threads);
+            }
+        }
+    }
+}
