@@ -4,6 +4,7 @@
 //!  oldest request first ─▶ a free slot in a busy instance ───────────▶ Dispatch   (costs no core more)
 //!  interactive before    ├▶ an idle instance, cores free ────────────▶ Dispatch
 //!  batch                 ├▶ more waiting than will wake, cores free ─▶ Wake
+//!                        ├▶ the same, but no memory for it ──────────▶ MakeRoom   (nobody younger gets memory either)
 //!                        └▶ no cores: nobody younger gets them either, and no batch gets anything
 //! ```
 //!
@@ -12,10 +13,11 @@
 //! leaves one of its slots free where it has several, so that what comes finds one.
 //!
 //! Why cores are leased: ggml's threads spin at barriers, so two busy instances with more threads than cores run many
-//! times slower than one. Invariant: the threads of busy and of waking instances never exceed the cores.
-//! Left out: memory.
+//! times slower than one. Invariants: the threads of busy and of waking instances never exceed the cores; nothing is woken
+//! that does not fit into memory ([`memory`]).
 
 pub mod limit;
+pub mod memory;
 pub mod preempt;
 pub mod queue;
 
@@ -36,6 +38,8 @@ pub struct Function {
     pub first: usize,
     /// Cores that one of its instances computes on.
     pub threads: u32,
+    /// Memory that another instance takes, bytes.
+    pub wake_bytes: u64,
     /// Instances being woken.
     pub waking: usize,
     /// Slots that each of those will have, as far as known.
@@ -78,30 +82,49 @@ pub enum Step {
         /// Which function.
         function: usize,
     },
+    /// Have something idle give way, so that the function can be woken; there is nothing else to do.
+    MakeRoom {
+        /// Which function.
+        function: usize,
+    },
 }
 
-/// The next thing to do when `cores_free` cores are not leased; `None` when all that waits has to wait.
-pub fn next_step(functions: &[Function], mut cores_free: u32) -> Option<Step> {
+/// What nobody holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Free {
+    /// Cores that are not leased.
+    pub cores: u32,
+    /// Memory that is not held, bytes.
+    pub bytes: u64,
+}
+
+/// The next thing to do; `None` when all that waits has to wait.
+pub fn next_step(functions: &[Function], mut free: Free) -> Option<Step> {
+    let mut lacks_room = None;
     let mut order: Vec<usize> = (0..functions.len()).filter(|&f| functions[f].oldest.is_some()).collect();
     order.sort_by_key(|&f| (functions[f].class, functions[f].oldest));
     let mut somebody_waits = false;
     for function in order {
         let class = functions[function].class;
         if class == Class::Batch && somebody_waits {
-            return None;
+            return lacks_room;
         }
         match functions[function].wants() {
             Want::Slot(instance) => return Some(Step::Dispatch { function, instance }),
             Want::Nothing => {}
-            _ if functions[function].threads > cores_free => {
-                cores_free = 0;
+            _ if functions[function].threads > free.cores => {
+                free.cores = 0;
                 somebody_waits |= class == Class::Interactive;
             }
             Want::Idle(instance) => return Some(Step::Dispatch { function, instance }),
-            Want::Wake => return Some(Step::Wake { function }),
+            Want::Wake if functions[function].wake_bytes <= free.bytes => return Some(Step::Wake { function }),
+            Want::Wake => {
+                free.bytes = 0;
+                lacks_room.get_or_insert(Step::MakeRoom { function });
+            }
         }
     }
-    None
+    lacks_room
 }
 
 /// Whether a function's queue, of `queue_max` at most, has room for the requests that wait. Those that a waking instance
@@ -167,6 +190,7 @@ mod tests {
             waiting,
             first: waiting,
             threads: 2,
+            wake_bytes: 10,
             waking: 0,
             slots: 1,
             instances_max: 1,
@@ -178,18 +202,37 @@ mod tests {
         Instance { slots, busy, batch: 0, paused: 0, unseen: 0, yielding: 0 }
     }
 
+    /// Memory is no concern.
+    fn cores(cores: u32) -> Free {
+        Free { cores, bytes: u64::MAX }
+    }
+
     #[test]
     fn a_cold_function_wakes_once() {
         let mut cold = function(1, &[]);
-        assert_eq!(next_step(&[cold.clone()], 2), Some(Step::Wake { function: 0 }));
+        assert_eq!(next_step(&[cold.clone()], cores(2)), Some(Step::Wake { function: 0 }));
         cold.waking = 1;
-        assert_eq!(next_step(&[cold], 0), None);
+        assert_eq!(next_step(&[cold], cores(0)), None);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_made_room_for_and_nobody_younger_takes_it() {
+        let older = function(1, &[]);
+        let mut younger = Function { wake_bytes: 1, ..older.clone() };
+        younger.oldest = older.oldest.map(|t| t + Duration::from_millis(1));
+        let free = Free { cores: 4, bytes: 9 };
+        assert_eq!(next_step(&[younger.clone(), older.clone()], free), Some(Step::MakeRoom { function: 1 }));
+        assert_eq!(next_step(&[younger.clone(), older], Free { bytes: 10, ..free }), Some(Step::Wake { function: 1 }));
+        let idle = Function { instances: function(1, &[(1, 0)]).instances, ..younger };
+        let older = Function { oldest: idle.oldest.map(|t| t - Duration::from_millis(1)), ..function(1, &[]) };
+        let dispatch = Step::Dispatch { function: 1, instance: 0 };
+        assert_eq!(next_step(&[older, idle], free), Some(dispatch), "it takes no memory");
     }
 
     #[test]
     fn a_busy_instance_is_filled_before_an_idle_one_starts() {
         let f = function(1, &[(4, 0), (4, 1)]);
-        assert_eq!(next_step(&[f], 2), Some(Step::Dispatch { function: 0, instance: 1 }));
+        assert_eq!(next_step(&[f], cores(2)), Some(Step::Dispatch { function: 0, instance: 1 }));
     }
 
     #[test]
@@ -198,8 +241,8 @@ mod tests {
         let mut younger = function(1, &[(1, 0)]);
         younger.threads = 1;
         younger.oldest = older.oldest.map(|t| t + Duration::from_millis(1));
-        assert_eq!(next_step(&[older.clone(), younger.clone()], 1), None);
-        assert_eq!(next_step(&[younger, older], 2), Some(Step::Dispatch { function: 1, instance: 0 }));
+        assert_eq!(next_step(&[older.clone(), younger.clone()], cores(1)), None);
+        assert_eq!(next_step(&[younger, older], cores(2)), Some(Step::Dispatch { function: 1, instance: 0 }));
     }
 
     #[test]
@@ -207,7 +250,7 @@ mod tests {
         let older = function(1, &[(1, 0)]);
         let mut younger = function(1, &[(2, 1)]);
         younger.oldest = older.oldest.map(|t| t + Duration::from_millis(1));
-        assert_eq!(next_step(&[older, younger], 0), Some(Step::Dispatch { function: 1, instance: 0 }));
+        assert_eq!(next_step(&[older, younger], cores(0)), Some(Step::Dispatch { function: 1, instance: 0 }));
     }
 
     #[test]
@@ -216,20 +259,20 @@ mod tests {
         let mut batch = function(1, &[(3, 1)]);
         (batch.class, batch.instances[0].batch) = (Class::Batch, 1);
         batch.oldest = somebody.oldest.map(|t| t - Duration::from_secs(1));
-        assert_eq!(next_step(&[batch.clone(), somebody.clone()], 1), None);
-        assert_eq!(next_step(&[batch.clone(), somebody], 2), Some(Step::Dispatch { function: 1, instance: 0 }));
-        assert_eq!(next_step(&[batch], 0), Some(Step::Dispatch { function: 0, instance: 0 }));
+        assert_eq!(next_step(&[batch.clone(), somebody.clone()], cores(1)), None);
+        assert_eq!(next_step(&[batch.clone(), somebody], cores(2)), Some(Step::Dispatch { function: 1, instance: 0 }));
+        assert_eq!(next_step(&[batch], cores(0)), Some(Step::Dispatch { function: 0, instance: 0 }));
     }
 
     #[test]
     fn batch_leaves_a_slot_and_runs_beside_nobody() {
         let mut batch = function(1, &[(3, 2)]);
         (batch.class, batch.instances[0].batch) = (Class::Batch, 2);
-        assert_eq!(next_step(&[batch.clone()], 2), None, "the last slot is for somebody");
+        assert_eq!(next_step(&[batch.clone()], cores(2)), None, "the last slot is for somebody");
         batch.instances[0] = instance(3, 1);
-        assert_eq!(next_step(&[batch.clone()], 2), None, "somebody runs");
+        assert_eq!(next_step(&[batch.clone()], cores(2)), None, "somebody runs");
         batch.instances[0] = instance(1, 0);
-        assert_eq!(next_step(&[batch], 2), Some(Step::Dispatch { function: 0, instance: 0 }));
+        assert_eq!(next_step(&[batch], cores(2)), Some(Step::Dispatch { function: 0, instance: 0 }));
     }
 
     #[test]
@@ -245,7 +288,7 @@ mod tests {
     prop_compose! {
         fn any_function()(
             batch in any::<bool>(), age in 0u64..100, waiting in 0usize..5, threads in 1u32..4, slots in 1u32..4,
-            instances_max in 1usize..4, busy in prop::collection::vec(0u32..4, 0..4),
+            instances_max in 1usize..4, wake_bytes in 0u64..40, busy in prop::collection::vec(0u32..4, 0..4),
         ) -> Function {
             let base = Instant::now();
             let instances: Vec<_> =
@@ -253,7 +296,7 @@ mod tests {
             let class = if batch { Class::Batch } else { Class::Interactive };
             Function {
                 class, oldest: (waiting > 0).then(|| base + Duration::from_millis(age)),
-                waiting, first: waiting, threads, waking: 0, slots, instances_max, instances,
+                waiting, first: waiting, threads, wake_bytes, waking: 0, slots, instances_max, instances,
             }
         }
     }
@@ -266,14 +309,24 @@ mod tests {
     }
 
     proptest! {
-        /// Steps taken until there are none: cores and slots hold, and work never waits beside what could do it.
+        /// Steps taken until there are none: cores, memory and slots hold, and work never waits beside what could do it.
         #[test]
-        fn steps_never_oversubscribe(mut functions in prop::collection::vec(any_function(), 1..5), spare in 0u32..6) {
+        fn steps_never_oversubscribe(
+            mut functions in prop::collection::vec(any_function(), 1..5), spare in 0u32..6, mut bytes in 0u64..100,
+        ) {
             let cores = leased(&functions) + spare;
             for _ in 0..200 {
-                match next_step(&functions, cores - leased(&functions)) {
+                match next_step(&functions, Free { cores: cores - leased(&functions), bytes }) {
                     None => break,
-                    Some(Step::Wake { function }) => functions[function].waking += 1,
+                    Some(Step::MakeRoom { function }) => {
+                        prop_assert!(functions[function].wake_bytes > bytes);
+                        break;
+                    }
+                    Some(Step::Wake { function }) => {
+                        functions[function].waking += 1;
+                        prop_assert!(functions[function].wake_bytes <= bytes);
+                        bytes -= functions[function].wake_bytes;
+                    }
                     Some(Step::Dispatch { function, instance }) => {
                         let f = &mut functions[function];
                         f.waiting -= 1;
@@ -289,7 +342,8 @@ mod tests {
                     prop_assert!(f.instances.iter().all(|i| i.busy <= i.slots));
                 }
             }
-            prop_assert_eq!(next_step(&functions, cores - leased(&functions)), None);
+            let left = next_step(&functions, Free { cores: cores - leased(&functions), bytes });
+            prop_assert!(matches!(left, None | Some(Step::MakeRoom { .. })), "{:?}", left);
             for f in functions.iter().filter(|f| f.waiting > 0 && f.class == Class::Interactive) {
                 prop_assert!(f.instances.iter().all(|i| i.busy == 0 || i.busy == i.slots));
             }

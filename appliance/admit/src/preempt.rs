@@ -9,14 +9,16 @@
 //! Each takes effect within one step of the runner. What holds a slot and has been seen in part is paused where it is; in
 //! an instance of one slot that is not enough, and what comes waits for its end.
 //!
+//! Memory is not had by a pause: who waits for that keeps no batch from going on, since its end is what frees memory.
+//!
 //! Invariants: nothing is paused that does not help; no more goes back to the queue than waits; what is paused is resumed
 //! when cores are free and nobody waits for them.
 
-use crate::{Class, Function, Instance, Want};
+use crate::{Class, Free, Function, Instance, Want};
 
 /// What to do; indices are those of the arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Room {
+pub enum Preemption {
     /// Put a batch request of this instance back into the queue.
     Requeue {
         /// Which function.
@@ -41,41 +43,42 @@ pub enum Room {
 }
 
 /// The next thing to do for what waits, where [`crate::next_step`] finds nothing for what is interactive. `functions` are
-/// all that have requests or instances; `cores_free` cores are not leased.
-pub fn make_room(functions: &[Function], cores_free: u32) -> Option<Room> {
+/// all that have requests or instances.
+pub fn next_preemption(functions: &[Function], mut free: Free) -> Option<Preemption> {
     let somebody = |f: &usize| functions[*f].class == Class::Interactive && functions[*f].oldest.is_some();
     let mut order: Vec<usize> = (0..functions.len()).filter(somebody).collect();
     order.sort_by_key(|&f| functions[f].oldest);
     for function in order {
         match functions[function].wants() {
             Want::Nothing => {
-                let requeue = functions[function].yields().map(|instance| Room::Requeue { function, instance });
+                let requeue = functions[function].yields().map(|instance| Preemption::Requeue { function, instance });
                 if requeue.is_some() {
                     return requeue;
                 }
             }
             Want::Slot(_) => {}
+            Want::Wake if functions[function].wake_bytes > free.bytes => free.bytes = 0,
             // Who waits for cores longest gets them next, and whatever is free is kept for it.
-            Want::Idle(_) | Want::Wake => return pause(functions, functions[function].threads, cores_free),
+            Want::Idle(_) | Want::Wake => return pause(functions, functions[function].threads, free.cores),
         }
     }
-    resume(functions, cores_free)
+    resume(functions, free.cores)
 }
 
-fn pause(functions: &[Function], wanted: u32, cores_free: u32) -> Option<Room> {
+fn pause(functions: &[Function], wanted: u32, cores_free: u32) -> Option<Preemption> {
     let candidates = || instances(functions).filter(|(_, _, i)| i.is_leased() && i.busy == i.batch && i.yielding == 0);
     let pausable: u32 = candidates().map(|(function, _, _)| functions[function].threads).sum();
     let helps = cores_free < wanted && cores_free + pausable >= wanted;
     let (function, instance, _) = candidates().next().filter(|_| helps)?;
-    Some(Room::Pause { function, instance })
+    Some(Preemption::Pause { function, instance })
 }
 
-fn resume(functions: &[Function], cores_free: u32) -> Option<Room> {
+fn resume(functions: &[Function], cores_free: u32) -> Option<Preemption> {
     let waits = |(function, _, i): &(usize, usize, &Instance)| {
         i.paused > 0 && i.busy == i.batch && (i.is_leased() || functions[*function].threads <= cores_free)
     };
     let (function, instance, _) = instances(functions).find(waits)?;
-    Some(Room::Resume { function, instance })
+    Some(Preemption::Resume { function, instance })
 }
 
 fn instances(functions: &[Function]) -> impl Iterator<Item = (usize, usize, &Instance)> {
@@ -105,6 +108,11 @@ mod tests {
         Instance { slots, busy: interactive + batch, batch, paused: 0, unseen: 0, yielding: 0 }
     }
 
+    /// Memory is no concern.
+    fn cores(cores: u32) -> Free {
+        Free { cores, bytes: u64::MAX }
+    }
+
     fn function(waiting: usize, instances: Vec<Instance>) -> Function {
         Function {
             class: Class::Interactive,
@@ -112,6 +120,7 @@ mod tests {
             waiting,
             first: waiting,
             threads: 2,
+            wake_bytes: 10,
             waking: 0,
             slots: 1,
             instances_max: 1,
@@ -122,38 +131,50 @@ mod tests {
     #[test]
     fn unseen_batch_gives_up_its_slot_to_as_many_as_wait() {
         let mut f = function(1, vec![Instance { unseen: 2, ..instance(2, 0, 2) }]);
-        assert_eq!(make_room(&[f.clone()], 0), Some(Room::Requeue { function: 0, instance: 0 }));
+        assert_eq!(next_preemption(&[f.clone()], cores(0)), Some(Preemption::Requeue { function: 0, instance: 0 }));
         (f.instances[0].unseen, f.instances[0].yielding) = (1, 1);
-        assert_eq!(make_room(&[f.clone()], 0), None, "one waits, one is on its way");
+        assert_eq!(next_preemption(&[f.clone()], cores(0)), None, "one waits, one is on its way");
         f.first = 2;
-        assert_eq!(make_room(&[f.clone()], 0), Some(Room::Requeue { function: 0, instance: 0 }));
+        assert_eq!(next_preemption(&[f.clone()], cores(0)), Some(Preemption::Requeue { function: 0, instance: 0 }));
         f.instances[0].unseen = 0;
-        assert_eq!(make_room(&[f], 0), None, "what was seen is not begun again");
+        assert_eq!(next_preemption(&[f], cores(0)), None, "what was seen is not begun again");
     }
 
     #[test]
     fn batch_of_others_is_paused_for_cores_where_that_is_enough() {
         let mut wants = function(1, vec![instance(1, 0, 0)]);
         let batch = function(0, vec![instance(2, 0, 1)]);
-        assert_eq!(make_room(&[batch.clone(), wants.clone()], 0), Some(Room::Pause { function: 0, instance: 0 }));
+        assert_eq!(
+            next_preemption(&[batch.clone(), wants.clone()], cores(0)),
+            Some(Preemption::Pause { function: 0, instance: 0 })
+        );
         let mixed = function(0, vec![instance(2, 1, 1)]);
-        assert_eq!(make_room(&[mixed, wants.clone()], 0), None, "somebody runs there");
+        assert_eq!(next_preemption(&[mixed, wants.clone()], cores(0)), None, "somebody runs there");
         wants.threads = 3;
-        assert_eq!(make_room(&[batch.clone(), wants.clone()], 0), None, "it would not help");
-        assert_eq!(make_room(&[batch, wants], 1), Some(Room::Pause { function: 0, instance: 0 }));
+        assert_eq!(next_preemption(&[batch.clone(), wants.clone()], cores(0)), None, "it would not help");
+        assert_eq!(next_preemption(&[batch, wants], cores(1)), Some(Preemption::Pause { function: 0, instance: 0 }));
     }
 
     #[test]
     fn paused_batch_goes_on_when_nobody_wants_its_cores() {
         let paused = function(0, vec![Instance { paused: 1, ..instance(2, 0, 1) }]);
         let alone = std::slice::from_ref(&paused);
-        assert_eq!(make_room(alone, 2), Some(Room::Resume { function: 0, instance: 0 }));
-        assert_eq!(make_room(alone, 1), None, "no cores");
+        assert_eq!(next_preemption(alone, cores(2)), Some(Preemption::Resume { function: 0, instance: 0 }));
+        assert_eq!(next_preemption(alone, cores(1)), None, "no cores");
         let mut wants = function(1, vec![instance(1, 0, 0)]);
         wants.threads = 4;
-        assert_eq!(make_room(&[paused, wants], 2), None, "they are kept for somebody");
+        assert_eq!(next_preemption(&[paused, wants], cores(2)), None, "they are kept for somebody");
         let beside = function(0, vec![Instance { paused: 1, ..instance(2, 1, 1) }]);
-        assert_eq!(make_room(&[beside], 2), None, "somebody runs beside it");
+        assert_eq!(next_preemption(&[beside], cores(2)), None, "somebody runs beside it");
+    }
+
+    #[test]
+    fn who_waits_for_memory_keeps_no_batch_from_going_on() {
+        let paused = function(0, vec![Instance { paused: 1, ..instance(2, 0, 1) }]);
+        let wants = function(1, vec![]);
+        let resume = Some(Preemption::Resume { function: 0, instance: 0 });
+        assert_eq!(next_preemption(&[paused.clone(), wants.clone()], Free { cores: 2, bytes: 9 }), resume);
+        assert_eq!(next_preemption(&[paused, wants], Free { cores: 2, bytes: 10 }), None, "it is woken next");
     }
 
     fn leased(functions: &[Function]) -> u32 {
@@ -195,27 +216,27 @@ mod tests {
             mut functions in prop::collection::vec(any_function(), 1..4),
             spare in 0u32..4,
         ) {
-            let cores = leased(&functions) + spare;
+            let all = leased(&functions) + spare;
             let mut ended = false;
             for _ in 0..500 {
-                let free = cores - leased(&functions);
-                let step = next_step(&functions, free);
+                let free = all - leased(&functions);
+                let step = next_step(&functions, cores(free));
                 let urgent = step.is_some_and(|step| {
-                    let (Step::Dispatch { function, .. } | Step::Wake { function }) = step;
+                    let (Step::Dispatch { function, .. } | Step::Wake { function } | Step::MakeRoom { function }) = step;
                     functions[function].class == Class::Interactive
                 });
-                let room = if urgent { None } else { make_room(&functions, free) };
+                let room = if urgent { None } else { next_preemption(&functions, cores(free)) };
                 match (room, step) {
-                    (Some(Room::Requeue { function, instance }), _) => {
+                    (Some(Preemption::Requeue { function, instance }), _) => {
                         let i = &mut functions[function].instances[instance];
                         (i.unseen, i.yielding) = (i.unseen - 1, i.yielding + 1);
                     }
-                    (Some(Room::Pause { function, instance }), _) => {
+                    (Some(Preemption::Pause { function, instance }), _) => {
                         let i = &mut functions[function].instances[instance];
                         prop_assert!(i.is_leased());
                         i.paused = i.batch;
                     }
-                    (Some(Room::Resume { function, instance }), _) => {
+                    (Some(Preemption::Resume { function, instance }), _) => {
                         let i = &mut functions[function].instances[instance];
                         prop_assert!(i.paused > 0);
                         i.paused = 0;
@@ -232,15 +253,15 @@ mod tests {
                             Class::Interactive => i.paused = i.batch,
                         }
                     }
-                    (None, None) => {
+                    (None, None | Some(Step::MakeRoom { .. })) => {
                         ended = true;
                         break;
                     }
                 }
-                prop_assert!(leased(&functions) <= cores);
+                prop_assert!(leased(&functions) <= all);
             }
             prop_assert!(ended, "it goes round in circles");
-            let free = cores - leased(&functions);
+            let free = all - leased(&functions);
             let yielding = |f: &Function| f.instances.iter().any(|i| i.yielding > 0);
             let pausable: u32 = instances(&functions)
                 .filter(|(_, _, i)| i.is_leased() && i.busy == i.batch && i.yielding == 0)

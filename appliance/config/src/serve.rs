@@ -7,6 +7,7 @@
 //! telemetry_listen = "127.0.0.1:9443"
 //! drain = "10s"
 //! inference_cores = 2
+//! memory = "12GiB"
 //! [limits]
 //! connections = 4096
 //! connections_per_address = 256
@@ -40,6 +41,8 @@ pub struct ServeConfig {
     pub drain_ms: u64,
     /// Cores for inference; all when absent.
     pub inference_cores: Option<u32>,
+    /// Memory for functions, bytes; what the host can spare when absent.
+    pub memory_bytes: Option<u64>,
     /// What one client may use.
     pub limits: EdgeLimits,
 }
@@ -70,7 +73,7 @@ pub struct EdgeLimits {
 }
 
 const SCHEMA: Schema = &[
-    ("", &["data", "listen", "telemetry_listen", "drain", "inference_cores", "limits"]),
+    ("", &["data", "listen", "telemetry_listen", "drain", "inference_cores", "memory", "limits"]),
     (
         "limits",
         &[
@@ -95,6 +98,7 @@ const CONNECTIONS: RangeInclusive<u32> = 1..=1 << 20;
 const HEADERS: RangeInclusive<u32> = 8..=1024;
 const STREAMS: RangeInclusive<u32> = 1..=1024;
 const HEADER_BYTES: RangeInclusive<u64> = 8 << 10..=1 << 20;
+const MEMORY_BYTES: RangeInclusive<u64> = 64 << 20..=1 << 50;
 const REQUEST_BYTES: RangeInclusive<u64> = 1 << 10..=REQUEST_BYTES_MAX;
 
 impl Default for ServeConfig {
@@ -105,6 +109,7 @@ impl Default for ServeConfig {
             telemetry_listen: None,
             drain_ms: 10_000,
             inference_cores: None,
+            memory_bytes: None,
             limits: EdgeLimits::default(),
         }
     }
@@ -142,6 +147,7 @@ impl ServeConfig {
             telemetry_listen: top.get("telemetry_listen", &parsed)?,
             drain_ms: top.get("drain", &duration(DRAIN_MS))?.unwrap_or(default.drain_ms),
             inference_cores: top.get("inference_cores", &number(1..=1024))?,
+            memory_bytes: top.get("memory", &size(MEMORY_BYTES))?,
             limits: limits(&top.section("limits")?)?,
         })
     }
@@ -183,7 +189,8 @@ mod tests {
             .collect();
         let read = ServeConfig::parse(&documented).unwrap();
         let telemetry_listen = Some(SocketAddr::from(([127, 0, 0, 1], 9443)));
-        assert_eq!(read, ServeConfig { telemetry_listen, inference_cores: Some(2), ..ServeConfig::default() });
+        let (inference_cores, memory_bytes) = (Some(2), Some(12 << 30));
+        assert_eq!(read, ServeConfig { telemetry_listen, inference_cores, memory_bytes, ..ServeConfig::default() });
     }
 
     #[test]

@@ -17,6 +17,7 @@ use crate::{
     control::{self, Beginning, Role, Start, What},
     data::{LEDGER, LEDGER_ID, MODELS, SERVER_ID, SNAPSHOTS},
     exit::Failure,
+    resources::resources,
     server,
     setup::{SERVER_FILES, ServerSetup},
 };
@@ -76,16 +77,15 @@ fn warden(mut gifts: Gifts, start: &Start) -> Result<(), Failure> {
     set_current_dir("/").map_err(Failure::of("go to", "/"))?;
     leave_network().map_err(Failure::of("leave", "the network"))?;
     stay_with(start)?;
-    let cores = appliance_runtime::available_cores().map_err(Failure::of("count", "the cores"))?.len();
-    let cpus = config.inference_cores.unwrap_or(u32::try_from(cores).unwrap_or(u32::MAX));
+    let resources = resources(&config)?;
     let config = WardenConfig::new(
         start.data.join(MODELS),
         start.data.join(SNAPSHOTS),
         start.runner.clone(),
         start.tag.clone(),
-        cpus,
-    )
-    .map_err(Failure::of("look at", "the memory"))?;
+        resources.cores,
+        resources.memory,
+    );
     sandbox_warden::run(config, gifts.take(What::Peer)?).map_err(warden_failure)
 }
 

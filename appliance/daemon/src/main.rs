@@ -18,6 +18,7 @@ mod files;
 mod logging;
 mod machine;
 mod processes;
+mod resources;
 mod server;
 mod setup;
 mod source;

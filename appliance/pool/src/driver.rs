@@ -3,18 +3,30 @@
 use crate::{
     connection::Connection,
     handle::Inputs,
+    pressure,
     scheduler::{Effect, Input, Scheduler},
     warden::Warden,
 };
 use appliance_runtime::{spawn, timeout};
-use sandbox_wire::warden::{Call, InstanceId, WardenError};
+use sandbox_wire::warden::{Call, InstanceId, ModelEntry, Reply, WardenError};
 use std::{collections::HashMap, time::Instant};
 
-/// Runs the pool on the current core until every handle and the warden are gone. `cores` is how many may compute.
-pub async fn run(inputs: Inputs, warden: Warden, cores: u32) {
+/// What the pool may use of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resources {
+    /// Cores that may compute.
+    pub cores: u32,
+    /// Memory that functions may have, bytes.
+    pub memory: u64,
+}
+
+/// Runs the pool on the current core until every handle and the warden are gone.
+pub async fn run(inputs: Inputs, warden: Warden, resources: Resources) {
     let mut driver = Driver { warden, connections: HashMap::new(), inputs };
-    let mut scheduler = Scheduler::new(cores);
+    let mut scheduler = Scheduler::new(resources.cores, resources.memory);
     driver.warden.report_to(driver.inputs.sender());
+    driver.models().await.into_iter().for_each(|model| scheduler.learn(model.digest, model.bytes));
+    pressure::watch(driver.inputs.sender());
     loop {
         let effects = match driver.next(scheduler.next_due()).await {
             Turn::Input(mut input) => {
@@ -41,6 +53,17 @@ struct Driver {
 }
 
 impl Driver {
+    /// The models that there are.
+    async fn models(&self) -> Vec<ModelEntry> {
+        match self.warden.call(Call::Models, None).await {
+            Ok(Reply::Models(models)) => models,
+            unexpected => {
+                tracing::warn!(?unexpected, "the lengths of models are not known");
+                Vec::new()
+            }
+        }
+    }
+
     async fn next(&self, due: Option<Instant>) -> Turn {
         let input = self.inputs.receiver.recv_async();
         let received = match due.map(|due| due.saturating_duration_since(Instant::now())) {
@@ -88,13 +111,14 @@ impl Driver {
                 });
             }
             Effect::Store(function) => {
-                let warden = self.warden.clone();
+                let (warden, inputs) = (self.warden.clone(), self.inputs.sender());
                 spawn(async move {
                     match warden.call(Call::Store { function: function.clone() }, None).await {
                         // Nothing to store is what was wanted.
                         Ok(_) | Err(WardenError::SnapshotMissing { .. }) => tracing::debug!(%function, "stored"),
                         Err(error) => tracing::warn!(%function, %error, "cannot store"),
                     }
+                    drop(inputs.send(Input::Stored(function)));
                 });
             }
         }

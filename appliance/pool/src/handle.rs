@@ -3,9 +3,10 @@
 use crate::{
     JOBS_MAX,
     job::{Event, Failed, FunctionConfig, Terms, View, Waits, Work},
-    scheduler::{Input, Ticket},
+    scheduler::{HoldId, Input, Ticket},
 };
 use appliance_types::FunctionName;
+use sandbox_wire::warden::RunnerSpec;
 use std::sync::{
     Arc,
     atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -62,14 +63,39 @@ impl Pool {
         let _ = self.inputs.send(Input::Remove(function));
     }
 
+    /// Says that the warden is about to hold a function on disk only.
+    pub fn storing(&self, function: FunctionName) {
+        let _ = self.inputs.send(Input::Storing(function));
+    }
+
+    /// Says that it does.
+    pub fn stored(&self, function: FunctionName) {
+        let _ = self.inputs.send(Input::Stored(function));
+    }
+
     /// Ends a function's instances, each as soon as it is idle.
     pub fn stop(&self, function: FunctionName) {
         let _ = self.inputs.send(Input::Retire(function));
     }
 
-    /// Says that the warden now holds a function in memory, so that it is stored when nobody calls for its time of `park`.
-    pub fn hold(&self, function: FunctionName) {
-        let _ = self.inputs.send(Input::Hold(function));
+    /// Says that the warden now holds a function in memory, of which it takes so many bytes, so that it is stored when
+    /// nobody calls for its time of `park`.
+    pub fn hold(&self, function: FunctionName, bytes: u64) {
+        let _ = self.inputs.send(Input::Hold(function, bytes));
+    }
+
+    /// Waits until there is memory for an instance that is not the pool's, and for the copy that a snapshot is; it is
+    /// given back when the [`Reservation`] is dropped.
+    ///
+    /// # Errors
+    /// [`Failed::TooLarge`]; [`Failed::QueueTimeout`] when no memory came free within a minute.
+    pub async fn reserve(&self, spec: RunnerSpec, model_bytes: u64) -> Result<Reservation, Failed> {
+        let id = self.shared.tickets.fetch_add(1, Ordering::Relaxed);
+        let (reply, granted) = flume::bounded(1);
+        let _ = self.inputs.send(Input::Reserve { id, spec: Box::new(spec), model_bytes, reply });
+        let reservation = Reservation { id, pool: self.clone() };
+        let lost = |_| Err(Failed::InstanceLost { reason: Lost.to_string() });
+        granted.recv_async().await.unwrap_or_else(lost).map(|()| reservation)
     }
 
     /// Asks for work of the box's own. What comes of it is read from the [`Submission`].
@@ -105,6 +131,19 @@ impl Pool {
         let (sender, receiver) = flume::bounded(1);
         self.inputs.send(Input::List(sender)).map_err(|_| Lost)?;
         receiver.recv_async().await.map_err(|_| Lost)
+    }
+}
+
+/// Memory that is held until this is dropped.
+#[derive(Debug)]
+pub struct Reservation {
+    id: HoldId,
+    pool: Pool,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        let _ = self.pool.inputs.send(Input::Release(self.id));
     }
 }
 

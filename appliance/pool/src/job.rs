@@ -200,12 +200,23 @@ pub enum Failed {
     #[error("{JOBS_MAX} requests are waiting or running, which is the most")]
     Overloaded,
     /// It waited too long.
-    #[error("no slot came free within {waited_ms} ms")]
+    #[error("no room came free within {waited_ms} ms")]
     QueueTimeout {
         /// How long it waited.
         waited_ms: u64,
         /// When to try again, by measured service times, s.
         retry_after_s: u64,
+    },
+    /// No instance of it fits into the memory that there is.
+    #[error(
+        "an instance of the function needs {} MiB with its model, and functions have {} MiB on this machine; lower \
+         `limits.memory` or raise `memory` in emberd's configuration", need_bytes >> 20, total_bytes >> 20
+    )]
+    TooLarge {
+        /// What it needs, bytes.
+        need_bytes: u64,
+        /// What there is for all functions, bytes.
+        total_bytes: u64,
     },
     /// No instance could be woken.
     #[error("the function could not be woken: {0}")]

@@ -18,10 +18,11 @@ mod connection;
 mod driver;
 mod handle;
 mod job;
+mod pressure;
 mod scheduler;
 mod warden;
 
-pub use driver::run;
-pub use handle::{Inputs, Lost, Pool, Submission, pool};
+pub use driver::{Resources, run};
+pub use handle::{Inputs, Lost, Pool, Reservation, Submission, pool};
 pub use job::{Dispatched, Event, Failed, FunctionConfig, HeldView, InstanceView, JOBS_MAX, Terms, View, Waits, Work};
 pub use warden::{Warden, WardenLost};

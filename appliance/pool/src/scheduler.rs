@@ -13,16 +13,20 @@
 //! ```
 //!
 //! Invariants: an instance leaves only by `Exited`, which the warden sends once for each; a job's slot is free when its
-//! last message came; every timer of something that is gone has been removed.
+//! last message came; every timer of something that is gone has been removed; what is held fits into memory ([`memory`]).
+
+mod memory;
 
 use crate::job::{
     Dispatched, Event, Failed, FunctionConfig, HeldView, InstanceView, Terms, View, Waits, Work, piece_bytes,
 };
 use appliance_admit::{
-    self as admit, Class, Step,
+    self as admit, Class, Free, Step,
     queue::{Place, Queue},
 };
-use appliance_types::{FunctionName, KeyName, Tier};
+use appliance_types::{FunctionName, KeyName, ModelDigest, Tier};
+pub(crate) use memory::HoldId;
+use memory::{Image, Ledger, Worth};
 use sandbox_wire::{
     runner::{FromRunner, ModelInfo, ToRunner},
     warden::{Awake, ExitCause, InstanceId, RunnerSpec, WardenError},
@@ -40,6 +44,8 @@ pub(crate) type WakeId = u64;
 
 /// Time that a runner has to answer a cancel or a deadline before it counts as hung.
 const HANG_GRACE: Duration = Duration::from_secs(10);
+/// Longest that an operator's command waits for memory.
+const RESERVE_WAIT: Duration = Duration::from_secs(60);
 /// Wakes remembered for the median.
 const WAKES_KEPT: usize = 32;
 
@@ -49,8 +55,23 @@ pub(crate) enum Input {
     Configure(Box<FunctionConfig>),
     Remove(FunctionName),
     Retire(FunctionName),
-    /// The warden was made to hold the function in memory.
-    Hold(FunctionName),
+    /// The warden was made to hold the function in memory, of which it takes so many bytes.
+    Hold(FunctionName, u64),
+    /// The warden is about to hold the function on disk only.
+    Storing(FunctionName),
+    /// It does.
+    Stored(FunctionName),
+    /// Memory is wanted for an instance that is not the pool's.
+    Reserve {
+        id: HoldId,
+        spec: Box<RunnerSpec>,
+        model_bytes: u64,
+        reply: flume::Sender<Result<(), Failed>>,
+    },
+    /// It is wanted no more.
+    Release(HoldId),
+    /// The kernel says how short the host is of memory, in % of time lost.
+    Pressed(u64),
     Submit {
         ticket: Ticket,
         function: FunctionName,
@@ -116,6 +137,8 @@ struct Function {
     slots: u32,
     service: Option<Duration>,
     wakes_ms: VecDeque<u64>,
+    image: Image,
+    worth: Worth,
     /// When it goes to disk, should nobody call; `None` while it is up or waking, or is on disk already.
     held_until: Option<Instant>,
 }
@@ -125,6 +148,8 @@ struct Wake {
     function: FunctionName,
     generation: u64,
     threads: u32,
+    memory_bytes: u64,
+    weights: ModelDigest,
     began: Instant,
 }
 
@@ -135,6 +160,7 @@ struct Instance {
     threads: u32,
     slots: u32,
     memory_bytes: u64,
+    weights: ModelDigest,
     model: Arc<ModelInfo>,
     /// Where its wake found the function.
     woken_from: Tier,
@@ -188,14 +214,16 @@ pub(crate) struct Scheduler {
     timers: BTreeSet<(Instant, Timer)>,
     /// How many of the jobs are batch.
     batch: usize,
+    ledger: Ledger,
     effects: Vec<Effect>,
 }
 
 impl Scheduler {
-    /// A pool of nothing, on `cores` inference cores.
-    pub(crate) fn new(cores: u32) -> Self {
+    /// A pool of nothing, on `cores` inference cores and `memory` bytes.
+    pub(crate) fn new(cores: u32, memory: u64) -> Self {
         Self {
             cores,
+            ledger: Ledger::new(memory),
             generations: 0,
             wake_ids: 0,
             functions: BTreeMap::new(),
@@ -210,7 +238,12 @@ impl Scheduler {
 
     /// When [`tick`](Self::tick) wants to be called.
     pub(crate) fn next_due(&self) -> Option<Instant> {
-        self.timers.first().map(|(due, _)| *due)
+        self.timers.first().map(|(due, _)| *due).into_iter().chain(self.ledger.next_due()).min()
+    }
+
+    /// Learns the length of a model's file.
+    pub(crate) fn learn(&mut self, model: ModelDigest, bytes: u64) {
+        self.ledger.learn(model, bytes);
     }
 
     /// Takes what happened; gives what to do.
@@ -219,7 +252,12 @@ impl Scheduler {
             Input::Configure(config) => self.configure(*config),
             Input::Remove(function) => self.remove(&function),
             Input::Retire(function) => self.retire(&function),
-            Input::Hold(function) => self.hold(now, &function),
+            Input::Hold(function, bytes) => self.hold_image(now, &function, bytes),
+            Input::Storing(function) => self.storing(&function),
+            Input::Stored(function) => self.stored(&function),
+            Input::Reserve { id, spec, model_bytes, reply } => self.reserve(now, id, &spec, model_bytes, reply),
+            Input::Release(id) => self.release(id),
+            Input::Pressed(percent) => self.pressed(now, percent),
             Input::Submit { ticket, function, work, terms, events } => {
                 self.submit(now, ticket, function, work, terms, events)
             }
@@ -246,6 +284,7 @@ impl Scheduler {
                 Timer::Park(function) => self.store(function),
             }
         }
+        self.memory_tick(now);
         self.advance(now);
         std::mem::take(&mut self.effects)
     }
@@ -260,13 +299,15 @@ impl Scheduler {
             waiting: Queue::default(),
             service: None,
             wakes_ms: VecDeque::new(),
+            image: Image::default(),
+            worth: Worth::default(),
             held_until: None,
             config,
         };
         match self.functions.get_mut(&name) {
             Some(old) => {
-                let (waiting, held_until) = (std::mem::take(&mut old.waiting), old.held_until);
-                *old = Function { waiting, held_until, ..fresh };
+                let waiting = std::mem::take(&mut old.waiting);
+                *old = Function { waiting, held_until: old.held_until, image: old.image, worth: old.worth, ..fresh };
             }
             None => drop(self.functions.insert(name.clone(), fresh)),
         }
@@ -312,6 +353,7 @@ impl Scheduler {
             drop(events.try_send(Event::Failed(failed)));
             return;
         }
+        self.called(&name);
         let Some(function) = self.functions.get_mut(&name) else {
             drop(events.try_send(Event::Failed(Failed::NoFunction)));
             return;
@@ -510,6 +552,14 @@ impl Scheduler {
         self.timers.insert((due, Timer::Park(name.clone())));
     }
 
+    /// The warden holds a function in memory, though no instance of it was there.
+    fn hold_image(&mut self, now: Instant, name: &FunctionName, bytes: u64) {
+        if let Some(function) = self.functions.get_mut(name) {
+            function.image.hold(Some(bytes));
+        }
+        self.hold(now, name);
+    }
+
     fn unhold(&mut self, name: &FunctionName) {
         if let Some(due) = self.functions.get_mut(name).and_then(|f| f.held_until.take()) {
             self.timers.remove(&(due, Timer::Park(name.clone())));
@@ -518,9 +568,21 @@ impl Scheduler {
 
     /// Nobody called for so long that the function's memory is better used for others.
     fn store(&mut self, name: FunctionName) {
-        let Some(function) = self.functions.get_mut(&name) else { return };
-        function.held_until = None;
+        self.storing(&name);
         self.effects.push(Effect::Store(name));
+    }
+
+    fn storing(&mut self, name: &FunctionName) {
+        self.unhold(name);
+        if let Some(function) = self.functions.get_mut(name) {
+            function.image.storing();
+        }
+    }
+
+    fn stored(&mut self, name: &FunctionName) {
+        if self.functions.get_mut(name).is_some_and(|function| function.image.stored()) {
+            self.unhold(name);
+        }
     }
 
     /// Whether the function has an instance, or will have one.
@@ -548,16 +610,18 @@ impl Scheduler {
         let slots = awake.model.slots.max(1);
         if let Some(function) = self.functions.get_mut(&wake.function) {
             function.slots = slots;
+            function.image.hold(Some(awake.image_bytes));
+            function.worth.woke(awake.tier, woke_in);
             function.wakes_ms.truncate(WAKES_KEPT - 1);
             function.wakes_ms.push_front(woke_in.as_millis() as u64);
         }
-        let memory_bytes = self.functions.get(&wake.function).map_or(0, |f| f.config.spec.memory_bytes);
         let instance = Instance {
             function: wake.function,
             generation: wake.generation,
             threads: wake.threads,
             slots,
-            memory_bytes,
+            memory_bytes: wake.memory_bytes,
+            weights: wake.weights,
             model: Arc::new(awake.model),
             woken_from: awake.tier,
             up_since: now,
@@ -657,15 +721,28 @@ impl Scheduler {
     /// Takes every step that can be taken now.
     fn advance(&mut self, now: Instant) {
         loop {
+            // Operators go first: what they wait for is not taken by a wake.
+            let wanted = self.ledger.is_wanted() && self.grant();
             let names: Vec<_> =
                 self.functions.iter().filter(|(_, f)| !f.waiting.is_empty()).map(|(n, _)| n.clone()).collect();
             let views: Vec<_> = names.iter().map(|name| self.view(name, &self.functions[name])).collect();
-            let step = admit::next_step(&views, self.cores_free());
-            if self.batch > 0 && !step.is_some_and(|step| is_urgent(&views, step)) && self.make_room(now) {
+            if names.is_empty() && self.batch == 0 {
+                return;
+            }
+            let bytes = if wanted { 0 } else { self.memory().free() };
+            let free = Free { cores: self.cores_free(), bytes };
+            let step = admit::next_step(&views, free);
+            if self.batch > 0 && !step.is_some_and(|step| is_urgent(&views, step)) && self.preempt(now, free) {
                 continue;
             }
             match step {
                 None => return,
+                Some(Step::MakeRoom { .. }) if wanted => return,
+                Some(Step::MakeRoom { function }) => {
+                    if !self.make_room(&names[function]) {
+                        return;
+                    }
+                }
                 Some(Step::Wake { function }) => self.wake(now, &names[function]),
                 Some(Step::Dispatch { function, instance }) => {
                     let id = self.ready(&names[function]).nth(instance).map(|(id, _)| *id).expect("as in the view");
@@ -688,6 +765,7 @@ impl Scheduler {
             waiting: function.waiting.len(),
             first: function.waiting.count(class),
             threads: self.threads(&function.config),
+            wake_bytes: self.wake_bytes(function),
             waking: waking.count(),
             slots: function.slots,
             instances_max: function.config.instances_max,
@@ -709,9 +787,14 @@ impl Scheduler {
         let function = &self.functions[name];
         let threads = self.threads(&function.config);
         self.wake_ids += 1;
-        let wake = Wake { function: name.clone(), generation: function.generation, threads, began: now };
+        let RunnerSpec { memory_bytes, model: weights, .. } = function.config.spec;
+        let generation = function.generation;
+        let wake = Wake { function: name.clone(), generation, threads, memory_bytes, weights, began: now };
         let spec = Box::new(function.config.spec_on(self.cores));
         self.wakes.insert(self.wake_ids, wake);
+        if let Some(function) = self.functions.get_mut(name) {
+            function.image.hold(None);
+        }
         self.unhold(name);
         self.effects.push(Effect::Wake { wake: self.wake_ids, spec });
     }

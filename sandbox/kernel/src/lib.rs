@@ -24,6 +24,7 @@ pub mod machine;
 pub mod memory;
 pub mod mounts;
 pub mod pidfd;
+pub mod pressure;
 pub mod probe;
 pub mod process;
 pub mod ready;

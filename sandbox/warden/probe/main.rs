@@ -7,7 +7,7 @@
 //! The stand-in lives by the runner's filter, so it keeps to calls that the runner makes: no `fs::read`, which asks for a
 //! file's status, and its socket is not duplicated.
 
-use sandbox_kernel::{escape, socket::inherited};
+use sandbox_kernel::{escape, memory::host_bytes, socket::inherited};
 use sandbox_warden::WardenConfig;
 use sandbox_wire::{
     frame::{Decoder, FROM_RUNNER_BYTES_MAX, TO_RUNNER_BYTES_MAX, encode},
@@ -52,7 +52,7 @@ fn warden(models: &str, tag: &str, timeout_ms: &str) -> Result<ExitCode, Box<dyn
         std::fs::copy(std::env::current_exe()?, &runner)?;
     }
     let (models, snapshots) = (PathBuf::from(models), Path::new(models).join("snapshots"));
-    let mut config = WardenConfig::new(models, snapshots, runner, tag.to_owned(), 2)?;
+    let mut config = WardenConfig::new(models, snapshots, runner, tag.to_owned(), 2, host_bytes()?);
     config.load_timeout = Duration::from_millis(timeout_ms.parse()?);
     let socket = io::stdin().as_fd().try_clone_to_owned()?;
     sandbox_warden::run(config, socket)?;

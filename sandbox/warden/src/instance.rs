@@ -59,7 +59,7 @@ pub(crate) fn live(shared: &Arc<Shared>, lease: Lease, request: u64, spec: &Runn
                 // A spare has a lease of its own.
                 release(shared, lease);
             }
-            let cause = serve(shared, woken, request, begun);
+            let cause = serve(shared, &spec.function, woken, request, begun);
             let released = shared.registry.release(instance);
             let stopped = cause == ExitCause::Stopped;
             shared.outbox.exited(instance, cause);
@@ -107,9 +107,10 @@ pub(crate) fn restored(
 }
 
 /// Hands an instance over to the server, and waits for its end.
-fn serve(shared: &Shared, woken: Woken, request: u64, begun: Instant) -> ExitCause {
+fn serve(shared: &Shared, function: &FunctionName, woken: Woken, request: u64, begun: Instant) -> ExitCause {
     let Woken { instance, info, socket, tier } = woken;
-    let awake = instance.awake(info, tier, begun);
+    let image_bytes = shared.snapshots.entry(function).parked_bytes;
+    let awake = instance.awake(info, tier, image_bytes, begun);
     tracing::info!(instance = awake.instance, %tier, wake_us = awake.wake_us, "awake");
     shared.outbox.hand_over(request, Reply::Awake(awake), socket.as_fd());
     drop(socket);
@@ -438,9 +439,9 @@ impl Instance {
         }
     }
 
-    fn awake(&self, model: ModelInfo, tier: Tier, begun: Instant) -> Awake {
+    fn awake(&self, model: ModelInfo, tier: Tier, image_bytes: u64, begun: Instant) -> Awake {
         let wake_us = begun.elapsed().as_micros() as u64;
-        Awake { instance: self.lease.instance, tier, wake_us, threads: self.grant.threads, model }
+        Awake { instance: self.lease.instance, tier, wake_us, threads: self.grant.threads, image_bytes, model }
     }
 
     /// Waits until the process has ended, and takes what it writes meanwhile.

@@ -45,7 +45,6 @@ use outbox::Outbox;
 use registry::Registry;
 use sandbox_kernel::{
     cgroup::{CgroupError, Cgroups},
-    memory::host_bytes,
     ready::readable,
     socket::{PacketError, receive_packet, shut},
 };
@@ -102,20 +101,17 @@ pub struct WardenConfig {
 }
 
 impl WardenConfig {
-    /// A configuration with defaults: all of the host's memory, [`UID_BASE`], [`SLOTS_MAX`], [`LOAD_TIMEOUT`].
-    ///
-    /// # Errors
-    /// The host does not tell its memory.
+    /// A configuration with defaults: [`UID_BASE`], [`SLOTS_MAX`], [`LOAD_TIMEOUT`].
     pub fn new(
         models: PathBuf,
         snapshots: PathBuf,
         runner: PathBuf,
         tag: String,
         inference_cpus: u32,
-    ) -> io::Result<Self> {
-        let memory_bytes_max = host_bytes()?;
+        memory_bytes_max: u64,
+    ) -> Self {
         let (uid_base, slots, load_timeout) = (UID_BASE, SLOTS_MAX, LOAD_TIMEOUT);
-        Ok(Self { models, snapshots, runner, tag, inference_cpus, memory_bytes_max, uid_base, slots, load_timeout })
+        Self { models, snapshots, runner, tag, inference_cpus, memory_bytes_max, uid_base, slots, load_timeout }
     }
 }
 

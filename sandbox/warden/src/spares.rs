@@ -103,7 +103,8 @@ pub(crate) fn prepare(shared: &Shared, spec: &RunnerSpec) {
         return taking::retire(shared, &spec.function, reason);
     }
     let _one_at_a_time = shared.spares.restoring.lock().unwrap_or_else(PoisonError::into_inner);
-    if shared.spares.has(&ready) || shared.registry.is_running(&spec.function) {
+    let is_held = || shared.snapshots.held(&identity).is_some_and(|held| Arc::ptr_eq(&held, &ready));
+    if !is_held() || shared.spares.has(&ready) || shared.registry.is_running(&spec.function) {
         return;
     }
     match instance::spare(shared, spec, &ready) {
@@ -111,7 +112,7 @@ pub(crate) fn prepare(shared: &Shared, spec: &RunnerSpec) {
         Err(reason) => tracing::debug!(function = %spec.function, reason, "no spare"),
     }
     // Stored, or taken anew, meanwhile.
-    if shared.snapshots.held(&identity).is_none_or(|held| !Arc::ptr_eq(&held, &ready)) {
+    if !is_held() {
         shared.spares.end_of(shared, &spec.function);
         drop(ready);
         shared.snapshots.tidy();

@@ -159,6 +159,8 @@ pub struct Awake {
     pub wake_us: u64,
     /// Threads that compute in it.
     pub threads: u32,
+    /// What its function's parked memory takes, which its instances share; 0 while there is no snapshot.
+    pub image_bytes: u64,
     /// What was loaded.
     pub model: ModelInfo,
 }

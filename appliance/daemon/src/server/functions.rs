@@ -13,6 +13,7 @@
 
 use super::{
     body,
+    generation::refused,
     handler::{Call, unix_s},
     instances, models,
     reply::{self, Answered, Reply},
@@ -25,7 +26,7 @@ use appliance_api::{
 };
 use appliance_config::{ConfigError, Manifest, ModelReference};
 use appliance_edge::Request;
-use appliance_pool::FunctionConfig;
+use appliance_pool::{Failed, FunctionConfig, Reservation};
 use appliance_runtime::unblock;
 use appliance_types::{FunctionName, ModelDigest};
 use arc_swap::ArcSwap;
@@ -225,6 +226,31 @@ enum Snapshot {
     Skipped,
 }
 
+impl Snapshot {
+    /// Memory that it takes now.
+    fn parked_bytes(&self) -> u64 {
+        match self {
+            Self::Taken { parked_bytes, .. } => *parked_bytes,
+            Self::Failed { .. } | Self::Skipped => 0,
+        }
+    }
+}
+
+/// Memory for an instance of a function, and for its snapshot, that an operator's command makes.
+///
+/// # Errors
+/// There is not so much, ever or now.
+pub(super) async fn reserve(call: &Call, function: &Function) -> Result<Reservation, ApiError> {
+    let stored = models::stored(call).await?;
+    let model = stored.iter().find(|entry| entry.digest == function.model);
+    // One that is not there is told of by whoever looks for it next.
+    let bytes = model.map_or(0, |entry| entry.bytes);
+    call.state.pool.reserve(function.config().spec, bytes).await.map_err(|failed| match failed {
+        Failed::TooLarge { .. } => ApiError::unprocessable(failed.to_string()),
+        failed => refused(failed),
+    })
+}
+
 /// `PUT /ember/v1/functions/{name}`: the body is a manifest, the header `x-ember-model` its model's digest. With
 /// `?snapshot=false` no snapshot is taken.
 pub(super) async fn deploy(call: &Call, name: &str, request: Request) -> Answered {
@@ -240,6 +266,7 @@ pub(super) async fn deploy(call: &Call, name: &str, request: Request) -> Answere
     let model = model_of(&manifest, header)?;
     let manifest = Manifest { model: ModelReference::Digest(model), ..manifest };
     let function = Function { manifest, model, deployed_unix_s: unix_s() };
+    let reservation = reserve(call, &function).await?;
     let snapshot = prove(call, call.state.spec(&function), wanted).await?;
 
     let (state, name) = (Arc::clone(&call.state), function.manifest.name.clone());
@@ -249,7 +276,8 @@ pub(super) async fn deploy(call: &Call, name: &str, request: Request) -> Answere
         forget_unless_deployed(call, &name).await;
         return Err(error);
     }
-    call.state.pool.hold(name.clone());
+    call.state.pool.hold(name.clone(), snapshot.parked_bytes());
+    drop(reservation);
     if kept_up {
         call.state.wake_in_background(name.clone());
     }

@@ -226,6 +226,7 @@ pub(super) fn refused(failed: Failed) -> ApiError {
         | Failed::DeadlineTooSoon { retry_after_s, .. }
         | Failed::QueueTimeout { retry_after_s, .. } => ApiError::unavailable(message, retry_after_s),
         Failed::Overloaded
+        | Failed::TooLarge { .. }
         | Failed::WakeFailed(
             WardenError::InstancesMax { .. }
             | WardenError::Sandbox { .. }

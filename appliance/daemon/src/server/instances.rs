@@ -82,8 +82,10 @@ pub(super) async fn park(call: &Call, name: &str) -> Answered {
     let name = function.manifest.name.clone();
     call.state.pool.stop(name.clone());
     let left = until_gone(call, &name).await?;
+    let reservation = functions::reserve(call, &function).await?;
     let entry = snapshots::ask(call, WardenCall::Park(call.state.spec(&function))).await?;
-    call.state.pool.hold(name.clone());
+    call.state.pool.hold(name.clone(), entry.parked_bytes);
+    drop(reservation);
     Ok(reply::json(&json!({ "name": name, "instances": left, "parked_bytes": entry.parked_bytes })))
 }
 
@@ -93,7 +95,9 @@ pub(super) async fn stop(call: &Call, name: &str) -> Answered {
     let name = functions::find(call, name)?.manifest.name.clone();
     call.state.pool.stop(name.clone());
     let left = until_gone(call, &name).await?;
+    call.state.pool.storing(name.clone());
     snapshots::store(call, &name).await?;
+    call.state.pool.stored(name.clone());
     Ok(reply::json(&json!({ "name": name, "instances": left })))
 }
 

@@ -33,11 +33,12 @@ mod terms;
 use crate::{
     control::{Order, Orders},
     exit::Failure,
+    resources::resources,
     setup::{ServerFiles, ServerSetup},
 };
-use appliance_config::EdgeLimits;
+use appliance_config::{EdgeLimits, ServeConfig};
 use appliance_edge::{Certificates, Edge, Limits};
-use appliance_pool::{Inputs, Warden};
+use appliance_pool::{Inputs, Resources, Warden};
 use appliance_runtime::{available_cores, run_per_core, spawn_owned};
 use handler::Server;
 use state::State;
@@ -65,10 +66,10 @@ pub(crate) fn run(setup: ServerSetup) -> Result<(), Failure> {
     let warden = warden.map_err(Failure::of("speak to", "the warden"))?;
     let (pool, inputs) = appliance_pool::pool();
     let cores = available_cores().map_err(Failure::of("count", "the cores"))?;
-    let inference_cores = config.inference_cores.unwrap_or(u32::try_from(cores.len()).unwrap_or(u32::MAX));
-    let state = State::open(&files, &config, inference_cores, pool, warden.clone(), ledger)?;
+    let resources = resources(&config)?;
+    let state = State::open(&files, &config, resources.cores, pool, warden.clone(), ledger)?;
 
-    let mut driver = Some(Driver { inputs, warden, cores: inference_cores, end: end.clone() });
+    let mut driver = Some(Driver { inputs, warden, resources, end: end.clone() });
     let mut listeners = listeners.into_iter();
     let (alive, all_ended) = flume::bounded(0);
     let running = run_per_core(&cores[..listeners.len().min(cores.len())], "server", |_| {
@@ -109,14 +110,14 @@ impl End {
 struct Driver {
     inputs: Inputs,
     warden: Warden,
-    cores: u32,
+    resources: Resources,
     end: End,
 }
 
 impl Driver {
     async fn run(self) {
-        let Self { inputs, warden, cores, end } = self;
-        if appliance_runtime::catch_unwind(appliance_pool::run(inputs, warden, cores)).await.is_err() {
+        let Self { inputs, warden, resources, end } = self;
+        if appliance_runtime::catch_unwind(appliance_pool::run(inputs, warden, resources)).await.is_err() {
             end.because("the pool panicked", Duration::ZERO);
         }
     }
@@ -157,15 +158,17 @@ fn follow(
     end: End,
     certificates: Arc<Certificates>,
     files: ServerFiles,
-    mut config: appliance_config::ServeConfig,
+    mut config: ServeConfig,
 ) -> Result<(), Failure> {
     let follow = move || {
         loop {
             match orders.next() {
                 Ok(Order::Reload(fresh)) => {
                     reload(&certificates, &files);
-                    if fresh.limits != config.limits || fresh.inference_cores != config.inference_cores {
-                        tracing::warn!("`limits` and `inference_cores` change at the next start, not at a reload");
+                    let of_start =
+                        |config: &ServeConfig| (config.limits.clone(), config.inference_cores, config.memory_bytes);
+                    if of_start(&fresh) != of_start(&config) {
+                        tracing::warn!("`limits`, `inference_cores` and `memory` change at the next start only");
                     }
                     config = *fresh;
                 }

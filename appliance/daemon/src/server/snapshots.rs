@@ -22,8 +22,10 @@ pub(super) async fn list(call: &Call) -> Answered {
 /// `POST /ember/v1/functions/{name}/snapshot`: takes one, whether or not there is one.
 pub(super) async fn create(call: &Call, name: &str) -> Answered {
     let function = functions::find(call, name)?;
+    let reservation = functions::reserve(call, &function).await?;
     let entry = ask(call, WardenCall::SnapshotTake(call.state.spec(&function))).await?;
-    call.state.pool.hold(entry.function.clone());
+    call.state.pool.hold(entry.function.clone(), entry.parked_bytes);
+    drop(reservation);
     tracing::info!(function = name, entry.file_bytes, "snapshot taken");
     Ok(reply::json(&entry))
 }

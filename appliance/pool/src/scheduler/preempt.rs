@@ -15,8 +15,8 @@ use super::{
 };
 use crate::scheduler::Effect;
 use appliance_admit::{
-    self as admit, Class, Step,
-    preempt::{Room, make_room},
+    self as admit, Class, Free, Step,
+    preempt::{Preemption, next_preemption},
 };
 use sandbox_wire::runner::FinishReason;
 use std::time::Instant;
@@ -33,10 +33,12 @@ pub(super) enum Hold {
     Yielding(Vec<FromRunner>),
 }
 
-/// Whether a step is for an interactive request.
+/// Whether a step serves an interactive request.
 pub(super) fn is_urgent(views: &[admit::Function], step: Step) -> bool {
-    let (Step::Dispatch { function, .. } | Step::Wake { function }) = step;
-    views[function].class == Class::Interactive
+    match step {
+        Step::Dispatch { function, .. } | Step::Wake { function } => views[function].class == Class::Interactive,
+        Step::MakeRoom { .. } => false,
+    }
 }
 
 impl Job {
@@ -49,18 +51,18 @@ impl Job {
 
 impl Scheduler {
     /// Does one thing for interactive requests that wait, or for batch when none does; whether there was one.
-    pub(super) fn make_room(&mut self, now: Instant) -> bool {
+    pub(super) fn preempt(&mut self, now: Instant, free: Free) -> bool {
         let names: Vec<_> = self.functions.keys().cloned().collect();
         let views: Vec<_> = names.iter().map(|name| self.view(name, &self.functions[name])).collect();
-        let Some(room) = make_room(&views, self.cores_free()) else { return false };
-        let (Room::Requeue { function, instance }
-        | Room::Pause { function, instance }
-        | Room::Resume { function, instance }) = room;
+        let Some(preemption) = next_preemption(&views, free) else { return false };
+        let (Preemption::Requeue { function, instance }
+        | Preemption::Pause { function, instance }
+        | Preemption::Resume { function, instance }) = preemption;
         let id = self.ready(&names[function]).nth(instance).map(|(id, _)| *id).expect("as in the view");
-        match room {
-            Room::Requeue { .. } => self.requeue_one(now, id),
-            Room::Pause { .. } => self.pause(id),
-            Room::Resume { .. } => self.resume_all(id),
+        match preemption {
+            Preemption::Requeue { .. } => self.requeue_one(now, id),
+            Preemption::Pause { .. } => self.pause(id),
+            Preemption::Resume { .. } => self.resume_all(id),
         }
         true
     }

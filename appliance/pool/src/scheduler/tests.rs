@@ -77,13 +77,13 @@ fn wake(scheduler: &mut Scheduler, now: Instant, wake: WakeId, instance: Instanc
 
 fn wake_from(scheduler: &mut Scheduler, now: Instant, tier: Tier, wake: WakeId, instance: InstanceId) -> Vec<Effect> {
     let model = ModelInfo { slots: 1, ..ModelInfo::default() };
-    let awake = Awake { instance, tier, wake_us: 1, threads: 2, model };
+    let awake = Awake { instance, tier, wake_us: 1, threads: 2, image_bytes: 0, model };
     scheduler.handle(now, Input::Woken { wake, result: Ok(awake) })
 }
 
 /// A function with one instance, number 7, that runs request 1.
 fn running(queue_max: usize) -> (Scheduler, Instant, flume::Receiver<Event>) {
-    let (mut scheduler, now) = (Scheduler::new(2), Instant::now());
+    let (mut scheduler, now) = (Scheduler::new(2, u64::MAX), Instant::now());
     scheduler.handle(now, Input::Configure(Box::new(config(queue_max))));
     let (effects, events) = submit(&mut scheduler, now, 1);
     assert!(matches!(effects[..], [Effect::Wake { wake: 1, .. }]), "{effects:?}");
@@ -95,7 +95,7 @@ fn running(queue_max: usize) -> (Scheduler, Instant, flume::Receiver<Event>) {
 
 #[test]
 fn a_function_that_is_not_deployed_is_refused() {
-    let (effects, events) = submit(&mut Scheduler::new(2), Instant::now(), 1);
+    let (effects, events) = submit(&mut Scheduler::new(2, u64::MAX), Instant::now(), 1);
     assert!(effects.is_empty());
     assert_eq!(events.try_recv(), Ok(Event::Failed(Failed::NoFunction)));
 }
@@ -148,7 +148,7 @@ fn an_instance_that_outlasts_a_deadline_is_stopped_and_its_request_not_tried_aga
 
 #[test]
 fn a_wake_waits_for_the_load_alone() {
-    let (mut scheduler, now) = (Scheduler::new(2), Instant::now());
+    let (mut scheduler, now) = (Scheduler::new(2, u64::MAX), Instant::now());
     scheduler.handle(now, Input::Configure(Box::new(config(0))));
     let (effects, cold) = submit_work(&mut scheduler, now, 1, Work::Wake);
     assert!(matches!(effects[..], [Effect::Wake { wake: 1, .. }]), "{effects:?}");
@@ -204,7 +204,7 @@ fn an_idle_instance_stops_after_keep_warm_and_no_timer_is_left() {
 #[test]
 fn requests_learn_where_the_wake_they_waited_for_found_their_function() {
     for tier in [Tier::Cold, Tier::Stored, Tier::Parked] {
-        let (mut scheduler, now) = (Scheduler::new(2), Instant::now());
+        let (mut scheduler, now) = (Scheduler::new(2, u64::MAX), Instant::now());
         scheduler.handle(now, Input::Configure(Box::new(config(4))));
         let (_, first) = submit(&mut scheduler, now, 1);
         let (_, second) = submit(&mut scheduler, now, 2);
@@ -264,16 +264,16 @@ fn a_call_keeps_a_function_from_being_stored() {
 
 #[test]
 fn a_function_that_the_warden_was_made_to_hold_is_stored_too() {
-    let (mut scheduler, now) = (Scheduler::new(2), Instant::now());
+    let (mut scheduler, now) = (Scheduler::new(2, u64::MAX), Instant::now());
     scheduler.handle(now, Input::Configure(Box::new(config(4))));
     assert_eq!(scheduler.next_due(), None, "nothing is held for a function that was never up");
-    scheduler.handle(now, Input::Hold(name()));
+    scheduler.handle(now, Input::Hold(name(), 0));
     scheduler.handle(now, Input::Configure(Box::new(config(5))));
     assert_eq!(scheduler.tick(now + PARK), [Effect::Store(name())]);
 
     let (mut scheduler, now, _events) = running(4);
     let due = scheduler.next_due();
-    scheduler.handle(now, Input::Hold(name()));
+    scheduler.handle(now, Input::Hold(name(), 0));
     assert_eq!(scheduler.next_due(), due, "an instance is up");
 }
 

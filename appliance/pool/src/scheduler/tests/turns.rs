@@ -60,7 +60,7 @@ fn told(events: &flume::Receiver<Event>) -> Vec<Event> {
 
 /// A function with instance 7 of `slots` up, which runs nothing.
 fn idle(slots: u32, queue_max: usize) -> (Scheduler, Instant) {
-    let (mut scheduler, now) = (Scheduler::new(2), Instant::now());
+    let (mut scheduler, now) = (Scheduler::new(2, u64::MAX), Instant::now());
     add(&mut scheduler, now, "f", 1, 7, slots, queue_max);
     (scheduler, now)
 }
@@ -80,7 +80,7 @@ fn add(
     scheduler.handle(now, Input::Configure(Box::new(config)));
     submit_to(scheduler, now, function, 1_000 + wake, Work::Wake, Terms::default());
     let model = ModelInfo { slots, ..ModelInfo::default() };
-    let awake = Awake { instance, tier: Tier::Cold, wake_us: 1, threads: 2, model };
+    let awake = Awake { instance, tier: Tier::Cold, wake_us: 1, image_bytes: 1, threads: 2, model };
     scheduler.handle(now, Input::Woken { wake, result: Ok(awake) });
 }
 

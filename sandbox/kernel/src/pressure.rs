@@ -1,0 +1,66 @@
+//! Word of the kernel's that the host is short of memory (PSI, `Documentation/accounting/psi.rst`): a trigger that costs
+//! nothing while there is enough.
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::fd::AsFd,
+};
+
+const FILE: &str = "/proc/pressure/memory";
+/// 150 ms lost within 2 s; without privilege, a window is a multiple of 2 s.
+const TRIGGER: &[u8] = b"some 150000 2000000\0";
+
+/// Tells when processes lose time for want of memory.
+#[derive(Debug)]
+pub struct MemoryPressure(File);
+
+impl MemoryPressure {
+    /// Sets the trigger.
+    ///
+    /// # Errors
+    /// The kernel has no PSI, or gives no triggers to this user.
+    pub fn watch() -> io::Result<Self> {
+        let mut file = OpenOptions::new().read(true).write(true).open(FILE)?;
+        file.write_all(TRIGGER)?;
+        Ok(Self(file))
+    }
+
+    /// Waits until memory is short, and gives the share of the last ten seconds that some process lost, in %.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn wait(&self) -> io::Result<f64> {
+        loop {
+            let mut polled = [PollFd::new(self.0.as_fd(), PollFlags::POLLPRI)];
+            match poll(&mut polled, PollTimeout::NONE) {
+                Err(nix::errno::Errno::EINTR) => continue,
+                polled => polled?,
+            };
+            match polled[0].revents() {
+                Some(events) if events.contains(PollFlags::POLLERR) => return Err(io::ErrorKind::NotConnected.into()),
+                _ => return lost(&fs::read_to_string(FILE)?).ok_or_else(|| io::ErrorKind::InvalidData.into()),
+            }
+        }
+    }
+}
+
+/// `avg10` of `some`, in %.
+fn lost(text: &str) -> Option<f64> {
+    let some = text.lines().find_map(|line| line.strip_prefix("some "))?;
+    some.split(' ').find_map(|field| field.strip_prefix("avg10="))?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_says_is_read() {
+        let text = "some avg10=12.50 avg60=1.00 avg300=0.10 total=9\nfull avg10=3.00 avg60=0.00 avg300=0.00 total=1\n";
+        assert_eq!(lost(text), Some(12.5));
+        assert_eq!(lost("full avg10=3.00\n"), None);
+        assert_eq!(lost("some avg10=x\n"), None);
+    }
+}
