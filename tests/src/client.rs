@@ -17,6 +17,7 @@ pub struct Client {
     agent: Agent,
     base: String,
     key: Option<String>,
+    headers: Vec<(&'static str, String)>,
 }
 
 impl Client {
@@ -33,12 +34,19 @@ impl Client {
             .timeout_global(Some(2 * HANG))
             .max_idle_connections(0)
             .build();
-        Self { agent: config.into(), base: base.to_owned(), key: key.map(str::to_owned) }
+        Self { agent: config.into(), base: base.to_owned(), key: key.map(str::to_owned), headers: Vec::new() }
     }
 
     /// This client with another key.
     pub fn with_key(&self, key: &str) -> Self {
         Self { key: Some(key.to_owned()), ..self.clone() }
+    }
+
+    /// This client with a header more in every request.
+    pub fn with_header(&self, name: &'static str, value: &str) -> Self {
+        let mut client = self.clone();
+        client.headers.push((name, value.to_owned()));
+        client
     }
 
     /// This client without a key.
@@ -124,6 +132,9 @@ impl Client {
         let mut request = Request::builder().method(method).uri(format!("{}{path}", self.base));
         for (name, value) in headers {
             request = request.header(*name, *value);
+        }
+        for (name, value) in &self.headers {
+            request = request.header(*name, value);
         }
         if let Some(key) = &self.key {
             request = request.header("authorization", format!("Bearer {key}"));

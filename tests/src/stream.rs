@@ -1,7 +1,7 @@
 //! A streamed reply, event by event as it comes.
 //!
 //! Strict on purpose: an event is one `data:` line and one blank line, each event is whole UTF-8 by itself, and
-//! nothing comes after `[DONE]`. Comments (`: …`) are passed over. Dropping a [`Stream`] closes its connection.
+//! nothing comes after `[DONE]`. Comments (`: …`) are passed over and kept. Dropping a [`Stream`] closes its connection.
 
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
@@ -14,6 +14,8 @@ use ureq::{
 pub struct Stream {
     /// The reply's headers.
     pub headers: HeaderMap,
+    /// The comments that came before the last event.
+    pub comments: Vec<String>,
     lines: BufReader<BodyReader<'static>>,
     done: bool,
 }
@@ -21,12 +23,21 @@ pub struct Stream {
 impl Stream {
     pub(crate) fn new(response: Response<ureq::Body>) -> Self {
         let (head, body) = response.into_parts();
-        Self { headers: head.headers, lines: BufReader::new(body.into_reader()), done: false }
+        Self { headers: head.headers, comments: Vec::new(), lines: BufReader::new(body.into_reader()), done: false }
     }
 
     /// Whether `[DONE]` came.
     pub fn is_done(&self) -> bool {
         self.done
+    }
+
+    /// Reads the next line, which is a comment.
+    #[track_caller]
+    pub fn comment(&mut self) -> String {
+        let comment = self.line().expect("the stream goes on");
+        assert!(comment.starts_with(": "), "not a comment: {comment}");
+        assert_eq!(self.line().as_deref(), Some(""), "a comment is one line");
+        comment
     }
 
     /// All events up to `[DONE]`, which must come.
@@ -61,8 +72,10 @@ impl Iterator for Stream {
         }
         let line = loop {
             let line = self.line()?;
-            if !line.is_empty() && !line.starts_with(':') {
-                break line;
+            match line.starts_with(':') {
+                true => self.comments.push(line),
+                false if line.is_empty() => {}
+                false => break line,
             }
         };
         let data = line.strip_prefix("data: ").unwrap_or_else(|| panic!("not an event: {line}"));

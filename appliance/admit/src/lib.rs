@@ -2,31 +2,43 @@
 //!
 //! ```text
 //!  oldest request first ─▶ a free slot in a busy instance ───────────▶ Dispatch   (costs no core more)
-//!                        ├▶ an idle instance, a core free ───────────▶ Dispatch
-//!                        ├▶ more waiting than will wake, a core free ▶ Wake
+//!  interactive before    ├▶ an idle instance, a core free ───────────▶ Dispatch
+//!  batch                 ├▶ more waiting than will wake, a core free ▶ Wake
 //!                        ├▶ the same, but no memory for it ──────────▶ MakeRoom   (nobody younger gets memory either)
 //!                        ├▶ no core free, a busy one has several ────▶ Share
-//!                        └▶ no core: nobody younger gets one either
+//!                        └▶ no core: nobody younger gets one either, and no batch gets anything
 //! ```
+//!
+//! Which of a function's requests is its next is [`queue`]'s to say, what batch gives up for what is interactive
+//! [`preempt`]'s, and what a key may use [`limit`]'s. Batch never runs beside interactive requests in an instance, and
+//! leaves one of its slots free where it has several, so that what comes finds one.
 //!
 //! Why cores are leased: ggml's threads spin at barriers, so two busy instances with more threads than cores run many
 //! times slower than one. An instance is busy on one core at least and has its share of all ([`cores`]). Invariants: the
 //! threads of busy and of waking instances never exceed the cores; nothing is woken that does not fit into memory
 //! ([`memory`]).
-//! Left out: fairness between keys, priorities.
 
 pub mod cores;
+pub mod limit;
 pub mod memory;
+pub mod preempt;
+pub mod queue;
+
+pub use queue::Class;
 
 use std::time::Instant;
 
 /// A function with requests to serve.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Function {
-    /// When its oldest waiting request came; `None` when none waits.
+    /// The class of its next request.
+    pub class: Class,
+    /// When the oldest waiting request of that class came; `None` when none waits.
     pub oldest: Option<Instant>,
     /// Requests that wait.
     pub waiting: usize,
+    /// Of these, requests of the class of the next.
+    pub first: usize,
     /// Memory that another instance takes, bytes.
     pub wake_bytes: u64,
     /// Instances being woken.
@@ -44,8 +56,16 @@ pub struct Function {
 pub struct Instance {
     /// Requests that it can run at once.
     pub slots: u32,
-    /// Requests that it runs.
+    /// Requests that it has.
     pub busy: u32,
+    /// Of these, batch.
+    pub batch: u32,
+    /// Of the batch, those that are paused: they keep their slots and compute nothing.
+    pub paused: u32,
+    /// Of the batch, those that may go back to the queue, since nobody has seen anything of their answers.
+    pub unseen: u32,
+    /// Of the batch, those on their way back to the queue.
+    pub yielding: u32,
 }
 
 /// What to do; indices are those of the arguments.
@@ -90,12 +110,18 @@ pub struct Free {
 pub fn next_step(functions: &[Function], mut free: Free) -> Option<Step> {
     let mut lacking = None;
     let mut order: Vec<usize> = (0..functions.len()).filter(|&f| functions[f].oldest.is_some()).collect();
-    order.sort_by_key(|&f| functions[f].oldest);
+    order.sort_by_key(|&f| (functions[f].class, functions[f].oldest));
+    let mut somebody_waits = false;
     for function in order {
+        let class = functions[function].class;
+        if class == Class::Batch && somebody_waits {
+            return lacking;
+        }
         match functions[function].wants() {
             Want::Slot(instance) => return Some(Step::Dispatch { function, instance }),
             Want::Nothing => {}
             Want::Idle(_) | Want::Wake if free.cores == 0 => {
+                somebody_waits |= class == Class::Interactive;
                 if free.surplus > 0 {
                     lacking.get_or_insert(Step::Share { function });
                 }
@@ -112,9 +138,11 @@ pub fn next_step(functions: &[Function], mut free: Free) -> Option<Step> {
 }
 
 /// Whether a function's queue, of `queue_max` at most, has room for the requests that wait. Those that a waking instance
-/// is being woken for are not in it.
+/// is being woken for are not in it, nor those that batch gives up its slots for.
 pub fn queue_has_room(function: &Function, queue_max: usize) -> bool {
-    function.waiting <= queue_max.saturating_add(function.waking * function.slots as usize)
+    let yielding: u32 = function.instances.iter().map(|i| i.yielding).sum();
+    let served_soon = function.waking * function.slots as usize + yielding as usize;
+    function.waiting <= queue_max.saturating_add(served_soon)
 }
 
 /// What would serve a function's oldest request.
@@ -131,8 +159,8 @@ enum Want {
 
 impl Function {
     fn wants(&self) -> Want {
-        let free = |i: &Instance| i.busy < i.slots;
-        if let Some(shared) = self.instances.iter().position(|i| i.busy > 0 && free(i)) {
+        let free = |i: &Instance| i.takes(self.class);
+        if let Some(shared) = self.instances.iter().position(|i| i.is_leased() && free(i)) {
             return Want::Slot(shared);
         }
         if let Some(idle) = self.instances.iter().position(free) {
@@ -140,7 +168,22 @@ impl Function {
         }
         let will_be_served = self.waking * self.slots as usize;
         let may_grow = self.instances.len() + self.waking < self.instances_max;
-        if may_grow && self.waiting > will_be_served { Want::Wake } else { Want::Nothing }
+        if may_grow && self.first > will_be_served { Want::Wake } else { Want::Nothing }
+    }
+}
+
+impl Instance {
+    /// Whether it computes, on cores of its own.
+    fn is_leased(&self) -> bool {
+        self.busy > self.paused
+    }
+
+    fn takes(&self, class: Class) -> bool {
+        let batch_slots = self.slots.saturating_sub(1).max(1);
+        match class {
+            Class::Interactive => self.busy < self.slots,
+            Class::Batch => self.busy == self.batch && self.paused == 0 && self.busy < batch_slots.min(self.slots),
+        }
     }
 }
 
@@ -152,14 +195,20 @@ mod tests {
 
     fn function(waiting: usize, instances: &[(u32, u32)]) -> Function {
         Function {
+            class: Class::Interactive,
             oldest: (waiting > 0).then(Instant::now),
             waiting,
+            first: waiting,
             wake_bytes: 10,
             waking: 0,
             slots: 1,
             instances_max: 1,
-            instances: instances.iter().map(|&(slots, busy)| Instance { slots, busy }).collect(),
+            instances: instances.iter().map(|&(slots, busy)| instance(slots, busy)).collect(),
         }
+    }
+
+    fn instance(slots: u32, busy: u32) -> Instance {
+        Instance { slots, busy, batch: 0, paused: 0, unseen: 0, yielding: 0 }
     }
 
     /// Memory is no concern.
@@ -215,6 +264,28 @@ mod tests {
     }
 
     #[test]
+    fn batch_comes_last_and_gets_nothing_while_somebody_waits_for_cores() {
+        let somebody = function(1, &[(1, 0)]);
+        let mut batch = function(1, &[(3, 1)]);
+        (batch.class, batch.instances[0].batch) = (Class::Batch, 1);
+        batch.oldest = somebody.oldest.map(|t| t - Duration::from_secs(1));
+        assert_eq!(next_step(&[batch.clone(), somebody.clone()], cores(0)), None);
+        assert_eq!(next_step(&[batch.clone(), somebody], cores(1)), Some(Step::Dispatch { function: 1, instance: 0 }));
+        assert_eq!(next_step(&[batch], cores(0)), Some(Step::Dispatch { function: 0, instance: 0 }));
+    }
+
+    #[test]
+    fn batch_leaves_a_slot_and_runs_beside_nobody() {
+        let mut batch = function(1, &[(3, 2)]);
+        (batch.class, batch.instances[0].batch) = (Class::Batch, 2);
+        assert_eq!(next_step(&[batch.clone()], cores(2)), None, "the last slot is for somebody");
+        batch.instances[0] = instance(3, 1);
+        assert_eq!(next_step(&[batch.clone()], cores(2)), None, "somebody runs");
+        batch.instances[0] = instance(1, 0);
+        assert_eq!(next_step(&[batch], cores(2)), Some(Step::Dispatch { function: 0, instance: 0 }));
+    }
+
+    #[test]
     fn a_queue_of_none_still_takes_the_request_that_wakes_the_function() {
         let mut f = function(1, &[]);
         f.waking = 1;
@@ -226,15 +297,16 @@ mod tests {
 
     prop_compose! {
         fn any_function()(
-            age in 0u64..100, waiting in 0usize..5, slots in 1u32..4,
+            batch in any::<bool>(), age in 0u64..100, waiting in 0usize..5, slots in 1u32..4,
             instances_max in 1usize..4, wake_bytes in 0u64..40, busy in prop::collection::vec(0u32..4, 0..4),
         ) -> Function {
             let base = Instant::now();
             let instances: Vec<_> =
-                busy.into_iter().take(instances_max).map(|b| Instance { slots, busy: b.min(slots) }).collect();
+                busy.into_iter().take(instances_max).map(|b| instance(slots, b.min(slots))).collect();
+            let class = if batch { Class::Batch } else { Class::Interactive };
             Function {
-                oldest: (waiting > 0).then(|| base + Duration::from_millis(age)),
-                waiting, wake_bytes, waking: 0, slots, instances_max, instances,
+                class, oldest: (waiting > 0).then(|| base + Duration::from_millis(age)),
+                waiting, first: waiting, wake_bytes, waking: 0, slots, instances_max, instances,
             }
         }
     }
@@ -266,8 +338,10 @@ mod tests {
                     Some(Step::Dispatch { function, instance }) => {
                         let f = &mut functions[function];
                         f.waiting -= 1;
+                        f.first -= 1;
                         f.oldest = f.oldest.filter(|_| f.waiting > 0);
                         f.instances[instance].busy += 1;
+                        f.instances[instance].batch += u32::from(f.class == Class::Batch);
                     }
                 }
                 prop_assert!(leased(&functions) <= cores);
@@ -278,7 +352,7 @@ mod tests {
             }
             let left = next_step(&functions, Free { cores: cores - leased(&functions), surplus: 0, bytes });
             prop_assert!(matches!(left, None | Some(Step::MakeRoom { .. })), "{:?}", left);
-            for f in functions.iter().filter(|f| f.waiting > 0) {
+            for f in functions.iter().filter(|f| f.waiting > 0 && f.class == Class::Interactive) {
                 prop_assert!(f.instances.iter().all(|i| i.busy == 0 || i.busy == i.slots));
             }
         }

@@ -12,11 +12,11 @@
 //! | 413 | `invalid_request_error` | `request_too_large` | caller |
 //! | 415 | `invalid_request_error` | `unsupported_media_type` | caller |
 //! | 422 | `invalid_request_error` | `unprocessable` | caller: well-formed, but the model does not do it |
-//! | 429 | `rate_limit_error` | `rate_limit_exceeded` | caller, or a full queue; `retry-after` |
+//! | 429 | `rate_limit_error` | `rate_limit_exceeded` | caller: its key's limits; `retry-after` |
 //! | 500 | `server_error` | `internal_error` | us |
 //! | 502 | `server_error` | `runner_failed` | the instance |
-//! | 503 | `unavailable_error` | `unavailable` | us, for now; `retry-after` |
-//! | 504 | `timeout_error` | `deadline_exceeded` | the function's `limits.timeout` |
+//! | 503 | `unavailable_error` | `unavailable` | us, for now: the box's limits; `retry-after` |
+//! | 504 | `timeout_error` | `deadline_exceeded` | the function's `limits.timeout`, or the request's own deadline |
 //!
 //! A deadline is 504 and not 408: clients' libraries read 408 as "your request was slow to arrive, send it again",
 //! which is wrong of a request that ran for as long as it may.
@@ -116,7 +116,7 @@ impl ApiError {
         Self::new(422, INVALID, Some("unprocessable"), message)
     }
 
-    /// 429: too much at once.
+    /// 429: more than the key may use.
     pub fn rate_limit(message: impl Into<String>, retry_after_s: u64) -> Self {
         let error = Self::new(429, "rate_limit_error", Some("rate_limit_exceeded"), message);
         Self { retry_after_s: Some(retry_after_s), ..error }
@@ -141,6 +141,12 @@ impl ApiError {
     /// 504: the request ran for as long as its function allows.
     pub fn deadline_exceeded(limit_ms: u64) -> Self {
         let message = format!("not finished within {limit_ms} ms, which is the function's `limits.timeout`");
+        Self::new(504, TIMEOUT, Some("deadline_exceeded"), message)
+    }
+
+    /// 504: the request ran for as long as it asked to.
+    pub fn deadline_passed(header: &str, deadline_ms: u64) -> Self {
+        let message = format!("not finished within {deadline_ms} ms, which is the request's `{header}`");
         Self::new(504, TIMEOUT, Some("deadline_exceeded"), message)
     }
 
@@ -253,5 +259,6 @@ mod tests {
         check(ApiError::runner_failed("x"), 502, SERVER, Some("runner_failed"));
         check(ApiError::unavailable("x", 1), 503, "unavailable_error", Some("unavailable"));
         check(ApiError::deadline_exceeded(1), 504, TIMEOUT, Some("deadline_exceeded"));
+        check(ApiError::deadline_passed("x", 1), 504, TIMEOUT, Some("deadline_exceeded"));
     }
 }

@@ -1,7 +1,8 @@
 //! What may be typed: every command and flag, once, with the words that `--help` shows.
 
 use appliance_types::{FunctionName, KeyName, ModelDigest};
-use clap::{Args as ArgGroup, Parser, Subcommand};
+use clap::{Args as ArgGroup, Parser, Subcommand, value_parser};
+use serde::Serialize;
 use std::path::PathBuf;
 
 /// Operate an Ember inference appliance.
@@ -188,6 +189,8 @@ pub(crate) enum Key {
         #[arg(long, value_name = "A,B", value_delimiter = ',')]
         functions: Option<Vec<FunctionName>>,
         #[command(flatten)]
+        rates: Rates,
+        #[command(flatten)]
         listing: Listing,
     },
     /// List keys
@@ -197,6 +200,23 @@ pub(crate) enum Key {
         /// The key's name
         name: KeyName,
     },
+}
+
+/// How much a key may use; all there is without a limit.
+#[derive(Clone, Copy, Debug, ArgGroup, Serialize)]
+pub(crate) struct Rates {
+    /// Requests a minute
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    pub(crate) rpm: Option<u32>,
+    /// Tokens a minute, of prompts and answers
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    pub(crate) tpm: Option<u32>,
+    /// Requests at once, waiting ones included
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    pub(crate) concurrency: Option<u32>,
+    /// Turns for each turn of a key of weight 1, while both wait; up to 1000
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u32).range(1..=1000))]
+    pub(crate) weight: u32,
 }
 
 #[cfg(test)]

@@ -10,6 +10,15 @@ const KEYS: &str = "/ember/v1/keys";
 struct Row {
     name: String,
     functions: Option<Vec<String>>,
+    rates: Rates,
+}
+
+#[derive(Deserialize)]
+struct Rates {
+    rpm: Option<u32>,
+    tpm: Option<u32>,
+    concurrency: Option<u32>,
+    weight: u32,
 }
 
 #[derive(Deserialize)]
@@ -19,8 +28,8 @@ struct Created {
 
 pub(crate) fn command(client: &Client, command: Key) -> Result<(), Error> {
     match command {
-        Key::Create { name, functions, listing } => {
-            let reply = client.post(KEYS, &json!({ "name": name, "functions": functions }))?;
+        Key::Create { name, functions, rates, listing } => {
+            let reply = client.post(KEYS, &json!({ "name": name, "functions": functions, "rates": rates }))?;
             if !listing.json {
                 output::note(&format!("key `{name}`, shown this once only:"));
             }
@@ -30,7 +39,7 @@ pub(crate) fn command(client: &Client, command: Key) -> Result<(), Error> {
             let data = output::data(client.get(KEYS)?);
             output::print(listing, &data, || {
                 let rows: Vec<Row> = client.typed(&data)?;
-                Ok(output::table(["KEY", "FUNCTIONS"], rows.iter().map(Row::cells)))
+                Ok(output::table(["KEY", "FUNCTIONS", "RPM", "TPM", "AT-ONCE", "WEIGHT"], rows.iter().map(Row::cells)))
             })
         }
         Key::Revoke { name } => {
@@ -42,8 +51,10 @@ pub(crate) fn command(client: &Client, command: Key) -> Result<(), Error> {
 }
 
 impl Row {
-    fn cells(&self) -> [String; 2] {
+    fn cells(&self) -> [String; 6] {
         let functions = self.functions.as_ref().map_or("all".into(), |functions| functions.join(","));
-        [self.name.clone(), functions]
+        let limit = |limit: Option<u32>| limit.map_or(output::NONE.to_owned(), |limit| limit.to_string());
+        let Rates { rpm, tpm, concurrency, weight } = self.rates;
+        [self.name.clone(), functions, limit(rpm), limit(tpm), limit(concurrency), weight.to_string()]
     }
 }

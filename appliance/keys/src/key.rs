@@ -1,7 +1,9 @@
 //! What a key may do.
 
+use appliance_admit::limit::Limits;
 use appliance_types::{FunctionName, KeyName};
 use serde::{Deserialize, Serialize};
+use std::num::NonZeroU32;
 
 /// A key, as far as anyone but its holder knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,9 +15,34 @@ pub struct Key {
     pub kind: Kind,
     /// The functions it may call; all where there is no list.
     pub functions: Option<Vec<FunctionName>>,
+    /// How much it may use; all there is where there is no limit, as in files of before there were any.
+    #[serde(default)]
+    pub rates: Rates,
     /// When it was made, seconds since the Unix epoch.
     pub created_unix_s: u64,
 }
+
+/// How much a key may use, and how much of the box is its when others want it too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rates {
+    /// Requests a minute.
+    pub rpm: Option<NonZeroU32>,
+    /// Tokens a minute, of prompts and answers.
+    pub tpm: Option<NonZeroU32>,
+    /// Requests at once, waiting ones included.
+    pub concurrency: Option<NonZeroU32>,
+    /// Turns that it gets for each turn of a key of weight 1, while both wait.
+    pub weight: Weight,
+}
+
+/// A key's share beside others: 1 to [`WEIGHT_MAX`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
+pub struct Weight(u32);
+
+/// Most weight of a key.
+pub const WEIGHT_MAX: u32 = 1000;
 
 /// What a key is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +53,42 @@ pub enum Kind {
     /// Calls functions.
     #[default]
     User,
+}
+
+impl Rates {
+    /// The limits among them.
+    pub fn limits(&self) -> Limits {
+        let number = |limit: Option<NonZeroU32>| limit.map(NonZeroU32::get);
+        Limits { rpm: number(self.rpm), tpm: number(self.tpm), concurrency: number(self.concurrency) }
+    }
+}
+
+impl Weight {
+    /// The number.
+    pub fn get(self) -> u32 {
+        self.0
+    }
+}
+
+impl Default for Weight {
+    fn default() -> Self {
+        Self(1)
+    }
+}
+
+impl TryFrom<u32> for Weight {
+    type Error = String;
+
+    fn try_from(weight: u32) -> Result<Self, String> {
+        let known = (1..=WEIGHT_MAX).contains(&weight);
+        known.then_some(Self(weight)).ok_or_else(|| format!("a weight is 1 to {WEIGHT_MAX}, not {weight}"))
+    }
+}
+
+impl From<Weight> for u32 {
+    fn from(weight: Weight) -> Self {
+        weight.0
+    }
 }
 
 impl Key {

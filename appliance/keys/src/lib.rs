@@ -10,7 +10,8 @@
 //! Invariants: the text of a key is nowhere but with its holder (and, for the admin key, in root's `admin.key`); at
 //! rest there is its BLAKE3 hash, keyed by a secret of this device, so that neither a copied `keys.json` nor a table of
 //! hashes made elsewhere helps to find one. `keys.json` is written and synced before a change shows, and is always
-//! either the old file or the new. Time comes in as an argument. Left out: budgets and rates.
+//! either the old file or the new. What a key has used of its limits a minute is in memory, once for all cores, and is
+//! gone with the key. Time comes in as an argument. Left out: budgets.
 
 mod file;
 mod key;
@@ -18,8 +19,8 @@ mod store;
 mod text;
 
 pub use file::Owner;
-pub use key::{Key, Kind};
-pub use store::{ADMIN_NAME, KEYS_MAX, KeyStore, NewKey, Unauthorized};
+pub use key::{Key, Kind, Rates, WEIGHT_MAX, Weight};
+pub use store::{ADMIN_NAME, Caller, KEYS_MAX, KeyStore, NewKey, Unauthorized};
 pub use text::{KeyText, ParseKeyError};
 
 use appliance_types::KeyName;

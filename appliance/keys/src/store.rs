@@ -8,7 +8,8 @@
 //! **At once.** All cores read one snapshot behind an atomic pointer. A change swaps it after the file is on disk;
 //! every [`KeyStore::authenticate`] that begins after [`KeyStore::revoke`] has returned sees the swap.
 
-use crate::{Key, KeyError, KeyText, Kind, Owner, ParseKeyError, file::Folder, text::secret_of};
+use crate::{Key, KeyError, KeyText, Kind, Owner, ParseKeyError, Rates, file::Folder, text::secret_of};
+use appliance_admit::limit::{Limiter, Limits};
 use appliance_types::{FunctionName, KeyName};
 use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
@@ -50,6 +51,19 @@ pub struct NewKey {
     /// The functions it may call; all where there is no list.
     #[serde(default)]
     pub functions: Option<Vec<FunctionName>>,
+    /// How much it may use; all there is, unless said.
+    #[serde(default)]
+    pub rates: Rates,
+}
+
+/// A key that was presented.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// The key.
+    pub key: Arc<Key>,
+    /// What it has used of its limits, where it has any: the same for every request of the key, on every core. Locked
+    /// for as long as it takes to count.
+    pub limiter: Option<Arc<Mutex<Limiter>>>,
 }
 
 /// Why a presented text opens nothing.
@@ -70,7 +84,7 @@ struct KeyHash([u8; 32]);
 #[derive(Clone)]
 struct Entry {
     hash: KeyHash,
-    key: Arc<Key>,
+    caller: Caller,
 }
 
 /// All keys, by [`KeyHash::slot`].
@@ -112,11 +126,11 @@ impl KeyStore {
     ///
     /// # Errors
     /// It opens nothing.
-    pub fn authenticate(&self, presented: &str) -> Result<Arc<Key>, Unauthorized> {
+    pub fn authenticate(&self, presented: &str) -> Result<Caller, Unauthorized> {
         let hash = self.hash(&secret_of(presented)?);
         let keys = self.keys.load();
         let found = keys.0.get(&hash.slot()).filter(|entry| bool::from(entry.hash.0.ct_eq(&hash.0)));
-        found.map(|entry| entry.key.clone()).ok_or(Unauthorized::Unknown)
+        found.map(|entry| entry.caller.clone()).ok_or(Unauthorized::Unknown)
     }
 
     /// Makes a key. Its text is returned here and never again. Writes a file: not for a serving core.
@@ -124,12 +138,12 @@ impl KeyStore {
     /// # Errors
     /// The name is taken, there are too many, or the file cannot be written.
     pub fn create(&self, new: NewKey, now_unix_s: u64) -> Result<KeyText, KeyError> {
-        let NewKey { name, kind, functions } = new;
+        let NewKey { name, kind, functions, rates } = new;
         if kind == Kind::Admin && functions.is_some() {
             return Err(KeyError::AdminWithFunctions);
         }
         let text = KeyText::random().map_err(KeyError::Random)?;
-        let key = Key { name, kind, functions, created_unix_s: now_unix_s };
+        let key = Key { name, kind, functions, rates, created_unix_s: now_unix_s };
         self.change(|keys| {
             if keys.find(&key.name).is_some() {
                 return Err(KeyError::Exists(key.name));
@@ -155,7 +169,7 @@ impl KeyStore {
 
     /// All keys, by name.
     pub fn list(&self) -> Vec<Arc<Key>> {
-        let mut keys: Vec<_> = self.keys.load().0.values().map(|entry| entry.key.clone()).collect();
+        let mut keys: Vec<_> = self.keys.load().0.values().map(|entry| entry.caller.key.clone()).collect();
         keys.sort_by(|a, b| a.name.cmp(&b.name));
         keys
     }
@@ -170,9 +184,10 @@ impl KeyStore {
             Some(text) => admin_text(path, text)?,
             None => KeyText::random().map_err(KeyError::Random)?,
         };
-        if !self.authenticate(text.as_str()).is_ok_and(|key| key.is_admin()) {
+        if !self.authenticate(text.as_str()).is_ok_and(|caller| caller.key.is_admin()) {
             let name: KeyName = ADMIN_NAME.parse().expect("`admin` is a name");
-            let key = Key { name, kind: Kind::Admin, functions: None, created_unix_s: now_unix_s };
+            let key =
+                Key { name, kind: Kind::Admin, functions: None, rates: Rates::default(), created_unix_s: now_unix_s };
             self.change(|keys| {
                 keys.remove(&key.name);
                 keys.insert(self.hash(text.secret()), key)
@@ -207,6 +222,14 @@ impl KeyStore {
     }
 }
 
+impl Caller {
+    fn new(key: Key) -> Self {
+        let limits = key.rates.limits();
+        let limited = limits != Limits::default();
+        Self { key: Arc::new(key), limiter: limited.then(|| Arc::new(Mutex::new(Limiter::new(limits)))) }
+    }
+}
+
 impl KeyHash {
     /// Where the key is found: enough of the hash that two keys never meet.
     fn slot(&self) -> u64 {
@@ -216,20 +239,20 @@ impl KeyHash {
 
 impl Snapshot {
     fn find(&self, name: &KeyName) -> Option<&Entry> {
-        self.0.values().find(|entry| entry.key.name == *name)
+        self.0.values().find(|entry| entry.caller.key.name == *name)
     }
 
     fn insert(&mut self, hash: KeyHash, key: Key) -> Result<(), KeyError> {
         if self.0.len() >= KEYS_MAX {
             return Err(KeyError::Full);
         }
-        self.0.insert(hash.slot(), Entry { hash, key: Arc::new(key) });
+        self.0.insert(hash.slot(), Entry { hash, caller: Caller::new(key) });
         Ok(())
     }
 
     fn remove(&mut self, name: &KeyName) -> bool {
         let before = self.0.len();
-        self.0.retain(|_, entry| entry.key.name != *name);
+        self.0.retain(|_, entry| entry.caller.key.name != *name);
         self.0.len() < before
     }
 
@@ -254,9 +277,9 @@ impl Snapshot {
 
     fn to_json(&self) -> Vec<u8> {
         let mut entries: Vec<_> = self.0.values().collect();
-        entries.sort_by(|a, b| a.key.name.cmp(&b.key.name));
+        entries.sort_by(|a, b| a.caller.key.name.cmp(&b.caller.key.name));
         let stored = |entry: &Entry| StoredKey {
-            key: entry.key.clone(),
+            key: entry.caller.key.clone(),
             hash: blake3::Hash::from_bytes(entry.hash.0).to_hex().to_string(),
         };
         let file = KeysFile { version: VERSION, keys: entries.into_iter().map(stored).collect() };

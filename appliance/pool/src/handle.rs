@@ -2,7 +2,7 @@
 
 use crate::{
     JOBS_MAX,
-    job::{Event, Failed, FunctionConfig, View, Work},
+    job::{Event, Failed, FunctionConfig, Terms, View, Waits, Work},
     scheduler::{HoldId, Input, Ticket},
 };
 use appliance_types::FunctionName;
@@ -19,8 +19,8 @@ pub struct Lost;
 
 /// A handle to the pool, for any core.
 ///
-/// The channel behind it is unbounded; what it can hold is not: [`JOBS_MAX`] submissions, a cancel for each, and what
-/// an operator sends by hand.
+/// The channel behind it is unbounded; what it can hold is not: [`JOBS_MAX`] submissions, a cancel and a question for
+/// each, and what an operator sends by hand.
 #[derive(Clone, Debug)]
 pub struct Pool {
     inputs: flume::Sender<Input>,
@@ -98,11 +98,19 @@ impl Pool {
         granted.recv_async().await.unwrap_or_else(lost).map(|()| reservation)
     }
 
-    /// Asks for work. What comes of it is read from the [`Submission`].
+    /// Asks for work of the box's own. What comes of it is read from the [`Submission`].
     ///
     /// # Errors
     /// [`Failed::Overloaded`] when [`JOBS_MAX`] submissions live.
     pub fn submit(&self, function: FunctionName, work: Work) -> Result<Submission, Failed> {
+        self.submit_on(function, work, Terms::default())
+    }
+
+    /// Asks for work for somebody.
+    ///
+    /// # Errors
+    /// As for [`Pool::submit`].
+    pub fn submit_on(&self, function: FunctionName, work: Work, terms: Terms) -> Result<Submission, Failed> {
         if self.shared.live.fetch_add(1, Ordering::Relaxed) >= JOBS_MAX {
             self.shared.live.fetch_sub(1, Ordering::Relaxed);
             return Err(Failed::Overloaded);
@@ -111,7 +119,7 @@ impl Pool {
         // A dispatch, at most one more after a retry, what the runner says, and one failure.
         let (sender, events) = flume::bounded(work.replies_max() + 3);
         let submission = Submission { ticket, events, pool: self.clone(), ended: false };
-        let _ = self.inputs.send(Input::Submit { ticket, function, work, events: sender });
+        let _ = self.inputs.send(Input::Submit { ticket, function, work, terms, events: sender });
         Ok(submission)
     }
 
@@ -161,6 +169,15 @@ impl Submission {
             Event::Failed(_) => true,
         };
         event
+    }
+}
+
+impl Submission {
+    /// Where it waits; `None` when it does not, or the server is ending.
+    pub async fn waits(&self) -> Option<Waits> {
+        let (sender, receiver) = flume::bounded(1);
+        self.pool.inputs.send(Input::Place { ticket: self.ticket, reply: sender }).ok()?;
+        receiver.recv_async().await.ok()
     }
 }
 

@@ -1,11 +1,15 @@
 //! What is asked of the pool, and what comes back.
 
-use appliance_types::{FunctionName, Tier};
+use appliance_admit::Class;
+use appliance_types::{FunctionName, KeyName, Tier};
 use sandbox_wire::{
     runner::{FromRunner, Generate, Id, Message, ModelInfo, Prompt, Text, ToRunner},
     warden::{InstanceId, RunnerSpec, WardenError},
 };
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// Most requests that wait or run at once, over all functions.
 pub const JOBS_MAX: usize = 8192;
@@ -40,6 +44,37 @@ impl FunctionConfig {
     pub(crate) fn threads_on(&self, cores: u32) -> u32 {
         self.spec.cpus.clamp(1, cores)
     }
+}
+
+/// Whose a request is, and how it may wait.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// The key; `None` for the box's own.
+    pub key: Option<KeyName>,
+    /// Turns of the key for each of a key of weight 1.
+    pub weight: u32,
+    /// Who waits for the answer.
+    pub class: Class,
+    /// When it is of no use any more, waiting and running.
+    pub deadline: Option<Instant>,
+    /// Whether nothing of the answer is shown before its end. Then batch may be begun again, with another
+    /// [`Event::Dispatched`]: what was said before that is void.
+    pub unseen: bool,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self { key: None, weight: 1, class: Class::Interactive, deadline: None, unseen: false }
+    }
+}
+
+/// Where a request waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waits {
+    /// 1 is next.
+    pub position: usize,
+    /// When it may have its slot, by measured wakes and service times.
+    pub estimate: Duration,
 }
 
 /// What a request wants done.
@@ -112,7 +147,8 @@ pub(crate) fn piece_bytes(text: &Text) -> usize {
 /// What a submission hears.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// A slot of an instance is its own. Comes again when an instance died before the first token and another took over.
+    /// A slot of an instance is its own. Comes again when an instance died before the first token and another took over,
+    /// or when batch gave up its slot: what was said before is void.
     Dispatched(Dispatched),
     /// What the runner says; ends with a message whose `is_last` holds.
     Reply(FromRunner),
@@ -148,6 +184,16 @@ pub enum Failed {
         /// Most that wait.
         queue_max: usize,
         /// When to try again, by measured service times, s.
+        retry_after_s: u64,
+    },
+    /// Its deadline would pass while it waits.
+    #[error("its turn comes in about {estimate_ms} ms, and its deadline is in {left_ms} ms")]
+    DeadlineTooSoon {
+        /// Least time until its turn, by measured wakes and service times.
+        estimate_ms: u64,
+        /// Time left.
+        left_ms: u64,
+        /// When to try again, s.
         retry_after_s: u64,
     },
     /// The box has more requests than it takes.

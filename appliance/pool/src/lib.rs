@@ -12,7 +12,7 @@
 //! Invariants: all state is in one [`scheduler::Scheduler`], owned by one task; every submission gets exactly one last
 //! event; dropping a [`Submission`] cancels its work, within a token; a runner that breaks protocol loses its instance,
 //! nothing else; memory that a runner can make us hold is bounded by what its requests asked for.
-//! Left out: manifests and HTTP, budgets, fairness between keys.
+//! Left out: manifests and HTTP, budgets.
 
 mod connection;
 mod driver;
@@ -24,5 +24,5 @@ mod warden;
 
 pub use driver::{Resources, run};
 pub use handle::{Inputs, Lost, Pool, Reservation, Submission, pool};
-pub use job::{Dispatched, Event, Failed, FunctionConfig, HeldView, InstanceView, JOBS_MAX, View, Work};
+pub use job::{Dispatched, Event, Failed, FunctionConfig, HeldView, InstanceView, JOBS_MAX, Terms, View, Waits, Work};
 pub use warden::{Warden, WardenLost};

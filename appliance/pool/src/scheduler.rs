@@ -3,7 +3,7 @@
 //! ```text
 //!  job       Waiting ──dispatch──▶ Running ──last message──▶ gone
 //!              │  ▲                   │ instance died before its first text: once
-//!              │  └───────────────────┘
+//!              │  └───────────────────┘ batch gave up its slot ([`preempt`])
 //!              └─ cancel, queue timeout, wake failed, function removed ─▶ gone
 //!
 //!  instance  (waking) ──Woken──▶ up ──keep_warm, retired──▶ (stopping) ──Exited──▶ gone
@@ -18,9 +18,14 @@
 mod cores;
 mod memory;
 
-use crate::job::{Dispatched, Event, Failed, FunctionConfig, HeldView, InstanceView, View, Work, piece_bytes};
-use appliance_admit::{self as admit, Step};
-use appliance_types::{FunctionName, ModelDigest, Tier};
+use crate::job::{
+    Dispatched, Event, Failed, FunctionConfig, HeldView, InstanceView, Terms, View, Waits, Work, piece_bytes,
+};
+use appliance_admit::{
+    self as admit, Class, Step,
+    queue::{Place, Queue},
+};
+use appliance_types::{FunctionName, KeyName, ModelDigest, Tier};
 use cores::Cores;
 pub(crate) use memory::HoldId;
 use memory::{Image, Ledger, Worth};
@@ -73,9 +78,15 @@ pub(crate) enum Input {
         ticket: Ticket,
         function: FunctionName,
         work: Work,
+        terms: Terms,
         events: flume::Sender<Event>,
     },
     Cancel(Ticket),
+    /// Where a submission waits; no answer when it does not.
+    Place {
+        ticket: Ticket,
+        reply: flume::Sender<Waits>,
+    },
     List(flume::Sender<View>),
     Woken {
         wake: WakeId,
@@ -125,7 +136,7 @@ enum Timer {
 struct Function {
     config: FunctionConfig,
     generation: u64,
-    waiting: VecDeque<Ticket>,
+    waiting: Queue<Option<KeyName>, Ticket>,
     slots: u32,
     service: Option<Duration>,
     wakes_ms: VecDeque<u64>,
@@ -169,16 +180,22 @@ struct Instance {
 struct Job {
     function: FunctionName,
     work: Work,
+    terms: Terms,
     events: flume::Sender<Event>,
+    /// Its place in the queue, also when it has left it.
+    place: Place,
     came: Instant,
     /// Whether an instance was up when it came.
     found_up: bool,
     state: State,
     timer: Option<Instant>,
     retried: bool,
+    /// Whether it ever was given a slot.
+    had_slot: bool,
     cancelled: bool,
     bytes_left: usize,
     spoke: bool,
+    hold: Hold,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -198,6 +215,8 @@ pub(crate) struct Scheduler {
     instances: BTreeMap<InstanceId, Instance>,
     jobs: HashMap<Ticket, Job>,
     timers: BTreeSet<(Instant, Timer)>,
+    /// How many of the jobs are batch.
+    batch: usize,
     ledger: Ledger,
     effects: Vec<Effect>,
 }
@@ -215,6 +234,7 @@ impl Scheduler {
             instances: BTreeMap::new(),
             jobs: HashMap::new(),
             timers: BTreeSet::new(),
+            batch: 0,
             effects: Vec::new(),
         }
     }
@@ -241,8 +261,11 @@ impl Scheduler {
             Input::Reserve { id, spec, model_bytes, reply } => self.reserve(now, id, &spec, model_bytes, reply),
             Input::Release(id) => self.release(id),
             Input::Pressed(percent) => self.pressed(now, percent),
-            Input::Submit { ticket, function, work, events } => self.submit(now, ticket, function, work, events),
+            Input::Submit { ticket, function, work, terms, events } => {
+                self.submit(now, ticket, function, work, terms, events)
+            }
             Input::Cancel(ticket) => self.cancel(now, ticket),
+            Input::Place { ticket, reply } => drop(self.waits(ticket).map(|waits| reply.try_send(waits))),
             Input::List(reply) => drop(reply.try_send(self.list(now))),
             Input::Woken { wake, result } => self.woken(now, wake, result),
             Input::Said { instance, message } => self.said(now, instance, message),
@@ -259,7 +282,7 @@ impl Scheduler {
             self.timers.pop_first();
             match timer {
                 Timer::Queue(ticket) => self.queue_timeout(now, ticket),
-                Timer::Run(ticket) => self.hung(ticket),
+                Timer::Run(ticket) => self.hung(now, ticket),
                 Timer::Idle(instance) => self.idle(instance),
                 Timer::Yield(id) => self.blame(id, "it did not give cores back in time".to_owned()),
                 Timer::Park(function) => self.store(function),
@@ -277,7 +300,7 @@ impl Scheduler {
         let fresh = Function {
             slots: 1,
             generation,
-            waiting: VecDeque::new(),
+            waiting: Queue::default(),
             service: None,
             wakes_ms: VecDeque::new(),
             image: Image::default(),
@@ -298,7 +321,7 @@ impl Scheduler {
     fn remove(&mut self, name: &FunctionName) {
         self.unhold(name);
         let Some(function) = self.functions.remove(name) else { return };
-        for ticket in function.waiting {
+        for ticket in function.waiting.iter() {
             self.fail(ticket, Failed::NoFunction);
         }
         self.retire(name);
@@ -313,11 +336,25 @@ impl Scheduler {
             if instance.running.is_empty() {
                 self.stop(id);
             }
+            // Nothing else is given to it that would end a pause.
+            self.resume_all(id);
         }
     }
 
-    fn submit(&mut self, now: Instant, ticket: Ticket, name: FunctionName, work: Work, events: flume::Sender<Event>) {
+    fn submit(
+        &mut self,
+        now: Instant,
+        ticket: Ticket,
+        name: FunctionName,
+        work: Work,
+        terms: Terms,
+        events: flume::Sender<Event>,
+    ) {
         if work == Work::Wake && self.is_awake(now, &name, &events) {
+            return;
+        }
+        if let Some(failed) = self.too_late(now, &name, &terms) {
+            drop(events.try_send(Event::Failed(failed)));
             return;
         }
         self.called(&name);
@@ -325,9 +362,9 @@ impl Scheduler {
             drop(events.try_send(Event::Failed(Failed::NoFunction)));
             return;
         };
-        function.waiting.push_back(ticket);
+        let place = function.waiting.push(&terms.key, terms.weight, terms.class, ticket);
         // A wake waits for no slot, and a load has a time limit of its own.
-        let due = (work != Work::Wake).then(|| now + function.config.queue_timeout);
+        let due = (work != Work::Wake).then(|| terms.wait_until(now, function.config.queue_timeout));
         if function.held_until.is_some() {
             self.hold(now, &name);
         }
@@ -336,20 +373,25 @@ impl Scheduler {
         let job = Job {
             function: name.clone(),
             work,
+            terms,
             events,
+            place,
             came: now,
             found_up,
             state: State::Waiting,
             timer: due,
             retried: false,
+            had_slot: false,
             cancelled: false,
             bytes_left,
             spoke: false,
+            hold: Hold::None,
         };
+        self.batch += usize::from(job.terms.class == Class::Batch);
         self.jobs.insert(ticket, job);
         self.timers.extend(due.map(|due| (due, Timer::Queue(ticket))));
         self.advance(now);
-        self.refuse_overflow(&name, ticket);
+        self.refuse_overflow(&name);
     }
 
     /// Answers a wake at once where an instance is up, busy or not. An idle one stays up as if it had been called.
@@ -361,13 +403,17 @@ impl Scheduler {
         true
     }
 
-    /// Refuses the newest request when more wait than may.
-    fn refuse_overflow(&mut self, name: &FunctionName, ticket: Ticket) {
-        let waits = self.jobs.get(&ticket).is_some_and(|job| job.state == State::Waiting);
-        let Some(function) = self.functions.get(name).filter(|_| waits) else { return };
+    /// Refuses the request that would be served last when more wait than may, so that who floods is turned away, and not
+    /// who comes after. What had a slot before is not refused.
+    fn refuse_overflow(&mut self, name: &FunctionName) {
+        let Some(function) = self.functions.get(name) else { return };
         let queue_max = function.config.queue_max;
-        if !admit::queue_has_room(&self.view(name, function), queue_max) {
-            let retry_after_s = function.retry_after_s();
+        if admit::queue_has_room(&self.view(name, function), queue_max) {
+            return;
+        }
+        let is_new = |ticket| self.jobs.get(&ticket).is_some_and(|job| !job.had_slot && job.work != Work::Wake);
+        let (last, retry_after_s) = (function.waiting.last(is_new), function.retry_after_s());
+        if let Some(ticket) = last {
             self.fail(ticket, Failed::QueueFull { queue_max, retry_after_s });
         }
     }
@@ -405,6 +451,7 @@ impl Scheduler {
     /// Removes a job, its timer, its place in the queue and its slot.
     fn forget(&mut self, ticket: Ticket) -> Option<Job> {
         let job = self.jobs.remove(&ticket)?;
+        self.batch -= usize::from(job.terms.class == Class::Batch);
         if let Some(due) = job.timer {
             self.timers.remove(&(due, Timer::Queue(ticket)));
             self.timers.remove(&(due, Timer::Run(ticket)));
@@ -412,7 +459,7 @@ impl Scheduler {
         match job.state {
             State::Waiting => {
                 if let Some(function) = self.functions.get_mut(&job.function) {
-                    function.waiting.retain(|t| *t != ticket);
+                    function.waiting.remove(&job.place);
                 }
             }
             State::Running { instance, .. } => {
@@ -437,7 +484,10 @@ impl Scheduler {
         self.fail(ticket, Failed::QueueTimeout { waited_ms, retry_after_s });
     }
 
-    fn hung(&mut self, ticket: Ticket) {
+    fn hung(&mut self, now: Instant, ticket: Ticket) {
+        if self.ends_its_pause(now, ticket) {
+            return;
+        }
         let Some(job) = self.jobs.get_mut(&ticket) else { return };
         let State::Running { instance, .. } = job.state else { return };
         // It has had all its time: another instance would give it more than its function allows.
@@ -552,7 +602,7 @@ impl Scheduler {
             Err(error) => {
                 tracing::warn!(function = %wake.function, %error, "wake failed");
                 let waiting = self.functions.get(&wake.function).filter(|f| f.generation == wake.generation);
-                for ticket in waiting.map(|f| f.waiting.iter().copied().collect::<Vec<_>>()).unwrap_or_default() {
+                for ticket in waiting.map(|f| f.waiting.iter().collect::<Vec<_>>()).unwrap_or_default() {
                     self.fail(ticket, Failed::WakeFailed(error.clone()));
                 }
                 self.hold(now, &wake.function);
@@ -611,6 +661,8 @@ impl Scheduler {
             }
         }
         let last = message.is_last();
+        let Some(message) = self.kept_back(now, ticket, from, message) else { return };
+        let Some(job) = self.jobs.get_mut(&ticket) else { return };
         match job.events.try_send(Event::Reply(message)) {
             Err(flume::TrySendError::Full(_)) => self.blame(from, "it said more than was asked for".to_owned()),
             // Gone without its cancel only while that is on its way.
@@ -621,7 +673,8 @@ impl Scheduler {
 
     fn done(&mut self, now: Instant, ticket: Ticket, from: InstanceId) {
         let Some(job) = self.forget(ticket) else { return };
-        if let (State::Running { since, .. }, Some(function)) = (job.state, self.functions.get_mut(&job.function)) {
+        let (serves, function) = (job.work != Work::Wake, self.functions.get_mut(&job.function));
+        if let (State::Running { since, .. }, Some(function), true) = (job.state, function, serves) {
             let took = now - since;
             function.service = Some(function.service.map_or(took, |mean| (mean * 7 + took) / 8));
         }
@@ -662,12 +715,18 @@ impl Scheduler {
     fn retry(&mut self, now: Instant, ticket: Ticket) {
         let job = self.jobs.get_mut(&ticket).expect("looked up by the caller");
         job.retried = true;
-        job.state = State::Waiting;
+        self.wait_again(now, ticket);
+    }
+
+    /// A job without a slot takes its place in the queue again.
+    fn wait_again(&mut self, now: Instant, ticket: Ticket) {
+        let Some(job) = self.jobs.get_mut(&ticket) else { return };
+        (job.state, job.hold) = (State::Waiting, Hold::None);
         let Some(function) = self.functions.get_mut(&job.function) else {
             return self.fail(ticket, Failed::NoFunction);
         };
-        function.waiting.push_front(ticket);
-        let due = now + function.config.queue_timeout;
+        function.waiting.restore(job.place, &job.terms.key, ticket);
+        let due = job.terms.wait_until(now, function.config.queue_timeout);
         self.set_timer(ticket, Timer::Queue(ticket), due);
     }
 
@@ -679,11 +738,16 @@ impl Scheduler {
             let names: Vec<_> =
                 self.functions.iter().filter(|(_, f)| !f.waiting.is_empty()).map(|(n, _)| n.clone()).collect();
             let views: Vec<_> = names.iter().map(|name| self.view(name, &self.functions[name])).collect();
-            if names.is_empty() {
+            if names.is_empty() && self.batch == 0 {
                 return self.spread_cores();
             }
             let bytes = if wanted { 0 } else { self.memory().free() };
-            match admit::next_step(&views, self.free(bytes)) {
+            let free = self.free(bytes);
+            let step = admit::next_step(&views, free);
+            if self.batch > 0 && !step.is_some_and(|step| is_urgent(&views, step)) && self.preempt(now, free) {
+                continue;
+            }
+            match step {
                 None => return self.spread_cores(),
                 Some(Step::Share { function }) => {
                     return self.share_cores(now, self.want(&self.functions[&names[function]].config));
@@ -708,16 +772,18 @@ impl Scheduler {
     }
 
     fn view(&self, name: &FunctionName, function: &Function) -> admit::Function {
-        let instance = |i: &Instance| admit::Instance { slots: i.slots, busy: i.running.len() as u32 };
         let waking = self.wakes.values().filter(|w| w.function == *name && w.generation == function.generation);
+        let class = function.waiting.class().unwrap_or_default();
         admit::Function {
-            oldest: function.waiting.front().and_then(|ticket| self.jobs.get(ticket)).map(|job| job.came),
+            class,
+            oldest: function.waiting.oldest(class).and_then(|ticket| self.jobs.get(&ticket)).map(|job| job.came),
             waiting: function.waiting.len(),
+            first: function.waiting.count(class),
             wake_bytes: self.wake_bytes(function),
             waking: waking.count(),
             slots: function.slots,
             instances_max: function.config.instances_max,
-            instances: self.ready(name).map(|(_, i)| instance(i)).collect(),
+            instances: self.ready(name).map(|(_, i)| self.instance_view(i)).collect(),
         }
     }
 
@@ -746,7 +812,7 @@ impl Scheduler {
     fn dispatch(&mut self, now: Instant, name: &FunctionName, id: InstanceId) {
         self.take_cores(id);
         let function = self.functions.get_mut(name).expect("has a waiting job");
-        let ticket = function.waiting.pop_front().expect("has a waiting job");
+        let ticket = function.waiting.pop().expect("has a waiting job");
         let timeout = function.config.timeout;
         let instance = self.instances.get_mut(&id).expect("chosen from those that are ready");
         let job = self.jobs.get_mut(&ticket).expect("a waiting job exists");
@@ -761,12 +827,17 @@ impl Scheduler {
         };
         drop(job.events.try_send(Event::Dispatched(dispatched)));
         job.state = State::Running { instance: id, since: now };
+        job.had_slot = true;
         instance.running.push(ticket);
-        match job.work.message(ticket) {
+        match job.message(now, ticket) {
             Some(message) => {
+                let limit = job.run_limit(now, timeout);
+                if job.terms.class == Class::Interactive {
+                    self.pause(id);
+                }
                 self.effects.push(Effect::Send { instance: id, message });
                 self.clear_idle(id);
-                self.set_timer(ticket, Timer::Run(ticket), now + timeout + HANG_GRACE);
+                self.set_timer(ticket, Timer::Run(ticket), now + limit + HANG_GRACE);
             }
             None => self.done(now, ticket, id),
         }
@@ -808,6 +879,11 @@ impl Function {
         sorted.get(sorted.len() / 2).copied()
     }
 }
+
+mod preempt;
+mod terms;
+
+use preempt::{Hold, is_urgent};
 
 #[cfg(test)]
 mod tests;

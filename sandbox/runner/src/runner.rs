@@ -9,7 +9,8 @@
 //!
 //! Answers are made together, as many as the engine has slots; embeddings one at a time; both begin in the order they came.
 //! What needs no computing is answered at once, also between two steps. Between any two steps the socket is looked at, so a
-//! cancel takes effect within a step.
+//! cancel or a pause takes effect within a step. An answer that is paused keeps its slot and has no part in a step; its
+//! deadline is looked at when it goes on.
 //!
 //! Invariants: every request gets exactly one last message; at most [`QUEUE_MAX`] requests wait; an id is in use until its
 //! last message is sent.
@@ -74,6 +75,7 @@ struct Runner<'m> {
 struct Job {
     id: Id,
     received: Instant,
+    paused: bool,
     work: Work,
 }
 
@@ -86,6 +88,7 @@ enum Work {
 struct Active {
     id: Id,
     sequence: Sequence,
+    paused: bool,
 }
 
 impl Runner<'_> {
@@ -107,10 +110,22 @@ impl Runner<'_> {
 
     fn next_message(&mut self, taken: usize) -> Result<Received, RunnerError> {
         match () {
-            () if self.active.is_empty() && self.queue.is_empty() => self.channel.wait(),
+            () if !self.has_work() => self.channel.wait(),
             () if taken >= MESSAGES_PER_STEP_MAX => Ok(Received::Nothing),
             () => self.channel.poll(),
         }
+    }
+
+    /// Whether there is something to compute, or to begin.
+    fn has_work(&self) -> bool {
+        let begins = !self.queue.is_empty() && self.active.len() < self.engine.slots();
+        begins || self.active.iter().any(|active| !active.paused)
+    }
+
+    /// Has a request compute or not; one that has ended already is let be.
+    fn set_paused(&mut self, id: Id, paused: bool) {
+        self.queue.iter_mut().filter(|job| job.id == id).for_each(|job| job.paused = paused);
+        self.active.iter_mut().filter(|active| active.id == id).for_each(|active| active.paused = paused);
     }
 
     fn take(&mut self, message: ToRunner) -> Result<(), RunnerError> {
@@ -123,6 +138,14 @@ impl Runner<'_> {
                 self.channel.send(&FromRunner::Threads { count })
             }
             ToRunner::Cancel { id } => self.cancel(id),
+            ToRunner::Pause { id } => {
+                self.set_paused(id, true);
+                Ok(())
+            }
+            ToRunner::Resume { id } => {
+                self.set_paused(id, false);
+                Ok(())
+            }
             ToRunner::Tokenize { id, text, add_special, parse_special } => {
                 let tokens = self.engine.tokenize(&text, add_special, parse_special);
                 self.channel.send(&FromRunner::Tokens { id, tokens })
@@ -147,7 +170,7 @@ impl Runner<'_> {
             let message = format!("too many requests on one connection: {QUEUE_MAX} wait");
             return self.reply(id, Err(Failure::Internal { message }));
         }
-        self.queue.push_back(Job { id, received: Instant::now(), work });
+        self.queue.push_back(Job { id, received: Instant::now(), paused: false, work });
         Ok(())
     }
 
@@ -170,7 +193,9 @@ impl Runner<'_> {
     fn work(&mut self) -> Result<(), RunnerError> {
         while self.active.len() < self.engine.slots() {
             match self.queue.pop_front() {
-                Some(Job { id, received, work: Work::Generate(generate) }) => self.begin(id, received, &generate)?,
+                Some(Job { id, received, paused, work: Work::Generate(generate) }) => {
+                    self.begin(id, received, paused, &generate)?
+                }
                 Some(Job { id, work: Work::Embed(input), .. }) => return self.embed(id, &input),
                 None => break,
             }
@@ -178,20 +203,23 @@ impl Runner<'_> {
         self.step()
     }
 
-    fn begin(&mut self, id: Id, received: Instant, generate: &Generate) -> Result<(), RunnerError> {
+    fn begin(&mut self, id: Id, received: Instant, paused: bool, generate: &Generate) -> Result<(), RunnerError> {
         let begun = self.engine.begin(generate, received).map(|sequence| {
             let (prompt_tokens, cached_tokens) = (sequence.prompt_tokens(), sequence.cached_tokens());
-            self.active.push(Active { id, sequence });
+            self.active.push(Active { id, sequence, paused });
             FromRunner::Started { id, prompt_tokens, cached_tokens }
         });
         self.reply(id, begun)
     }
 
     fn step(&mut self) -> Result<(), RunnerError> {
-        let mut sequences: Vec<_> = self.active.iter_mut().map(|active| &mut active.sequence).collect();
-        let steps = self.engine.step(&mut sequences);
-        for (active, step) in std::mem::take(&mut self.active).into_iter().zip(steps) {
-            if self.tell(active.id, step)? {
+        let running = self.active.iter_mut().filter(|active| !active.paused);
+        let mut sequences: Vec<_> = running.map(|active| &mut active.sequence).collect();
+        let mut steps = self.engine.step(&mut sequences).into_iter();
+        for active in std::mem::take(&mut self.active) {
+            let step = if active.paused { None } else { steps.next() };
+            let goes_on = step.map_or(Ok(true), |step| self.tell(active.id, step))?;
+            if goes_on {
                 self.active.push(active);
             }
         }

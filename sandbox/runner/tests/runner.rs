@@ -146,6 +146,33 @@ fn a_cancel_ends_an_answer() {
 }
 
 #[test]
+fn a_paused_answer_says_nothing_until_it_goes_on() {
+    let mut peer = Peer::load(Load { context_tokens: 8192, slots: 2, ..load(Task::Chat) });
+    let generate = endless(&mut peer);
+    let (paused, unbegun) = (peer.ask(generate.clone()), peer.ask(generate));
+    peer.send(&ToRunner::Pause { id: unbegun });
+    while !matches!(peer.receive().unwrap(), FromRunner::Text { id, .. } if id == paused) {}
+    peer.send(&ToRunner::Pause { id: paused });
+    peer.send(&ToRunner::Pause { id: 12345 });
+    peer.send(&ToRunner::Cancel { id: unbegun });
+    while !matches!(peer.receive().unwrap(), FromRunner::Finished { id, .. } if id == unbegun) {}
+
+    let other = peer.ask(greedy("What is 2 + 2?"));
+    loop {
+        let message = peer.receive().unwrap();
+        assert_eq!(message.id(), Some(other), "{message:?}");
+        if message.is_last() {
+            break;
+        }
+    }
+    peer.send(&ToRunner::Resume { id: paused });
+    assert!(matches!(peer.receive().unwrap(), FromRunner::Text { id, .. } if id == paused));
+    peer.send(&ToRunner::Pause { id: paused });
+    peer.send(&ToRunner::Cancel { id: paused });
+    while !peer.receive().unwrap().is_last() {}
+}
+
+#[test]
 fn short_questions_are_answered_beside_a_long_answer() {
     let mut peer = Peer::load(Load { context_tokens: 8192, ..load(Task::Chat) });
     let generate = endless(&mut peer);

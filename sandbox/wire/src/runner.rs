@@ -12,6 +12,7 @@
 //!    │ ◀────── Text{id} ──────── │ ×n   whole UTF-8, stop strings already removed
 //!    │ ◀────── Finished{id} ──── │      or Failed{id}: nothing more comes for this id
 //!    │ ── Cancel{id} ──────────▶ │      answered by Finished{Cancelled}, at most one token later
+//!    │ ── Pause{id} ───────────▶ │      at most one token later, until Resume{id}: nothing but the answer to a Cancel
 //! ```
 //!
 //! Invariants: `id` is chosen by the server and is unique on its connection; every request gets exactly one last
@@ -75,6 +76,16 @@ pub enum ToRunner {
     },
     /// Stop working on a request.
     Cancel {
+        /// The request.
+        id: Id,
+    },
+    /// Compute nothing for a request's text; it keeps its slot.
+    Pause {
+        /// The request.
+        id: Id,
+    },
+    /// Compute for a paused request again.
+    Resume {
         /// The request.
         id: Id,
     },

@@ -165,7 +165,7 @@ impl Functions {
 /// `GET /v1/models`: what this key may call.
 pub(super) fn as_models(call: &Call) -> Reply {
     let all = call.state.functions.all();
-    let mine = all.values().filter(|function| call.key.may_call(&function.manifest.name));
+    let mine = all.values().filter(|function| call.caller.key.may_call(&function.manifest.name));
     let models: Vec<_> = mine.map(|function| model(function)).collect();
     reply::json_bytes(list_reply(&models))
 }

@@ -4,11 +4,13 @@
 //! dropped [`Generation`] cancels its work. Prompts of one request run one after the other: they share its deadline, and
 //! a request takes one slot however many it brings.
 
-use super::{functions::Function, meter::Meter, state::State};
+use super::{functions::Function, handler::Call, meter::Meter, state::State, terms::Asked};
+use appliance_admit::Class;
 use appliance_api::{ApiError, finish_name};
-use appliance_pool::{Dispatched, Event, Failed, Submission, Work};
+use appliance_pool::{Dispatched, Event, Failed, Submission, Terms, Waits, Work};
+use appliance_runtime::timeout;
 use sandbox_wire::{
-    runner::{FromRunner, Generate, Text},
+    runner::{FinishReason, FromRunner, Generate, Text},
     warden::WardenError,
 };
 use std::{
@@ -16,6 +18,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// Time that the queue has to say that a request's deadline passed there.
+const QUEUE_GRACE: Duration = Duration::from_millis(20);
 /// Pause that is asked for where nothing better is known, s.
 const RETRY_AFTER_S: u64 = 1;
 
@@ -24,17 +28,21 @@ pub(super) struct Generation {
     pub(super) state: Arc<State>,
     pub(super) function: Arc<Function>,
     pub(super) meter: Meter,
+    asked: Asked,
+    terms: Terms,
     prompt_param: &'static str,
     prompts: std::vec::IntoIter<Generate>,
     current: Option<Submission>,
     index: usize,
+    /// Whether the current prompt was accepted.
+    started: bool,
     /// When the first of them began to run.
     ran_since: Option<Instant>,
 }
 
 /// What comes next.
 pub(super) enum Step {
-    /// The prompt is accepted and being fed.
+    /// The prompt is accepted and being fed. Comes again when the answer is begun again; what came before is void.
     Started,
     /// A piece of the answer.
     Text(Text),
@@ -48,11 +56,39 @@ impl Generation {
         state: Arc<State>,
         function: Arc<Function>,
         meter: Meter,
+        asked: Asked,
+        terms: Terms,
         prompt_param: &'static str,
         prompts: Vec<Generate>,
     ) -> Self {
-        let prompts = prompts.into_iter();
-        Self { state, function, meter, prompt_param, prompts, current: None, index: 0, ran_since: None }
+        Self {
+            state,
+            function,
+            meter,
+            asked,
+            terms,
+            prompt_param,
+            prompts: prompts.into_iter(),
+            current: None,
+            index: 0,
+            started: false,
+            ran_since: None,
+        }
+    }
+
+    /// Whether the next step is that a prompt is accepted, or the end.
+    pub(super) fn waits(&self) -> bool {
+        !self.started
+    }
+
+    /// Whether the next step may be long in coming: it waits, or is batch, which may be paused or begun again.
+    pub(super) fn may_stall(&self) -> bool {
+        self.waits() || self.terms.class == Class::Batch
+    }
+
+    /// Where the current prompt waits for its slot; `None` when it does not.
+    pub(super) async fn place(&self) -> Option<Waits> {
+        self.current.as_ref()?.waits().await
     }
 
     /// Which prompt the last step belongs to.
@@ -100,18 +136,26 @@ impl Generation {
         if left.is_zero() {
             return Err(ApiError::deadline_exceeded(limit_ms));
         }
+        self.asked.check_time()?;
         if self.ran_since.is_some() {
             self.index += 1;
         }
-        let generate = Generate { deadline_ms: left.as_millis() as u64, ..generate };
+        let work = Work::Generate(Box::new(Generate { deadline_ms: left.as_millis() as u64, ..generate }));
         let name = self.function.manifest.name.clone();
-        self.current = Some(self.state.pool.submit(name, Work::Generate(Box::new(generate))).map_err(refused)?);
+        self.current = Some(self.state.pool.submit_on(name, work, self.terms.clone()).map_err(refused)?);
         Ok(())
+    }
+
+    /// When the function's time is up.
+    fn time_up(&self) -> Instant {
+        let limit = Duration::from_millis(self.function.manifest.limits.timeout_ms);
+        self.ran_since.unwrap_or_else(Instant::now) + limit
     }
 
     fn take(&mut self, message: FromRunner) -> Result<Step, ApiError> {
         match message {
             FromRunner::Started { prompt_tokens, cached_tokens, .. } => {
+                self.started = true;
                 self.meter.started(prompt_tokens, cached_tokens);
                 Ok(Step::Started)
             }
@@ -121,7 +165,11 @@ impl Generation {
             }
             FromRunner::Finished { finished, .. } => {
                 self.current = None;
+                self.started = false;
                 self.meter.finished(&finished);
+                if finished.reason == FinishReason::Deadline && self.asked.ends_before(self.time_up()) {
+                    return Err(self.asked.passed());
+                }
                 finish_name(finished.reason, self.function.manifest.limits.timeout_ms).map(Step::Finished)
             }
             FromRunner::Failed { failure, .. } => Err(ApiError::from_failure(failure, self.prompt_param)),
@@ -135,16 +183,23 @@ impl Generation {
 /// # Errors
 /// What the caller is told.
 pub(super) async fn ask(
-    state: &State,
+    call: &Call,
     function: &Function,
     work: Work,
     param: &str,
     meter: &mut Meter,
 ) -> Result<(Dispatched, FromRunner), ApiError> {
-    let mut submission = state.pool.submit(function.manifest.name.clone(), work).map_err(refused)?;
+    call.asked.check_time()?;
+    let terms = call.asked.terms(&call.caller.key, true);
+    let mut submission = call.state.pool.submit_on(function.manifest.name.clone(), work, terms).map_err(refused)?;
     let mut how = None;
     loop {
-        match submission.next().await {
+        let event = match call.asked.left() {
+            None => submission.next().await,
+            // In the queue it ends by itself; what a runner computes at once does not look at the time.
+            Some(left) => timeout(left + QUEUE_GRACE, submission.next()).await.map_err(|_| call.asked.passed())?,
+        };
+        match event {
             Event::Dispatched(dispatched) => {
                 meter.dispatched(&dispatched);
                 how = Some(dispatched);
@@ -166,8 +221,10 @@ pub(super) fn refused(failed: Failed) -> ApiError {
     let message = failed.to_string();
     match failed {
         Failed::NoFunction => ApiError::not_found(message),
-        Failed::QueueFull { retry_after_s, .. } => ApiError::rate_limit(message, retry_after_s),
-        Failed::QueueTimeout { retry_after_s, .. } => ApiError::unavailable(message, retry_after_s),
+        // 429 is what a key may use; these are what the box can do, and a later try may be served.
+        Failed::QueueFull { retry_after_s, .. }
+        | Failed::DeadlineTooSoon { retry_after_s, .. }
+        | Failed::QueueTimeout { retry_after_s, .. } => ApiError::unavailable(message, retry_after_s),
         Failed::Overloaded
         | Failed::TooLarge { .. }
         | Failed::WakeFailed(
@@ -195,7 +252,8 @@ mod tests {
             (error.status, error.retry_after_s)
         };
         assert_eq!(told(Failed::NoFunction), (404, None));
-        assert_eq!(told(Failed::QueueFull { queue_max: 1, retry_after_s }), (429, Some(7)));
+        assert_eq!(told(Failed::QueueFull { queue_max: 1, retry_after_s }), (503, Some(7)));
+        assert_eq!(told(Failed::DeadlineTooSoon { estimate_ms: 2, left_ms: 1, retry_after_s }), (503, Some(7)));
         assert_eq!(told(Failed::QueueTimeout { waited_ms: 1, retry_after_s }), (503, Some(7)));
         assert_eq!(told(Failed::Overloaded), (503, Some(RETRY_AFTER_S)));
         let full = WardenError::InstancesMax { limit: 1 };

@@ -1,6 +1,7 @@
 //! A request from its head to its reply: who asks, for what, and who answers.
 
 use super::{
+    allowance::{self, Allowance},
     functions::{self, Function},
     inference, instances, keys,
     meter::Meter,
@@ -9,10 +10,11 @@ use super::{
     route::{Admin, Miss, Route, route},
     snapshots,
     state::State,
+    terms::Asked,
 };
 use appliance_api::{ApiError, Head};
 use appliance_edge::{Failure, Handler, Request};
-use appliance_keys::Key;
+use appliance_keys::Caller;
 use appliance_types::RequestId;
 use http::{HeaderMap, HeaderValue, Method, header};
 use std::{
@@ -30,7 +32,8 @@ pub(super) struct Server {
 pub(super) struct Call {
     pub(super) state: Arc<State>,
     pub(super) id: RequestId,
-    pub(super) key: Arc<Key>,
+    pub(super) caller: Caller,
+    pub(super) asked: Asked,
     pub(super) came: Instant,
     pub(super) came_unix_s: u64,
 }
@@ -46,37 +49,24 @@ impl Server {
             Ok(Route::Health) => return Ok(reply::json(&serde_json::json!({ "status": "ok" }))),
             found => found,
         };
-        let key = authenticate(&self.state, &request.head.headers)?;
+        let caller = authenticate(&self.state, &request.head.headers)?;
         let route = match route {
             Ok(route) => route,
             Err(miss) => return missed(miss, &request.head.method, &path),
         };
-        let call = Call { state: Arc::clone(&self.state), id, key, came: Instant::now(), came_unix_s: unix_s() };
-        match route {
-            Route::Health => unreachable!("answered above"),
-            Route::Chat => inference::chat(&call, request).await,
-            Route::Completion => inference::completion(&call, request).await,
-            Route::Embedding => inference::embedding(&call, request).await,
-            Route::Tokenize => inference::tokenize(&call, request).await,
-            Route::Detokenize => inference::detokenize(&call, request).await,
-            Route::ApplyTemplate => inference::apply_template(&call, request).await,
-            Route::Models => Ok(functions::as_models(&call)),
-            Route::Model(id) => functions::as_model(&call, id),
-            Route::Admin(admin) => operate(&call, admin, request).await,
-        }
+        let came = Instant::now();
+        let asked = Asked::read(&request.head.headers, came)?;
+        let call = Call { state: Arc::clone(&self.state), id, caller, asked, came, came_unix_s: unix_s() };
+        let mut reply = call.answer(route, request).await.unwrap_or_else(|error| refused(id, &error));
+        allowance::show(&mut reply, call.caller.limiter.as_deref());
+        Ok(reply)
     }
 }
 
 impl Handler for Server {
     async fn call(self: Rc<Self>, request: Request) -> Reply {
         let id = RequestId::from_random(random());
-        let mut reply = match self.answer(id, request).await {
-            Ok(reply) => reply,
-            Err(error) => {
-                tracing::debug!(%id, %error, "refused");
-                reply::error(&error)
-            }
-        };
+        let mut reply = self.answer(id, request).await.unwrap_or_else(|error| refused(id, &error));
         reply::set(&mut reply, "x-request-id", &id.to_string());
         reply
     }
@@ -89,15 +79,35 @@ impl Handler for Server {
     }
 }
 
+fn refused(id: RequestId, error: &ApiError) -> Reply {
+    tracing::debug!(%id, %error, "refused");
+    reply::error(error)
+}
+
 impl Call {
+    async fn answer(&self, route: Route<'_>, request: Request) -> Answered {
+        match route {
+            Route::Health => unreachable!("answered without a key"),
+            Route::Chat => inference::chat(self, request).await,
+            Route::Completion => inference::completion(self, request).await,
+            Route::Embedding => inference::embedding(self, request).await,
+            Route::Tokenize => inference::tokenize(self, request).await,
+            Route::Detokenize => inference::detokenize(self, request).await,
+            Route::ApplyTemplate => inference::apply_template(self, request).await,
+            Route::Models => Ok(functions::as_models(self)),
+            Route::Model(id) => functions::as_model(self, id),
+            Route::Admin(admin) => operate(self, admin, request).await,
+        }
+    }
+
     /// The function that is called `name`, if this key may call it.
     ///
     /// # Errors
     /// 404 or 403.
     pub(super) fn function(&self, name: &str) -> Result<Arc<Function>, ApiError> {
         let function = self.state.functions.get(name).ok_or_else(|| ApiError::model_not_found(name))?;
-        if !self.key.may_call(&function.manifest.name) {
-            let key = &self.key.name;
+        if !self.caller.key.may_call(&function.manifest.name) {
+            let key = &self.caller.key.name;
             return Err(ApiError::permission(format!("the key `{key}` may not call `{name}`")));
         }
         Ok(function)
@@ -112,7 +122,7 @@ impl Call {
             return self.function(name);
         }
         let all = self.state.functions.all();
-        let mut mine = all.values().filter(|function| self.key.may_call(&function.manifest.name));
+        let mut mine = all.values().filter(|function| self.caller.key.may_call(&function.manifest.name));
         match (mine.next(), mine.next()) {
             (Some(only), None) => Ok(Arc::clone(only)),
             (None, _) => Err(ApiError::model_not_found("")),
@@ -122,7 +132,17 @@ impl Call {
 
     /// Begins the account of this request.
     pub(super) fn meter(&self, function: &Function, bytes_in: usize) -> Meter {
-        Meter::new(Arc::clone(&self.state), self.id, &self.key.name, &function.manifest.name, bytes_in)
+        Meter::new(Arc::clone(&self.state), self.id, &self.caller.key.name, &function.manifest.name, bytes_in)
+    }
+
+    /// Has the key's limits say whether it may go on, using `tokens` at most.
+    ///
+    /// # Errors
+    /// 429.
+    pub(super) fn allow(&self, meter: &mut Meter, tokens: u32) -> Result<(), ApiError> {
+        let allowance = meter.check(Allowance::ask(&self.caller, tokens))?;
+        meter.allowed(allowance);
+        Ok(())
     }
 
     /// What its reply begins with.
@@ -144,8 +164,8 @@ pub(super) fn unix_s() -> u64 {
 }
 
 async fn operate(call: &Call, admin: Admin<'_>, request: Request) -> Answered {
-    if !call.key.is_admin() {
-        return Err(ApiError::permission(format!("the key `{}` is no admin key", call.key.name)));
+    if !call.caller.key.is_admin() {
+        return Err(ApiError::permission(format!("the key `{}` is no admin key", call.caller.key.name)));
     }
     match admin {
         Admin::Functions => functions::list(call).await,
@@ -181,7 +201,7 @@ fn missed(miss: Miss, method: &Method, path: &str) -> Answered {
     }
 }
 
-fn authenticate(state: &State, headers: &HeaderMap) -> Result<Arc<Key>, ApiError> {
+fn authenticate(state: &State, headers: &HeaderMap) -> Result<Caller, ApiError> {
     let missing = || ApiError::authentication("no API key; send `Authorization: Bearer KEY`");
     let value = headers.get(header::AUTHORIZATION).ok_or_else(missing)?;
     let presented = value.to_str().ok().and_then(bearer).ok_or_else(missing)?;

@@ -1,14 +1,16 @@
 //! The model endpoints: OpenAI's three, and llama-server's three.
 //!
 //! ```text
-//!  body ─▶ parse ─▶ function ─▶ meter ─▶ generation ─┬▶ whole:  answers ─▶ one body
-//!                                                    └▶ stream: a step, an event; pulled by the client
+//!  body ─▶ parse ─▶ function ─▶ meter ─▶ limits ─▶ generation ─┬▶ whole:  answers ─▶ one body
+//!                                                              └▶ stream: a step, an event; pulled by the client
 //! ```
 //!
-//! A stream's head is sent once its prompt is accepted, so that everything that can be refused is refused with a status.
-//! What fails after that is one event with the error, and no `[DONE]`.
+//! A stream's head is sent once its prompt is accepted, so that everything that can be refused is refused with a status;
+//! but one that waits for longer than [`HEARTBEAT`] gets its head then, and from there on a comment with its place in the
+//! queue each time that passes. What fails after the head is one event with the error, and no `[DONE]`.
 
 use super::{
+    allowance::{prompt_tokens, tokens_of},
     body,
     functions::Function,
     generation::{Generation, Step, ask, out_of_place},
@@ -29,12 +31,19 @@ use appliance_api::{
 };
 use appliance_edge::{ReplyBody, Request};
 use appliance_pool::Work;
+use appliance_runtime::timeout;
 use appliance_types::{Record, RequestId};
 use bytes::Bytes;
 use futures_lite::stream;
 use sandbox_wire::runner::{FromRunner, Generate};
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
+/// How long a stream waits without a sign of life. Shorter, and wakes that take their time would lose their headers and
+/// refusals their status, by which clients' libraries try again; longer, and people give up, as proxies do after 5 s or more.
+const HEARTBEAT: Duration = Duration::from_secs(2);
 /// Longest vector that a model may give; the longest known are a tenth of it.
 const EMBEDDING_LENGTH_MAX: usize = 1 << 17;
 
@@ -44,8 +53,9 @@ pub(super) async fn chat(call: &Call, request: Request) -> Answered {
     let request = ChatRequest::parse(&body)?;
     let (function, mut meter) = begin(call, call.function(&request.model)?, &body)?;
     let how = How { shape: Shape::Chat, stream: request.stream, include_usage: request.include_usage };
-    let prompts = meter.check(request.into_generate(&bounds(&function)))?;
-    answer(call, how, generation(call, function, meter, chat::PROMPT_PARAM, vec![prompts])).await
+    let prompts = [meter.check(request.into_generate(&bounds(&function)))?];
+    call.allow(&mut meter, tokens_of(&prompts, function.manifest.limits.context_tokens))?;
+    answer(call, how, generation(call, &how, function, meter, chat::PROMPT_PARAM, prompts.into())).await
 }
 
 /// `POST /v1/completions`
@@ -55,7 +65,8 @@ pub(super) async fn completion(call: &Call, request: Request) -> Answered {
     let (function, mut meter) = begin(call, call.function(&request.model)?, &body)?;
     let how = How { shape: Shape::Text, stream: request.stream, include_usage: request.include_usage };
     let prompts = meter.check(request.into_generates(&bounds(&function)))?;
-    answer(call, how, generation(call, function, meter, completion::PROMPT_PARAM, prompts)).await
+    call.allow(&mut meter, tokens_of(&prompts, function.manifest.limits.context_tokens))?;
+    answer(call, how, generation(call, &how, function, meter, completion::PROMPT_PARAM, prompts)).await
 }
 
 /// `POST /v1/embeddings`
@@ -63,6 +74,8 @@ pub(super) async fn embedding(call: &Call, request: Request) -> Answered {
     let body = body::json(request, call.state.request_bytes_max).await?;
     let request = EmbeddingRequest::parse(&body)?;
     let (function, mut meter) = begin(call, call.function(&request.model)?, &body)?;
+    let tokens = request.inputs.iter().map(prompt_tokens).fold(0, u32::saturating_add);
+    call.allow(&mut meter, tokens)?;
     let vectors = vectors(call, &function, &request, &mut meter).await;
     let vectors = meter.check(vectors)?;
     let body = embedding::reply(function.manifest.name.as_str(), &vectors, request.encoding, &meter.usage());
@@ -117,12 +130,14 @@ fn bounds(function: &Function) -> Bounds {
 
 fn generation(
     call: &Call,
+    how: &How,
     function: Arc<Function>,
     meter: Meter,
     prompt_param: &'static str,
     prompts: Vec<Generate>,
 ) -> Generation {
-    Generation::new(Arc::clone(&call.state), function, meter, prompt_param, prompts)
+    let terms = call.asked.terms(&call.caller.key, !how.stream);
+    Generation::new(Arc::clone(&call.state), function, meter, call.asked, terms, prompt_param, prompts)
 }
 
 /// How an answer is wanted.
@@ -142,7 +157,8 @@ async fn whole(call: &Call, shape: Shape, mut generation: Generation) -> Answere
     let mut answer = Answer::default();
     while let Some(step) = generation.next().await? {
         match step {
-            Step::Started => {}
+            // Batch that gave up its slot is begun again, and what it said before is void.
+            Step::Started => answer = Answer::default(),
             Step::Text(piece) => generation.meter.check(answer.push(piece))?,
             Step::Finished(reason) => {
                 answer.finish(reason);
@@ -168,18 +184,22 @@ fn completed(call: &Call, mut meter: Meter, body: Vec<u8>) -> Reply {
 
 async fn streamed(call: &Call, how: How, mut generation: Generation) -> Answered {
     // The first step is that the prompt is accepted, or an error.
-    generation.next().await?;
+    let accepted = timeout(HEARTBEAT, generation.next()).await.ok().transpose()?;
     generation.meter.replying();
-    let record = generation.meter.record();
+    let record = accepted.map(|_| generation.meter.record());
     let (id, created_unix_s) = (call.id, call.came_unix_s);
-    let events = Events { generation, how, id, created_unix_s, writer: None, ended: false };
+    let events = Events { generation, how, id, created_unix_s, writer: None, held: record.is_none(), ended: false };
     let stream = stream::unfold(events, |mut events| async move {
         let bytes = events.next().await?;
         events.generation.meter.sent(bytes.len());
         Some((Bytes::from(bytes), events))
     });
     let reply = reply::with_type(sse::CONTENT_TYPE_EVENTS, ReplyBody::Stream(Box::pin(stream)));
-    Ok(with_headers(reply, &record, call.came))
+    Ok(match record {
+        Some(record) => with_headers(reply, &record, call.came),
+        // Where it is found, and how long it waits, is not known yet.
+        None => reply,
+    })
 }
 
 /// A stream's events, made when they are asked for.
@@ -190,28 +210,49 @@ struct Events {
     created_unix_s: u64,
     /// That of the current choice.
     writer: Option<(usize, ChunkWriter)>,
+    /// Whether its head was sent because it waits, which the body has not said yet.
+    held: bool,
     ended: bool,
 }
 
 impl Events {
     async fn next(&mut self) -> Option<Vec<u8>> {
+        if std::mem::take(&mut self.held) {
+            return Some(self.heartbeat().await);
+        }
         let mut out = Vec::new();
         while out.is_empty() {
             if self.ended {
                 return None;
             }
-            if self.begin_choice(&mut out) {
+            if !self.generation.waits() && self.begin_choice(&mut out) {
                 continue;
             }
-            match self.generation.next().await {
-                Ok(step) => self.write(step, &mut out),
-                Err(error) => {
+            match self.step().await {
+                None => out = self.heartbeat().await,
+                Some(Ok(step)) => self.write(step, &mut out),
+                Some(Err(error)) => {
                     self.ended = true;
                     out = error.event();
                 }
             }
         }
         Some(out)
+    }
+
+    /// The next step; `None` when there is none for too long.
+    async fn step(&mut self) -> Option<Result<Option<Step>, ApiError>> {
+        match self.generation.may_stall() {
+            true => timeout(HEARTBEAT, self.generation.next()).await.ok(),
+            false => Some(self.generation.next().await),
+        }
+    }
+
+    async fn heartbeat(&self) -> Vec<u8> {
+        match self.generation.place().await {
+            Some(waits) => sse::queued(waits.position, waits.estimate.as_millis()),
+            None => sse::HEARTBEAT.to_vec(),
+        }
     }
 
     /// Begins the current choice unless it has begun.
@@ -253,7 +294,7 @@ async fn vectors(
     let mut vectors = Vec::with_capacity(request.inputs.len());
     for input in &request.inputs {
         let work = Work::Embed(input.clone());
-        let (how, message) = ask(&call.state, function, work, embedding::PROMPT_PARAM, meter).await?;
+        let (how, message) = ask(call, function, work, embedding::PROMPT_PARAM, meter).await?;
         request.check_dimensions(how.model.embedding_length)?;
         match message {
             FromRunner::Embedding { values, tokens, compute_us, .. } if values.len() <= EMBEDDING_LENGTH_MAX => {
@@ -276,7 +317,8 @@ async fn simple(
     render: impl FnOnce(FromRunner) -> Option<Vec<u8>>,
 ) -> Answered {
     let (function, mut meter) = begin(call, call.function_or_only(model)?, body)?;
-    let answered = ask(&call.state, &function, work, param, &mut meter).await;
+    call.allow(&mut meter, 0)?;
+    let answered = ask(call, &function, work, param, &mut meter).await;
     let rendered = answered.and_then(|(_, message)| render(message).ok_or_else(out_of_place));
     let body = meter.check(rendered)?;
     meter.computed(0, 0);

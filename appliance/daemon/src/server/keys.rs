@@ -20,10 +20,10 @@ const NEW_KEY_BYTES_MAX: usize = 128 << 10;
 pub(super) async fn create(call: &Call, request: Request) -> Answered {
     let body = body::json(request, NEW_KEY_BYTES_MAX).await?;
     let new: NewKey = serde_json::from_slice(&body).map_err(|error| ApiError::invalid_request(error.to_string()))?;
-    let (state, name, functions) = (Arc::clone(&call.state), new.name.clone(), new.functions.clone());
+    let (state, name, functions, rates) = (Arc::clone(&call.state), new.name.clone(), new.functions.clone(), new.rates);
     let text = unblock(move || state.keys.create(new, unix_s())).await.map_err(refused)?;
     tracing::info!(key = %name, "key created");
-    Ok(reply::json(&json!({ "name": name, "functions": functions, "key": text.as_str() })))
+    Ok(reply::json(&json!({ "name": name, "functions": functions, "rates": rates, "key": text.as_str() })))
 }
 
 /// `DELETE /ember/v1/keys/{name}`: from the reply on the key opens nothing.

@@ -8,7 +8,7 @@
 //! Invariant: exactly one record for each meter, sent by its drop; so a client that leaves, which drops the request's
 //! future or its reply's stream, is accounted for like any other.
 
-use super::state::State;
+use super::{allowance::Allowance, state::State};
 use appliance_api::{ApiError, Timings, Usage};
 use appliance_pool::Dispatched;
 use appliance_types::{FunctionName, KeyName, Outcome, Record, RequestId, Tier};
@@ -28,6 +28,8 @@ pub(super) struct Meter {
     record: Record,
     job: Option<Job>,
     dispatched: bool,
+    /// What its key was granted for it; settled with the record.
+    allowance: Option<Allowance>,
 }
 
 /// What a job has used so far, by this side's clock: exact figures come with its end.
@@ -68,7 +70,12 @@ impl Meter {
             bytes_in: bytes_in as u64,
             bytes_out: 0,
         };
-        Self { state, record, job: None, dispatched: false }
+        Self { state, record, job: None, dispatched: false, allowance: None }
+    }
+
+    /// Its key was granted this for it.
+    pub(super) fn allowed(&mut self, allowance: Option<Allowance>) {
+        self.allowance = allowance;
     }
 
     /// A job has its slot. Said again when its instance died and another took over: then the later counts.
@@ -198,6 +205,9 @@ impl Drop for Meter {
             add(&mut record.decode_us, us(decoding, now));
         });
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        if let Some(allowance) = &mut self.allowance {
+            allowance.used(self.record.tokens_in.saturating_add(self.record.tokens_out));
+        }
         self.record.ended_unix_ms = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
         self.state.record(&self.record);
     }

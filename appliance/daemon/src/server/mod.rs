@@ -14,6 +14,7 @@
 //! that its client left; nothing here runs as root or trusts a runner. Left out: limits of connections (the edge),
 //! queues and instances (the pool), shapes of requests and replies (`appliance-api`).
 
+mod allowance;
 mod body;
 mod functions;
 mod generation;
@@ -27,6 +28,7 @@ mod reply;
 mod route;
 mod snapshots;
 mod state;
+mod terms;
 
 use crate::{
     control::{Order, Orders},

@@ -48,6 +48,10 @@ pub(super) fn error(error: &ApiError) -> Reply {
     if let Some(seconds) = error.retry_after_s {
         reply.headers_mut().insert(header::RETRY_AFTER, seconds.into());
     }
+    if reply.status() == StatusCode::TOO_MANY_REQUESTS && error.retry_after_s.is_none() {
+        // OpenAI's libraries try every 429 again, unless they are told.
+        reply.headers_mut().insert("x-should-retry", HeaderValue::from_static("false"));
+    }
     if reply.status() == StatusCode::UNAUTHORIZED {
         reply.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }

@@ -19,7 +19,12 @@ fn name(name: &str) -> KeyName {
 }
 
 fn user(key: &str) -> NewKey {
-    NewKey { name: name(key), kind: Kind::User, functions: None }
+    NewKey { name: name(key), kind: Kind::User, functions: None, rates: Rates::default() }
+}
+
+/// What a store knows of a text.
+fn shown(store: &KeyStore, text: &str) -> Result<Arc<Key>, Unauthorized> {
+    store.authenticate(text).map(|caller| caller.key)
 }
 
 fn open(folder: &TempDir) -> KeyStore {
@@ -41,14 +46,14 @@ fn a_key_works_until_it_is_revoked_and_survives_a_restart() {
     let store = open(&folder);
     let text = store.create(user("bob"), NOW).unwrap();
     let other = store.create(user("amy"), NOW).unwrap();
-    assert_eq!(store.authenticate(text.as_str()).unwrap().name, name("bob"));
+    assert_eq!(shown(&store, text.as_str()).unwrap().name, name("bob"));
     let again = open(&folder);
     assert_eq!(names(&again), ["amy", "bob"]);
-    assert_eq!(again.authenticate(text.as_str()), store.authenticate(text.as_str()));
+    assert_eq!(shown(&again, text.as_str()), shown(&store, text.as_str()));
     store.revoke(&name("bob")).unwrap();
-    assert_eq!(store.authenticate(text.as_str()), Err(Unauthorized::Unknown));
-    assert_eq!(open(&folder).authenticate(text.as_str()), Err(Unauthorized::Unknown));
-    assert!(store.authenticate(other.as_str()).is_ok());
+    assert_eq!(shown(&store, text.as_str()), Err(Unauthorized::Unknown));
+    assert_eq!(shown(&open(&folder), text.as_str()), Err(Unauthorized::Unknown));
+    assert!(shown(&store, other.as_str()).is_ok());
 }
 
 #[test]
@@ -60,12 +65,53 @@ fn a_revoked_key_opens_nothing_on_any_core() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             revoked.wait();
-            assert_eq!(store.authenticate(text.as_str()), Err(Unauthorized::Unknown));
+            assert_eq!(shown(&store, text.as_str()), Err(Unauthorized::Unknown));
         });
-        assert!(store.authenticate(text.as_str()).is_ok());
+        assert!(shown(&store, text.as_str()).is_ok());
         store.revoke(&name("bob")).unwrap();
         revoked.wait();
     });
+}
+
+#[test]
+fn limits_survive_a_restart_and_are_counted_once() {
+    let folder = folder();
+    let store = open(&folder);
+    let rates: Rates = serde_json::from_str(r#"{"rpm": 1, "weight": 3}"#).unwrap();
+    let text = store.create(NewKey { rates, ..user("bob") }, NOW).unwrap();
+    let free = store.create(user("amy"), NOW).unwrap();
+    store.revoke(&name("amy")).unwrap();
+    assert_eq!(shown(&store, free.as_str()), Err(Unauthorized::Unknown));
+    let now = std::time::Instant::now();
+    let ask = |store: &KeyStore| {
+        let caller = store.authenticate(text.as_str()).unwrap();
+        caller.limiter.expect("it has a limit").lock().unwrap().ask(now, 0).is_ok()
+    };
+    assert!(ask(&store));
+    store.create(user("zoe"), NOW).unwrap();
+    assert!(!ask(&store), "the same count before and after a change of keys");
+    let again = open(&folder);
+    assert_eq!(shown(&again, text.as_str()).unwrap().rates, rates);
+    assert_eq!(rates.weight.get(), 3);
+    let unlimited = store.create(user("amy"), NOW).unwrap();
+    assert!(store.authenticate(unlimited.as_str()).unwrap().limiter.is_none());
+}
+
+#[test]
+fn keys_of_before_there_were_limits_are_read_and_wrong_limits_are_not() {
+    let old = r#"{"name":"bob","kind":"user","functions":null,"created_unix_s":1}"#;
+    let key: Key = serde_json::from_str(old).unwrap();
+    assert_eq!((key.rates, key.rates.weight.get()), (Rates::default(), 1));
+    for wrong in [
+        r#"{"rpm":0}"#,
+        r#"{"tpm":-1}"#,
+        r#"{"concurrency":1.5}"#,
+        r#"{"weight":0}"#,
+        r#"{"weight":1001}"#,
+        r#"{"rps":1}"#,
+    ] {
+        assert!(serde_json::from_str::<Rates>(wrong).is_err(), "{wrong}");
+    }
 }
 
 #[test]
@@ -73,9 +119,9 @@ fn a_mistyped_key_is_told_from_an_unknown_one() {
     let (here, there) = (folder(), folder());
     let store = open(&here);
     let stranger = open(&there).create(user("bob"), NOW).unwrap();
-    assert_eq!(store.authenticate(stranger.as_str()), Err(Unauthorized::Unknown));
+    assert_eq!(shown(&store, stranger.as_str()), Err(Unauthorized::Unknown));
     let typed = stranger.as_str().replace("ember-", "ember_");
-    let refused = |text: &str| store.authenticate(text).unwrap_err().to_string();
+    let refused = |text: &str| shown(&store, text).unwrap_err().to_string();
     assert!(refused(&typed).starts_with("this is not an Ember key: a key is"));
     let mut mistyped = stranger.to_string();
     let last = if mistyped.pop() == Some('A') { 'B' } else { 'A' };
@@ -107,10 +153,10 @@ fn names_are_unique_and_the_admin_key_is_roots() {
     assert!(matches!(store.revoke(&name("amy")), Err(KeyError::Missing(_))));
     assert!(matches!(store.revoke(&name("admin")), Err(KeyError::Admin)));
     let functions = Some(vec!["f".parse().unwrap()]);
-    let admin = NewKey { name: name("amy"), kind: Kind::Admin, functions: functions.clone() };
+    let admin = NewKey { name: name("amy"), kind: Kind::Admin, functions: functions.clone(), rates: Rates::default() };
     assert!(matches!(store.create(admin, NOW), Err(KeyError::AdminWithFunctions)));
     let text = store.create(NewKey { functions, ..user("amy") }, NOW).unwrap();
-    let key = store.authenticate(text.as_str()).unwrap();
+    let key = shown(&store, text.as_str()).unwrap();
     assert!(!key.is_admin() && key.may_call(&"f".parse().unwrap()) && !key.may_call(&"g".parse().unwrap()));
     assert_eq!(key.created_unix_s, NOW);
 }
@@ -130,16 +176,16 @@ fn the_admin_key_is_made_once_kept_and_replaced() {
     let file = Path::new("/data/admin.key");
     let store = open(&folder);
     let first = store.ensure_admin(file, None, NOW).unwrap();
-    assert!(store.authenticate(first.as_str()).unwrap().is_admin());
+    assert!(shown(&store, first.as_str()).unwrap().is_admin());
     let kept = open(&folder).ensure_admin(file, Some(&format!("{first}\n")), NOW + 1).unwrap();
     assert_eq!(kept, first);
     assert_eq!(open(&folder).list()[0].created_unix_s, NOW);
     let second = store.ensure_admin(file, None, NOW).unwrap();
-    assert_eq!(store.authenticate(first.as_str()), Err(Unauthorized::Unknown));
+    assert_eq!(shown(&store, first.as_str()), Err(Unauthorized::Unknown));
     fs::remove_file(folder.path().join(KEYS_FILE)).unwrap();
     let restored = open(&folder);
     assert_eq!(restored.ensure_admin(file, Some(second.as_str()), NOW).unwrap(), second);
-    assert!(restored.authenticate(second.as_str()).unwrap().is_admin());
+    assert!(shown(&restored, second.as_str()).unwrap().is_admin());
     let error = store.ensure_admin(file, Some("x"), NOW).unwrap_err().to_string();
     assert!(error.starts_with("/data/admin.key: this is not an Ember key"), "{error}");
 }
@@ -193,7 +239,7 @@ fn a_change_that_cannot_be_stored_does_not_show() {
     fs::create_dir(folder.path().join("keys.json.new")).unwrap();
     assert!(store.revoke(&name("bob")).unwrap_err().to_string().starts_with("cannot write "));
     assert!(store.create(user("amy"), NOW).is_err());
-    assert!(store.authenticate(text.as_str()).is_ok());
+    assert!(shown(&store, text.as_str()).is_ok());
     assert_eq!(names(&store), ["bob"]);
 }
 

@@ -41,7 +41,7 @@ impl Cores {
 impl Scheduler {
     /// What nobody holds, and what busy instances hold beyond one core each.
     pub(super) fn free(&self, bytes: u64) -> Free {
-        let busy = || self.instances.values().filter(|i| !i.running.is_empty());
+        let busy = || self.instances.values().filter(|i| self.computes(i));
         let waking: u32 = self.wakes.values().map(|w| w.cores.lease).sum();
         let leased: u32 = busy().map(|i| i.cores.lease).sum();
         let surplus = busy().map(|i| i.cores.lease.saturating_sub(1)).sum();
@@ -56,13 +56,13 @@ impl Scheduler {
     }
 
     fn is_computing(&self, name: &FunctionName) -> bool {
-        self.instances.values().any(|i| i.function == *name && !i.running.is_empty())
+        self.instances.values().any(|i| i.function == *name && self.computes(i))
             || self.wakes.values().any(|w| w.function == *name)
     }
 
-    /// A request begins in an instance that had none: it takes its lease, and its runner hears of it first.
+    /// An instance begins to compute, or goes on: it takes its lease, and its runner hears of it first.
     pub(super) fn take_cores(&mut self, id: InstanceId) {
-        let Some(instance) = self.instances.get(&id).filter(|i| i.running.is_empty()) else { return };
+        let Some(instance) = self.instances.get(&id).filter(|i| !self.computes(i)) else { return };
         let lease = self.lease(&instance.function.clone(), instance.cores.want);
         self.tell(id, lease);
         self.instances.get_mut(&id).expect("looked up above").cores.lease = lease;
@@ -91,7 +91,7 @@ impl Scheduler {
 
     /// Gives what is free to those that can use it.
     pub(super) fn spread_cores(&mut self) {
-        let wants = |i: &super::Instance| !i.running.is_empty() && i.cores.lease < i.cores.want;
+        let wants = |i: &super::Instance| self.computes(i) && i.cores.lease < i.cores.want;
         if self.free(0).cores == 0 || !self.instances.values().any(wants) {
             return;
         }
@@ -107,7 +107,7 @@ impl Scheduler {
 
     /// The fair shares of busy instances, with one more where one is to come.
     fn fair(&self, newcomer: Option<u32>) -> Vec<(InstanceId, u32)> {
-        let busy: Vec<_> = self.instances.iter().filter(|(_, i)| !i.running.is_empty()).collect();
+        let busy: Vec<_> = self.instances.iter().filter(|(_, i)| self.computes(i)).collect();
         let waking: u32 = self.wakes.values().map(|w| w.cores.lease).sum();
         let wants: Vec<_> = newcomer.into_iter().chain(busy.iter().map(|(_, i)| i.cores.want)).collect();
         let shares = shares(self.cores.saturating_sub(waking), &wants).split_off(newcomer.iter().len());

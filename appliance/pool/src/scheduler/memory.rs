@@ -232,7 +232,7 @@ impl Scheduler {
         if self.evict(need, Some(name)) {
             return false;
         }
-        for ticket in self.functions[name].waiting.iter().copied().collect::<Vec<_>>() {
+        for ticket in self.functions[name].waiting.iter().collect::<Vec<_>>() {
             self.fail(ticket, Failed::TooLarge { need_bytes: need, total_bytes: total });
         }
         true

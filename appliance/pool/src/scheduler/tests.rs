@@ -4,6 +4,8 @@ use super::*;
 use appliance_types::{ModelDigest, Task};
 use sandbox_wire::runner::{Failure, Text};
 
+mod turns;
+
 const PARK: Duration = Duration::from_secs(100);
 
 fn name() -> FunctionName {
@@ -44,8 +46,29 @@ fn submit_work(
     ticket: Ticket,
     work: Work,
 ) -> (Vec<Effect>, flume::Receiver<Event>) {
-    let (sender, events) = flume::bounded(4);
-    (scheduler.handle(now, Input::Submit { ticket, function: name(), work, events: sender }), events)
+    submit_on(scheduler, now, ticket, work, Terms::default())
+}
+
+fn submit_on(
+    scheduler: &mut Scheduler,
+    now: Instant,
+    ticket: Ticket,
+    work: Work,
+    terms: Terms,
+) -> (Vec<Effect>, flume::Receiver<Event>) {
+    submit_to(scheduler, now, name(), ticket, work, terms)
+}
+
+fn submit_to(
+    scheduler: &mut Scheduler,
+    now: Instant,
+    function: FunctionName,
+    ticket: Ticket,
+    work: Work,
+    terms: Terms,
+) -> (Vec<Effect>, flume::Receiver<Event>) {
+    let (sender, events) = flume::bounded(work.replies_max() + 3);
+    (scheduler.handle(now, Input::Submit { ticket, function, work, terms, events: sender }), events)
 }
 
 fn wake(scheduler: &mut Scheduler, now: Instant, wake: WakeId, instance: InstanceId) -> Vec<Effect> {

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    job::{Event, FunctionConfig, Work},
+    job::{Event, FunctionConfig, Terms, Work},
     scheduler::{Input, Ticket},
 };
 use appliance_types::{ModelDigest, Task, Tier};
@@ -85,7 +85,8 @@ impl World {
         let (sender, events) = flume::bounded(4);
         self.events.push(events);
         self.tickets += 1;
-        self.put(Input::Submit { ticket: self.tickets, function: name(function), work, events: sender });
+        let (ticket, function) = (self.tickets, name(function));
+        self.put(Input::Submit { ticket, function, work, terms: Terms::default(), events: sender });
     }
 
     fn ask(&mut self, function: u64) {

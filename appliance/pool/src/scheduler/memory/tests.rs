@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    job::{Event, FunctionConfig, Work},
+    job::{Event, FunctionConfig, Terms, Work},
     scheduler::{Input, Ticket, WakeId},
 };
 use appliance_types::Task;
@@ -102,7 +102,7 @@ impl World {
         let ticket = self.jobs.len() as Ticket;
         self.jobs.push(events);
         let work = Work::Detokenize(vec![1]);
-        self.put(Input::Submit { ticket, function: name(function), work, events: sender });
+        self.put(Input::Submit { ticket, function: name(function), work, terms: Terms::default(), events: sender });
     }
 
     fn woken(&mut self, which: usize) {

@@ -1,0 +1,262 @@
+//! Whose turn it is: keys, classes and deadlines.
+
+use super::*;
+use sandbox_wire::runner::{Constraint, FinishReason, Finished, Generate, Prompt, Sampling};
+
+fn of(key: &str) -> Terms {
+    Terms { key: Some(key.parse().unwrap()), ..Terms::default() }
+}
+
+fn batch(key: &str) -> Terms {
+    Terms { class: Class::Batch, ..of(key) }
+}
+
+fn story() -> Work {
+    Work::Generate(Box::new(Generate {
+        prompt: Prompt::Text("x".to_owned()),
+        sampling: Sampling::greedy(),
+        stop: Vec::new(),
+        tokens_max: 100,
+        deadline_ms: 900_000,
+        constraint: Constraint::None,
+        logprobs: None,
+    }))
+}
+
+fn said(scheduler: &mut Scheduler, now: Instant, instance: InstanceId, message: FromRunner) -> Vec<Effect> {
+    scheduler.handle(now, Input::Said { instance, message })
+}
+
+fn ends(scheduler: &mut Scheduler, now: Instant, instance: InstanceId, id: Ticket) -> Vec<Effect> {
+    said(scheduler, now, instance, finished(id, FinishReason::Stop))
+}
+
+fn finished(id: Ticket, reason: FinishReason) -> FromRunner {
+    let (prompt_tokens, cached_tokens, completion_tokens, prefill_us, decode_us) = (1, 0, 1, 1, 1);
+    let finished = Finished { reason, prompt_tokens, cached_tokens, completion_tokens, prefill_us, decode_us };
+    FromRunner::Finished { id, finished }
+}
+
+fn text(id: Ticket) -> FromRunner {
+    FromRunner::Text { id, text: Text { text: "x".to_owned(), tokens: 1, logprobs: Vec::new() } }
+}
+
+fn send(instance: InstanceId, message: ToRunner) -> Effect {
+    Effect::Send { instance, message }
+}
+
+/// The request that the one effect begins.
+fn begun(effects: &[Effect]) -> Ticket {
+    match effects {
+        [Effect::Send { message: ToRunner::Generate { id, .. }, .. }] => *id,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// What was told, all taken.
+fn told(events: &flume::Receiver<Event>) -> Vec<Event> {
+    events.try_iter().collect()
+}
+
+/// A function with instance 7 of `slots` up, which runs nothing.
+fn idle(slots: u32, queue_max: usize) -> (Scheduler, Instant) {
+    let (mut scheduler, now) = (Scheduler::new(2, u64::MAX), Instant::now());
+    add(&mut scheduler, now, "f", 1, 7, slots, queue_max);
+    (scheduler, now)
+}
+
+fn add(
+    scheduler: &mut Scheduler,
+    now: Instant,
+    function: &str,
+    wake: WakeId,
+    instance: InstanceId,
+    slots: u32,
+    queue_max: usize,
+) {
+    let function: FunctionName = function.parse().unwrap();
+    let mut config = config(queue_max);
+    config.spec.function = function.clone();
+    scheduler.handle(now, Input::Configure(Box::new(config)));
+    submit_to(scheduler, now, function, 1_000 + wake, Work::Wake, Terms::default());
+    let model = ModelInfo { slots, ..ModelInfo::default() };
+    let awake = Awake { instance, tier: Tier::Cold, wake_us: 1, image_bytes: 1, threads: 2, model };
+    scheduler.handle(now, Input::Woken { wake, result: Ok(awake) });
+}
+
+#[test]
+fn a_key_that_floods_is_one_turn_ahead_at_most() {
+    let (mut scheduler, now) = idle(1, 100);
+    let mut submit = |ticket, key| submit_on(&mut scheduler, now, ticket, story(), of(key));
+    assert_eq!(begun(&submit(0, "flood").0), 0);
+    let _flood: Vec<_> = (1..50).map(|ticket| submit(ticket, "flood").1).collect();
+    let (_, _first) = submit(100, "quiet");
+    let (_, _second) = submit(101, "quiet");
+    let mut order = Vec::new();
+    let mut running = 0;
+    for _ in 0..5 {
+        running = begun(&ends(&mut scheduler, now, 7, running));
+        order.push(running);
+    }
+    assert_eq!(order, [100, 1, 101, 2, 3]);
+}
+
+#[test]
+fn a_full_queue_turns_away_who_filled_it() {
+    let (mut scheduler, now) = idle(1, 2);
+    let mut submit = |ticket, key| submit_on(&mut scheduler, now, ticket, story(), of(key)).1;
+    let (_running, _first, last) = (submit(0, "flood"), submit(1, "flood"), submit(2, "flood"));
+    let quiet = submit(100, "quiet");
+    assert_eq!(told(&quiet), []);
+    assert!(matches!(told(&last)[..], [Event::Failed(Failed::QueueFull { queue_max: 2, .. })]));
+    assert!(matches!(told(&submit(3, "flood"))[..], [Event::Failed(Failed::QueueFull { .. })]));
+    assert_eq!(begun(&ends(&mut scheduler, now, 7, 0)), 100);
+}
+
+#[test]
+fn a_request_that_waits_learns_where() {
+    let (mut scheduler, now) = idle(1, 100);
+    let events: Vec<_> = (0..4).map(|t| submit_on(&mut scheduler, now, t, story(), of("a")).1).collect();
+    let place = |scheduler: &mut Scheduler, ticket| {
+        let (reply, waits) = flume::bounded(1);
+        scheduler.handle(now, Input::Place { ticket, reply });
+        waits.try_recv().ok()
+    };
+    assert_eq!(place(&mut scheduler, 0), None, "it runs");
+    let second = Duration::from_secs(1);
+    assert_eq!(place(&mut scheduler, 3), Some(Waits { position: 3, estimate: second * 3 }), "nothing measured yet");
+    ends(&mut scheduler, now + second * 5, 7, 0);
+    assert_eq!(place(&mut scheduler, 3), Some(Waits { position: 2, estimate: second * 10 }));
+    drop(events);
+}
+
+#[test]
+fn interactive_finds_a_slot_and_batch_goes_on_afterwards() {
+    let (mut scheduler, now) = idle(2, 100);
+    let (effects, first) = submit_on(&mut scheduler, now, 1, story(), batch("a"));
+    assert_eq!(begun(&effects), 1);
+    assert!(submit_on(&mut scheduler, now, 2, story(), batch("a")).0.is_empty(), "a slot is left free");
+    said(&mut scheduler, now, 7, text(1));
+
+    let (effects, _somebody) = submit_on(&mut scheduler, now, 3, story(), of("b"));
+    assert_eq!(effects[0], send(7, ToRunner::Pause { id: 1 }));
+    assert_eq!(begun(&effects[1..]), 3);
+    assert_eq!(ends(&mut scheduler, now, 7, 3), [send(7, ToRunner::Resume { id: 1 })]);
+    assert_eq!(begun(&ends(&mut scheduler, now, 7, 1)), 2);
+    assert!(matches!(told(&first)[..], [Event::Dispatched(_), Event::Reply(_), Event::Reply(_)]));
+}
+
+#[test]
+fn batch_that_nobody_has_seen_gives_up_its_slot_and_is_begun_again() {
+    for unseen in [false, true] {
+        let (mut scheduler, now) = idle(1, 0);
+        let (_, events) = submit_on(&mut scheduler, now, 1, story(), Terms { unseen, ..batch("a") });
+        if unseen {
+            said(&mut scheduler, now, 7, text(1));
+        }
+        told(&events);
+        let (effects, _somebody) = submit_on(&mut scheduler, now, 2, story(), of("b"));
+        assert_eq!(effects, [send(7, ToRunner::Cancel { id: 1 })]);
+        said(&mut scheduler, now, 7, text(1));
+        assert_eq!(begun(&said(&mut scheduler, now, 7, finished(1, FinishReason::Cancelled))), 2);
+        assert_eq!(told(&events), [], "what was said on the way is void");
+        assert_eq!(begun(&ends(&mut scheduler, now, 7, 2)), 1);
+        said(&mut scheduler, now, 7, text(1));
+        ends(&mut scheduler, now, 7, 1);
+        assert!(matches!(told(&events)[..], [Event::Dispatched(_), Event::Reply(_), Event::Reply(_)]));
+        assert!(scheduler.jobs.is_empty() && scheduler.batch == 0);
+    }
+}
+
+#[test]
+fn batch_that_had_ended_when_it_was_asked_to_is_answered_whole() {
+    let (mut scheduler, now) = idle(1, 100);
+    let (_, events) = submit_on(&mut scheduler, now, 1, story(), batch("a"));
+    told(&events);
+    submit_on(&mut scheduler, now, 2, story(), of("b"));
+    said(&mut scheduler, now, 7, text(1));
+    assert_eq!(begun(&ends(&mut scheduler, now, 7, 1)), 2);
+    assert_eq!(told(&events), [Event::Reply(text(1)), Event::Reply(finished(1, FinishReason::Stop))]);
+}
+
+#[test]
+fn batch_that_somebody_has_seen_keeps_its_only_slot() {
+    let (mut scheduler, now) = idle(1, 100);
+    let (_, events) = submit_on(&mut scheduler, now, 1, story(), batch("a"));
+    said(&mut scheduler, now, 7, text(1));
+    told(&events);
+    assert!(submit_on(&mut scheduler, now, 2, story(), of("b")).0.is_empty());
+    assert_eq!(begun(&ends(&mut scheduler, now, 7, 1)), 2);
+}
+
+#[test]
+fn batch_lends_its_cores_to_another_function() {
+    let (mut scheduler, now) = idle(2, 100);
+    add(&mut scheduler, now, "g", 2, 8, 2, 100);
+    submit_on(&mut scheduler, now, 1, story(), batch("a"));
+    said(&mut scheduler, now, 7, text(1));
+    let other = || "g".parse().unwrap();
+    let (effects, _somebody) = submit_to(&mut scheduler, now, other(), 2, story(), of("b"));
+    assert_eq!(effects[0], send(7, ToRunner::Pause { id: 1 }));
+    assert_eq!(begun(&effects[1..]), 2);
+    let (effects, _later) = submit_to(&mut scheduler, now, other(), 3, story(), batch("b"));
+    assert!(effects.is_empty(), "batch waits for who is interactive");
+    let effects = ends(&mut scheduler, now, 8, 2);
+    let both = [ToRunner::Threads { count: 1 }, ToRunner::Resume { id: 1 }].map(|message| send(7, message));
+    assert_eq!(effects[..2], both, "paused before waiting");
+    assert_eq!(begun(&effects[3..]), 3, "with a core each");
+}
+
+#[test]
+fn paused_batch_ends_with_its_time_and_not_with_its_instance() {
+    let (mut scheduler, now) = idle(2, 100);
+    submit_on(&mut scheduler, now, 1, story(), batch("a"));
+    submit_on(&mut scheduler, now, 2, story(), of("b"));
+    let due = now + Duration::from_secs(900) + HANG_GRACE;
+    scheduler.handle(due - Duration::from_secs(1), Input::Cancel(2));
+    assert_eq!(scheduler.tick(due), [send(7, ToRunner::Resume { id: 1 })]);
+    said(&mut scheduler, due, 7, finished(1, FinishReason::Deadline));
+    assert!(!scheduler.jobs.contains_key(&1) && scheduler.instances.contains_key(&7));
+}
+
+#[test]
+fn paused_batch_of_a_function_that_changed_runs_to_its_end() {
+    let (mut scheduler, now) = idle(2, 100);
+    submit_on(&mut scheduler, now, 1, story(), batch("a"));
+    submit_on(&mut scheduler, now, 2, story(), of("b"));
+    let effects = scheduler.handle(now, Input::Configure(Box::new(config(100))));
+    assert_eq!(effects, [send(7, ToRunner::Resume { id: 1 })]);
+}
+
+#[test]
+fn a_deadline_ends_the_wait_and_cuts_the_run() {
+    let (mut scheduler, now) = idle(1, 100);
+    let ms = Duration::from_millis;
+    let hurried = |left| Terms { deadline: Some(now + left), ..of("a") };
+    let (effects, _running) = submit_on(&mut scheduler, now, 1, story(), hurried(ms(5_000)));
+    assert!(matches!(&effects[..], [Effect::Send { message: ToRunner::Generate { generate, .. }, .. }]
+        if generate.deadline_ms == 5_000));
+    assert!(scheduler.timers.contains(&(now + ms(5_000) + HANG_GRACE, Timer::Run(1))));
+    let (_, waiting) = submit_on(&mut scheduler, now, 2, story(), hurried(ms(300)));
+    scheduler.tick(now + ms(300));
+    assert!(matches!(told(&waiting)[..], [Event::Failed(Failed::QueueTimeout { waited_ms: 300, .. })]));
+}
+
+#[test]
+fn a_deadline_that_passes_before_its_turn_is_refused_at_once() {
+    let (mut scheduler, now) = idle(1, 100);
+    let second = Duration::from_secs(1);
+    let mut later = now;
+    let hurried = |now: Instant, left| Terms { deadline: Some(now + left), ..of("a") };
+    let (_, _measured) = submit_on(&mut scheduler, later, 1, story(), of("a"));
+    later += second * 4;
+    ends(&mut scheduler, later, 7, 1);
+    let (_, _running) = submit_on(&mut scheduler, later, 2, story(), of("a"));
+    let (_, next) = submit_on(&mut scheduler, later, 3, story(), hurried(later, second));
+    assert_eq!(told(&next), [], "a slot may come free at any time");
+    let (_, after) = submit_on(&mut scheduler, later, 4, story(), hurried(later, second));
+    let refused = Failed::DeadlineTooSoon { estimate_ms: 4_000, left_ms: 1_000, retry_after_s: 8 };
+    assert_eq!(told(&after), [Event::Failed(refused)]);
+    let (_, patient) = submit_on(&mut scheduler, later, 5, story(), hurried(later, second * 5));
+    assert_eq!(told(&patient), []);
+}
