@@ -44,7 +44,8 @@ use std::{
 /// Tokens of all sequences together.
 const CONTEXT_TOKENS_MAX: u32 = 1 << 24;
 const THREADS_MAX: u32 = 512;
-const SLOTS_MAX: u32 = 256;
+/// llama.cpp has at most 256 sequences, and one holds the prefix.
+const SLOTS_MAX: u32 = 255;
 const STOP_BYTES_MAX: usize = 1 << 10;
 const DETOKENIZE_TOKENS_MAX: usize = 1 << 20;
 

@@ -566,8 +566,8 @@ fn bad_numbers_in_load_are_refused() {
         Load { threads: 0, ..load(Task::Chat) },
         Load { threads: 1 << 20, ..load(Task::Chat) },
         Load { slots: 0, ..load(Task::Chat) },
-        Load { slots: 257, ..load(Task::Chat) },
-        Load { slots: 256, context_tokens: 1 << 20, ..load(Task::Chat) },
+        Load { slots: 256, ..load(Task::Chat) },
+        Load { slots: 255, context_tokens: 1 << 20, ..load(Task::Chat) },
         Load { context_tokens: u32::MAX, ..load(Task::Chat) },
     ];
     for load in bad {
