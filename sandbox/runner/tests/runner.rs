@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a panic in a test is its report, in its helpers too")]
 
 mod harness;
+mod reuse;
+mod together;
 
 use appliance_types::Task;
 use harness::{Peer, greedy, load, of, system, user};

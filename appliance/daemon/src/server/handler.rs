@@ -15,6 +15,7 @@ use appliance_edge::{Failure, Handler, Request};
 use appliance_keys::Key;
 use appliance_types::RequestId;
 use http::{HeaderMap, HeaderValue, Method, header};
+use sandbox_wire::runner::Tenant;
 use std::{
     rc::Rc,
     sync::Arc,
@@ -31,6 +32,7 @@ pub(super) struct Call {
     pub(super) state: Arc<State>,
     pub(super) id: RequestId,
     pub(super) key: Arc<Key>,
+    pub(super) tenant: Tenant,
     pub(super) came: Instant,
     pub(super) came_unix_s: u64,
 }
@@ -46,12 +48,13 @@ impl Server {
             Ok(Route::Health) => return Ok(reply::json(&serde_json::json!({ "status": "ok" }))),
             found => found,
         };
-        let key = authenticate(&self.state, &request.head.headers)?;
+        let (key, tenant) = authenticate(&self.state, &request.head.headers)?;
         let route = match route {
             Ok(route) => route,
             Err(miss) => return missed(miss, &request.head.method, &path),
         };
-        let call = Call { state: Arc::clone(&self.state), id, key, came: Instant::now(), came_unix_s: unix_s() };
+        let (state, came) = (Arc::clone(&self.state), Instant::now());
+        let call = Call { state, id, key, tenant, came, came_unix_s: unix_s() };
         match route {
             Route::Health => unreachable!("answered above"),
             Route::Chat => inference::chat(&call, request).await,
@@ -181,11 +184,12 @@ fn missed(miss: Miss, method: &Method, path: &str) -> Answered {
     }
 }
 
-fn authenticate(state: &State, headers: &HeaderMap) -> Result<Arc<Key>, ApiError> {
+fn authenticate(state: &State, headers: &HeaderMap) -> Result<(Arc<Key>, Tenant), ApiError> {
     let missing = || ApiError::authentication("no API key; send `Authorization: Bearer KEY`");
     let value = headers.get(header::AUTHORIZATION).ok_or_else(missing)?;
     let presented = value.to_str().ok().and_then(bearer).ok_or_else(missing)?;
-    state.keys.authenticate(presented).map_err(|error| ApiError::authentication(error.to_string()))
+    let key = state.keys.authenticate(presented).map_err(|error| ApiError::authentication(error.to_string()))?;
+    Ok((key, state.tenants.of(presented)))
 }
 
 /// The token of an `Authorization: Bearer` header; the scheme's case does not matter.

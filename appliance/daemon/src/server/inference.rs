@@ -44,7 +44,7 @@ pub(super) async fn chat(call: &Call, request: Request) -> Answered {
     let request = ChatRequest::parse(&body)?;
     let (function, mut meter) = begin(call, call.function(&request.model)?, &body)?;
     let how = How { shape: Shape::Chat, stream: request.stream, include_usage: request.include_usage };
-    let prompts = meter.check(request.into_generate(&bounds(&function)))?;
+    let prompts = meter.check(request.into_generate(&bounds(call, &function)))?;
     answer(call, how, generation(call, function, meter, chat::PROMPT_PARAM, vec![prompts])).await
 }
 
@@ -54,7 +54,7 @@ pub(super) async fn completion(call: &Call, request: Request) -> Answered {
     let request = CompletionRequest::parse(&body)?;
     let (function, mut meter) = begin(call, call.function(&request.model)?, &body)?;
     let how = How { shape: Shape::Text, stream: request.stream, include_usage: request.include_usage };
-    let prompts = meter.check(request.into_generates(&bounds(&function)))?;
+    let prompts = meter.check(request.into_generates(&bounds(call, &function)))?;
     answer(call, how, generation(call, function, meter, completion::PROMPT_PARAM, prompts)).await
 }
 
@@ -110,9 +110,14 @@ fn begin(call: &Call, function: Arc<Function>, body: &Bytes) -> Result<(Arc<Func
     Ok((function, meter))
 }
 
-fn bounds(function: &Function) -> Bounds {
+fn bounds(call: &Call, function: &Function) -> Bounds {
     let limits = &function.manifest.limits;
-    Bounds { output_tokens: limits.output_tokens, deadline_ms: limits.timeout_ms, seed: random() as u32 }
+    Bounds {
+        output_tokens: limits.output_tokens,
+        deadline_ms: limits.timeout_ms,
+        seed: random() as u32,
+        tenant: call.tenant,
+    }
 }
 
 fn generation(

@@ -27,6 +27,7 @@ mod reply;
 mod route;
 mod snapshots;
 mod state;
+mod tenants;
 
 use crate::{
     control::{Order, Orders},
