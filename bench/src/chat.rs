@@ -111,6 +111,8 @@ impl Chat {
             "messages": system.into_iter().chain([user]).collect::<Vec<_>>(),
             "max_tokens": self.tokens,
             "temperature": 0,
+            // Both sides compute every prompt in full, also one that was asked before.
+            "cache_prompt": false,
             "stream": true,
             "stream_options": { "include_usage": true },
         });

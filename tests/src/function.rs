@@ -70,10 +70,12 @@ impl Function {
     }
 }
 
-/// A chat request of one user message, greedy and short; `with` overrides and adds fields.
+/// A chat request of one user message, greedy, short, and answered alike however often it is asked; `with` overrides and
+/// adds fields.
 pub fn chat(function: &str, message: &str, with: Value) -> Value {
     let messages = json!([{"role": "user", "content": message}]);
     let mut request = json!({"model": function, "messages": messages, "temperature": 0, "max_tokens": 24});
+    request["cache_prompt"] = false.into();
     let fields = with.as_object().expect("fields to set").clone();
     request.as_object_mut().expect("a request is an object").extend(fields);
     request

@@ -78,8 +78,9 @@ fn a_stream_is_made_of_chunks() {
 fn completions_take_text_lists_and_tokens() {
     let ember = Ember::serving(&assistant());
     let client = ember.client();
+    let request = |prompt: Value| json!({"model": "assistant", "prompt": prompt, "max_tokens": 12, "temperature": 0, "cache_prompt": false});
     let complete = |prompt: Value| {
-        let request = json!({"model": "assistant", "prompt": prompt, "max_tokens": 12, "temperature": 0});
+        let request = request(prompt);
         client.post("/v1/completions", &request).expect(200)
     };
     let prompt = "The capital of France is";
@@ -96,8 +97,7 @@ fn completions_take_text_lists_and_tokens() {
     let numbers: Vec<_> = both["choices"].as_array().unwrap().iter().map(|choice| choice["index"].clone()).collect();
     assert_eq!(numbers, [0, 1]);
 
-    let request = json!({"model": "assistant", "prompt": prompt, "max_tokens": 12, "temperature": 0});
-    assert_eq!(client.stream("/v1/completions", &request).text(), text.text());
+    assert_eq!(client.stream("/v1/completions", &request(json!(prompt))).text(), text.text());
     ember.stop();
 }
 

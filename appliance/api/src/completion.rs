@@ -101,8 +101,9 @@ fn tokens(field: Field<'_>) -> Read<Prompt> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sandbox_wire::runner::Tenant;
 
-    const BOUNDS: Bounds = Bounds { output_tokens: 100, deadline_ms: 1_000, seed: 7 };
+    const BOUNDS: Bounds = Bounds { output_tokens: 100, deadline_ms: 1_000, seed: 7, tenant: Tenant(9) };
 
     fn parse(fields: &str) -> Result<CompletionRequest, ApiError> {
         CompletionRequest::parse(format!("{{\"model\": \"m\", {fields}}}").as_bytes())

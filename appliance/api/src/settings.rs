@@ -2,13 +2,14 @@
 //!
 //! Defaults are OpenAI's where OpenAI has one (`temperature` and `top_p` 1) and llama.cpp's for what OpenAI lacks
 //! (`top_k` 40, `min_p` 0.05), which keep small models from their unlikeliest tokens. An absent `max_tokens` is the
-//! function's `output_tokens`; one above it is refused, as OpenAI does, rather than quietly lowered.
+//! function's `output_tokens`; one above it is refused, as OpenAI does, rather than quietly lowered. `cache_prompt: false`
+//! has a request computed as if it were the first, to the last bit while it is alone in its instance.
 
 use crate::{
     ApiError,
     field::{Fault, Field, Kind, Object, Read},
 };
-use sandbox_wire::runner::{Constraint, Generate, Prompt, STOPS_MAX, Sampling};
+use sandbox_wire::runner::{Constraint, Generate, Prompt, STOPS_MAX, Sampling, Tenant};
 use std::collections::BTreeMap;
 
 /// What a request wants of the text, apart from its prompt.
@@ -26,6 +27,8 @@ pub struct Settings {
     pub(crate) constraint: Constraint,
     /// Report log-probabilities.
     pub(crate) logprobs: Option<u8>,
+    /// Use what earlier requests of the same caller left computed, and leave this one's for later; llama-server's field.
+    pub(crate) cache_prompt: bool,
 }
 
 /// What a function allows one request, and what the caller left open.
@@ -37,6 +40,8 @@ pub struct Bounds {
     pub deadline_ms: u64,
     /// A random seed, for a request that brings none.
     pub seed: u32,
+    /// Whose requests may use what was computed for this one.
+    pub tenant: Tenant,
 }
 
 impl Settings {
@@ -54,6 +59,7 @@ impl Settings {
             deadline_ms: bounds.deadline_ms,
             constraint: self.constraint.clone(),
             logprobs: self.logprobs,
+            tenant: self.cache_prompt.then_some(bounds.tenant),
         })
     }
 
@@ -78,6 +84,7 @@ impl Settings {
             tokens_max: body.get("max_tokens", positive)?.map(|tokens| (tokens, "max_tokens")),
             constraint: body.get("response_format", crate::format::constraint)?.unwrap_or(Constraint::None),
             logprobs: None,
+            cache_prompt: body.get("cache_prompt", Field::boolean)?.unwrap_or(true),
         })
     }
 }

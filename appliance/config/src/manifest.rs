@@ -19,8 +19,8 @@ pub const REQUEST_BYTES_MAX: u64 = 16 << 20;
 pub const CONTEXT_TOKENS_MIN: u32 = 16;
 /// Most tokens a sequence may hold.
 pub const CONTEXT_TOKENS_MAX: u32 = 1 << 20;
-/// Most sequences in one instance.
-pub const CONCURRENCY_MAX: u32 = 256;
+/// Most sequences in one instance: llama.cpp has 256, of which one holds the system prompt.
+pub const CONCURRENCY_MAX: u32 = 255;
 
 /// A function, as its operator describes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

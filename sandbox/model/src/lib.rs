@@ -10,8 +10,8 @@
 //!   begin with in the KV cache, and advances [`Sequence`]s by one shared decode at a time, so that its caller can look
 //!   at the socket between any two.
 //!
-//! Invariants: a number or token that llama.cpp would abort on never reaches it; no answer depends on the requests before
-//! it; no randomness but the request's seed, no clock but durations.
+//! Invariants: a number or token that llama.cpp would abort on never reaches it; no answer depends on what
+//! other tenants asked, but for rounding; no randomness but the request's seed, no clock but durations.
 //! Left out: a ggml thread pool that outlives a decode (a snapshot wants one thread).
 
 mod cache;
@@ -24,6 +24,7 @@ mod log;
 mod logprobs;
 mod model;
 mod prompt;
+mod reuse;
 mod sampler;
 mod schema;
 mod sequence;

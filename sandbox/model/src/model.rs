@@ -76,6 +76,11 @@ impl Model {
         self.model.is_recurrent() || self.model.is_hybrid()
     }
 
+    /// Whether some of the state of a sequence is overwritten while it grows.
+    pub(crate) fn is_sliding(&self) -> bool {
+        self.architecture_metadata("attention.sliding_window").is_some_and(|window| window != "0")
+    }
+
     /// A context to compute in.
     pub(crate) fn context(&self, params: LlamaContextParams) -> Result<LlamaContext<'_>, LoadError> {
         let context_tokens = params.n_ctx().map_or(0, u32::from);

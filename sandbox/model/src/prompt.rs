@@ -2,10 +2,10 @@
 //! never in people's, one begin token where the model wants one.
 
 use crate::{
-    cache::common,
     error::invalid,
     literal::{Specials, pieces, unshield},
     model::Model,
+    reuse::common,
     template::Template,
     vocabulary::Vocabulary,
 };

@@ -8,9 +8,9 @@
 //! `tokens` is the prompt and what was produced; of these `fed` are in the KV cache. A step feeds what is not, at most a
 //! chunk, and when nothing is left to feed, chooses the next token. So the last chunk of the prompt brings the first token.
 
-use crate::{sampler::Sampler, stream::TextStream};
+use crate::{reuse::Left, sampler::Sampler, stream::TextStream};
 use llama_cpp_2::token::LlamaToken;
-use sandbox_wire::runner::{FinishReason, Finished};
+use sandbox_wire::runner::{FinishReason, Finished, Tenant};
 use std::time::{Duration, Instant};
 
 /// The state of one answer. Made by [`crate::Engine::begin`], advanced by [`crate::Engine::step`].
@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 pub struct Sequence {
     /// Its place in the KV cache.
     pub(crate) slot: i32,
+    pub(crate) tenant: Option<Tenant>,
     pub(crate) tokens: Vec<LlamaToken>,
     pub(crate) fed: usize,
     pub(crate) cached: usize,
@@ -58,6 +59,14 @@ impl Sequence {
     /// Whether no token was chosen yet.
     pub(crate) fn is_feeding(&self) -> bool {
         self.tokens.len() == self.prompt
+    }
+
+    /// What it leaves in the KV cache for the next turn: all that was fed. The sequence is then spent.
+    pub(crate) fn leave(&mut self) -> Option<Left<LlamaToken>> {
+        let tenant = self.tenant?;
+        let mut tokens = std::mem::take(&mut self.tokens);
+        tokens.truncate(self.fed);
+        Some(Left { tenant, prompt: self.prompt.min(tokens.len()), tokens })
     }
 
     /// The end of the answer.

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a panic in a test is its report, in its helpers too")]
 
 mod harness;
+mod reuse;
+mod together;
 
 use appliance_types::Task;
 use harness::{Peer, greedy, load, of, system, user};
@@ -36,7 +38,7 @@ fn the_same_request_gives_the_same_text_whatever_came_before() {
 }
 
 #[test]
-fn threads_change_nothing_that_is_said() {
+fn threads_change_nothing_that_is_said_in_a_short_context() {
     let mut peer = Peer::chat();
     let told = |peer: &mut Peer, count| {
         peer.send(&ToRunner::Threads { count });
@@ -626,8 +628,8 @@ fn bad_numbers_in_load_are_refused() {
         Load { threads: 0, ..load(Task::Chat) },
         Load { threads: 1 << 20, ..load(Task::Chat) },
         Load { slots: 0, ..load(Task::Chat) },
-        Load { slots: 257, ..load(Task::Chat) },
-        Load { slots: 256, context_tokens: 1 << 20, ..load(Task::Chat) },
+        Load { slots: 256, ..load(Task::Chat) },
+        Load { slots: 255, context_tokens: 1 << 20, ..load(Task::Chat) },
         Load { context_tokens: u32::MAX, ..load(Task::Chat) },
     ];
     for load in bad {

@@ -108,6 +108,7 @@ fn request(task: Task) -> ToRunner {
         deadline_ms: RUNNER_TIMEOUT.as_millis() as u64,
         constraint: Constraint::None,
         logprobs: None,
+        tenant: None,
     };
     ToRunner::Generate { id: ID, generate: Box::new(generate) }
 }

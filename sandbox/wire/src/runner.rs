@@ -17,7 +17,8 @@
 //!
 //! Invariants: `id` is chosen by the server and is unique on its connection; every request gets exactly one last
 //! message ([`FromRunner::Finished`], [`FromRunner::Failed`] or its single reply); a runner holds no randomness, so
-//! every [`Generate`] brings its seed. A message that breaks these ends the connection, not the receiver.
+//! every [`Generate`] brings its seed. A message that breaks these ends the connection, not the receiver. Runners know
+//! callers by a [`Tenant`] only, and never let one profit from what another asked.
 
 use appliance_types::Task;
 use serde::{Deserialize, Serialize};
@@ -175,7 +176,15 @@ pub struct Generate {
     pub constraint: Constraint,
     /// Report the log-probability of each token and of this many likeliest others; at most [`TOP_LOGPROBS_MAX`].
     pub logprobs: Option<u8>,
+    /// Whose it is: what the runner keeps of it serves later requests of the same tenant only. Without one nothing is
+    /// looked up and nothing is kept, and what was kept before is dropped should it move a digit of this answer.
+    pub tenant: Option<Tenant>,
 }
+
+/// A caller, as far as a runner knows it: a number that tells it from others, means nothing, and is drawn anew with
+/// every start of the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tenant(pub u128);
 
 /// Most stop strings of a request.
 pub const STOPS_MAX: usize = 16;

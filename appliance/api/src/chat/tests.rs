@@ -2,9 +2,9 @@
 
 use super::*;
 use proptest::prelude::*;
-use sandbox_wire::runner::{Constraint, Role};
+use sandbox_wire::runner::{Constraint, Role, Tenant};
 
-const BOUNDS: Bounds = Bounds { output_tokens: 100, deadline_ms: 1_000, seed: 7 };
+const BOUNDS: Bounds = Bounds { output_tokens: 100, deadline_ms: 1_000, seed: 7, tenant: Tenant(9) };
 const HELLO: &str = r#""messages": [{"role": "user", "content": "hello"}]"#;
 
 fn parse(fields: &str) -> Result<ChatRequest, ApiError> {
@@ -29,6 +29,7 @@ fn what_is_left_out_has_its_default() {
     assert_eq!(generate.prompt, Prompt::Chat(vec![message(Role::User, "hello")]));
     assert_eq!((generate.tokens_max, generate.deadline_ms, generate.logprobs), (100, 1_000, None));
     assert_eq!((generate.constraint, generate.stop), (Constraint::None, Vec::new()));
+    assert_eq!(generate.tenant, Some(Tenant(9)));
     let sampling = generate.sampling;
     assert_eq!((sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p), (1.0, 1.0, 40, 0.05));
     assert_eq!((sampling.frequency_penalty, sampling.presence_penalty, sampling.seed), (0.0, 0.0, 7));
@@ -52,6 +53,8 @@ fn every_field_is_honoured() {
     assert_eq!(generate(r#""logprobs": true"#).logprobs, Some(0));
     assert_eq!(generate(r#""logprobs": true, "top_logprobs": 20"#).logprobs, Some(20));
     assert_eq!(generate(r#""logprobs": false"#).logprobs, None);
+    assert_eq!(generate(r#""cache_prompt": false"#).tenant, None);
+    assert_eq!(generate(r#""cache_prompt": true"#).tenant, Some(Tenant(9)));
     let streamed = parse(&format!(r#"{HELLO}, "stream": true, "stream_options": {{"include_usage": true}}"#)).unwrap();
     assert!(streamed.stream && streamed.include_usage);
 }
@@ -136,6 +139,7 @@ fn what_is_wrong_names_its_field() {
     hello(r#""presence_penalty": -3"#, "presence_penalty");
     hello(r#""logit_bias": {"1": 101}"#, "logit_bias.1");
     hello(r#""logit_bias": {"x": 1}"#, "logit_bias");
+    hello(r#""cache_prompt": 0"#, "cache_prompt");
     hello(r#""top_logprobs": 1"#, "top_logprobs");
     hello(r#""logprobs": true, "top_logprobs": 21"#, "top_logprobs");
     hello(r#""response_format": "json""#, "response_format");
@@ -220,7 +224,7 @@ proptest! {
     fn any_value_of_any_field_is_read_or_refused(
         name in prop::sample::select(vec![
             "messages", "stream", "stream_options", "temperature", "top_k", "seed", "stop", "max_tokens", "logit_bias",
-            "logprobs", "top_logprobs", "response_format", "tools", "tool_choice", "modalities",
+            "logprobs", "top_logprobs", "cache_prompt", "response_format", "tools", "tool_choice", "modalities",
         ]),
         value in json(),
     ) {

@@ -96,7 +96,7 @@ fn errors_point_at_their_cause() {
         &with("limits.timeout = 30"),
         "line 3, column 18: `timeout`: expected a duration such as \"30s\", got a whole number",
     );
-    check(&with("scale.concurrency = 257"), "line 3, column 21: `concurrency`: 257 is outside 1 to 256");
+    check(&with("scale.concurrency = 256"), "line 3, column 21: `concurrency`: 256 is outside 1 to 255");
     check(&with("scale.min = 2"), "line 3, column 13: `min`: 2 is above `max`, which is 1");
     check(
         &with("task = \"embedding\"\nprompt.system = \"x\""),
@@ -111,6 +111,35 @@ fn errors_point_at_their_cause() {
     assert_eq!((syntax.line, syntax.column), (2, 9), "{syntax}");
     let twice = Manifest::parse("name = \"a\"\nname = \"b\"").unwrap_err();
     assert_eq!((twice.line, twice.column), (2, 1), "{twice}");
+}
+
+#[test]
+fn limits_hold_at_both_ends() {
+    let is_read = |key: &str, value: &str| Manifest::parse(&format!("{MINIMAL}{key} = {value}"));
+    // A key, what is refused at 0, at 1 and below its least, the least, the most, and what is above it.
+    let ends = [
+        ("limits.context", &["0", "1", "15"][..], "16", "1048576", "1048577"),
+        ("limits.output_tokens", &["0"], "1", "1048576", "1048577"),
+        ("limits.timeout", &["\"0ms\""], "\"1ms\"", "\"24h\"", "\"86400001ms\""),
+        ("limits.request_bytes", &["0", "1", "1023"], "1024", "\"16MiB\"", "16777217"),
+        ("limits.cpus", &["0"], "1", "1024", "1025"),
+        ("limits.memory", &["0", "1", "1048575"], "\"1MiB\"", "\"4096GiB\"", "4398046511105"),
+        ("scale.concurrency", &["0"], "1", "255", "256"),
+        ("scale.queue", &[], "0", "65536", "65537"),
+        ("scale.queue_timeout", &["\"0ms\""], "\"1ms\"", "\"24h\"", "\"86400001ms\""),
+        ("scale.max", &["0"], "1", "64", "65"),
+    ];
+    for (key, refused, least, most, above) in ends {
+        for value in [least, most] {
+            is_read(key, value).unwrap_or_else(|error| panic!("{key} = {value}: {error}"));
+        }
+        let name = key.rsplit('.').next().unwrap();
+        for value in refused.iter().chain([&above]) {
+            let error = is_read(key, value).unwrap_err();
+            let named = error.to_string().contains(&format!("`{name}`"));
+            assert!(named && error.to_string().contains("is outside"), "{key} = {value}: {error}");
+        }
+    }
 }
 
 fn reference() -> impl Strategy<Value = ModelReference> {
@@ -133,7 +162,7 @@ fn limits() -> impl Strategy<Value = Limits> {
 }
 
 fn scale() -> impl Strategy<Value = Scale> {
-    (0u32..=8, 8u32..=64, 1u32..=256, 0u64..=1 << 34, 0u64..=1 << 34, 0u32..=1 << 16, 1u64..=86_400_000).prop_map(
+    (0u32..=8, 8u32..=64, 1u32..=255, 0u64..=1 << 34, 0u64..=1 << 34, 0u32..=1 << 16, 1u64..=86_400_000).prop_map(
         |(min, max, concurrency, keep_warm_ms, park_ms, queue, queue_timeout_ms)| Scale {
             min,
             max,

@@ -17,6 +17,7 @@ use appliance_edge::{Failure, Handler, Request};
 use appliance_keys::Caller;
 use appliance_types::RequestId;
 use http::{HeaderMap, HeaderValue, Method, header};
+use sandbox_wire::runner::Tenant;
 use std::{
     rc::Rc,
     sync::Arc,
@@ -33,6 +34,7 @@ pub(super) struct Call {
     pub(super) state: Arc<State>,
     pub(super) id: RequestId,
     pub(super) caller: Caller,
+    pub(super) tenant: Tenant,
     pub(super) asked: Asked,
     pub(super) came: Instant,
     pub(super) came_unix_s: u64,
@@ -49,14 +51,15 @@ impl Server {
             Ok(Route::Health) => return Ok(reply::json(&serde_json::json!({ "status": "ok" }))),
             found => found,
         };
-        let caller = authenticate(&self.state, &request.head.headers)?;
+        let (caller, tenant) = authenticate(&self.state, &request.head.headers)?;
         let route = match route {
             Ok(route) => route,
             Err(miss) => return missed(miss, &request.head.method, &path),
         };
         let came = Instant::now();
         let asked = Asked::read(&request.head.headers, came)?;
-        let call = Call { state: Arc::clone(&self.state), id, caller, asked, came, came_unix_s: unix_s() };
+        let state = Arc::clone(&self.state);
+        let call = Call { state, id, caller, tenant, asked, came, came_unix_s: unix_s() };
         let mut reply = call.answer(route, request).await.unwrap_or_else(|error| refused(id, &error));
         allowance::show(&mut reply, call.caller.limiter.as_deref());
         Ok(reply)
@@ -201,11 +204,12 @@ fn missed(miss: Miss, method: &Method, path: &str) -> Answered {
     }
 }
 
-fn authenticate(state: &State, headers: &HeaderMap) -> Result<Caller, ApiError> {
+fn authenticate(state: &State, headers: &HeaderMap) -> Result<(Caller, Tenant), ApiError> {
     let missing = || ApiError::authentication("no API key; send `Authorization: Bearer KEY`");
     let value = headers.get(header::AUTHORIZATION).ok_or_else(missing)?;
     let presented = value.to_str().ok().and_then(bearer).ok_or_else(missing)?;
-    state.keys.authenticate(presented).map_err(|error| ApiError::authentication(error.to_string()))
+    let key = state.keys.authenticate(presented).map_err(|error| ApiError::authentication(error.to_string()))?;
+    Ok((key, state.tenants.of(presented)))
 }
 
 /// The token of an `Authorization: Bearer` header; the scheme's case does not matter.

@@ -53,7 +53,7 @@ pub(super) async fn chat(call: &Call, request: Request) -> Answered {
     let request = ChatRequest::parse(&body)?;
     let (function, mut meter) = begin(call, call.function(&request.model)?, &body)?;
     let how = How { shape: Shape::Chat, stream: request.stream, include_usage: request.include_usage };
-    let prompts = [meter.check(request.into_generate(&bounds(&function)))?];
+    let prompts = [meter.check(request.into_generate(&bounds(call, &function)))?];
     call.allow(&mut meter, tokens_of(&prompts, function.manifest.limits.context_tokens))?;
     answer(call, how, generation(call, &how, function, meter, chat::PROMPT_PARAM, prompts.into())).await
 }
@@ -64,7 +64,7 @@ pub(super) async fn completion(call: &Call, request: Request) -> Answered {
     let request = CompletionRequest::parse(&body)?;
     let (function, mut meter) = begin(call, call.function(&request.model)?, &body)?;
     let how = How { shape: Shape::Text, stream: request.stream, include_usage: request.include_usage };
-    let prompts = meter.check(request.into_generates(&bounds(&function)))?;
+    let prompts = meter.check(request.into_generates(&bounds(call, &function)))?;
     call.allow(&mut meter, tokens_of(&prompts, function.manifest.limits.context_tokens))?;
     answer(call, how, generation(call, &how, function, meter, completion::PROMPT_PARAM, prompts)).await
 }
@@ -123,9 +123,14 @@ fn begin(call: &Call, function: Arc<Function>, body: &Bytes) -> Result<(Arc<Func
     Ok((function, meter))
 }
 
-fn bounds(function: &Function) -> Bounds {
+fn bounds(call: &Call, function: &Function) -> Bounds {
     let limits = &function.manifest.limits;
-    Bounds { output_tokens: limits.output_tokens, deadline_ms: limits.timeout_ms, seed: random() as u32 }
+    Bounds {
+        output_tokens: limits.output_tokens,
+        deadline_ms: limits.timeout_ms,
+        seed: random() as u32,
+        tenant: call.tenant,
+    }
 }
 
 fn generation(

@@ -28,6 +28,7 @@ mod reply;
 mod route;
 mod snapshots;
 mod state;
+mod tenants;
 mod terms;
 
 use crate::{

@@ -1,6 +1,9 @@
 //! What all cores share.
 
-use super::functions::{Function, Functions};
+use super::{
+    functions::{Function, Functions},
+    tenants::Tenants,
+};
 use crate::{exit::Failure, setup::ServerFiles};
 use appliance_api::Prices;
 use appliance_config::ServeConfig;
@@ -21,6 +24,7 @@ use std::{
 /// What all cores share; nothing in it is waited for.
 pub(super) struct State {
     pub(super) keys: KeyStore,
+    pub(super) tenants: Tenants,
     pub(super) functions: Functions,
     pub(super) pool: Pool,
     pub(super) warden: Warden,
@@ -54,6 +58,7 @@ impl State {
         let records_lost = AtomicU64::new(0);
         Ok(Arc::new(Self {
             keys,
+            tenants: Tenants::new(),
             functions,
             pool,
             warden,

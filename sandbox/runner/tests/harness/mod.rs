@@ -12,6 +12,7 @@ use sandbox_wire::{
     },
 };
 use std::{
+    collections::VecDeque,
     fs::File,
     io::{Read, Write},
     os::{fd::OwnedFd, unix::net::UnixStream},
@@ -34,6 +35,8 @@ pub(crate) struct Peer {
     child: Child,
     socket: Option<UnixStream>,
     decoder: Decoder,
+    /// Came already, and is to be read first.
+    set_aside: VecDeque<FromRunner>,
     next_id: Id,
     pub(crate) info: ModelInfo,
     _alone: File,
@@ -70,7 +73,15 @@ impl Peer {
             .spawn()
             .unwrap();
         let decoder = Decoder::new(FROM_RUNNER_BYTES_MAX);
-        Self { child, socket: Some(ours), decoder, next_id: 1, info: ModelInfo::default(), _alone: alone }
+        Self {
+            child,
+            socket: Some(ours),
+            decoder,
+            set_aside: VecDeque::new(),
+            next_id: 1,
+            info: ModelInfo::default(),
+            _alone: alone,
+        }
     }
 
     /// Starts a runner and loads the default model.
@@ -106,6 +117,9 @@ impl Peer {
 
     /// The next message; `None` once the runner has closed its end.
     pub(crate) fn receive(&mut self) -> Option<FromRunner> {
+        if let Some(message) = self.set_aside.pop_front() {
+            return Some(message);
+        }
         let mut buffer = [0; 1 << 16];
         loop {
             if let Some(message) = self.decoder.next_message().unwrap() {
@@ -152,6 +166,22 @@ impl Peer {
     pub(crate) fn generate(&mut self, generate: Generate) -> Result<Answer, Failure> {
         let id = self.ask(generate);
         self.answer(id)
+    }
+
+    /// Receives all there is for several requests.
+    pub(crate) fn answers(&mut self, ids: &[Id]) -> Vec<Answer> {
+        let mut messages: Vec<VecDeque<FromRunner>> = ids.iter().map(|_| VecDeque::new()).collect();
+        while messages.iter().any(|of_one| !of_one.back().is_some_and(FromRunner::is_last)) {
+            let message = self.receive().expect("the runner ended");
+            let at = ids.iter().position(|id| message.id() == Some(*id)).expect("one of these");
+            messages[at].push_back(message);
+        }
+        let mut whole = |messages: VecDeque<FromRunner>| {
+            self.set_aside = messages;
+            let id = self.set_aside[0].id().expect("checked above");
+            self.answer(id).expect("an answer")
+        };
+        messages.into_iter().map(&mut whole).collect()
     }
 
     pub(crate) fn embed(&mut self, input: Prompt) -> FromRunner {
@@ -227,5 +257,6 @@ pub(crate) fn of(prompt: Prompt) -> Generate {
         deadline_ms: 60_000,
         constraint: Constraint::None,
         logprobs: None,
+        tenant: None,
     }
 }

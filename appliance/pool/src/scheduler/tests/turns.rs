@@ -20,6 +20,7 @@ fn story() -> Work {
         deadline_ms: 900_000,
         constraint: Constraint::None,
         logprobs: None,
+        tenant: None,
     }))
 }
 
