@@ -14,12 +14,14 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-/// The API's `model`: the function's name to Ember; llama-server has one, and does not care.
+/// The first function's name to Ember; llama-server has one model, and does not care.
 pub(crate) const MODEL: &str = "bench";
 
 /// A question.
 #[derive(Clone, Debug)]
 pub(crate) struct Chat {
+    /// The API's `model`.
+    pub(crate) model: &'static str,
     pub(crate) system: Option<&'static str>,
     pub(crate) prompt: String,
     pub(crate) tokens: u32,
@@ -107,7 +109,7 @@ impl Chat {
         let system = self.system.map(|content| json!({ "role": "system", "content": content }));
         let user = json!({ "role": "user", "content": self.prompt });
         let request = json!({
-            "model": MODEL,
+            "model": self.model,
             "messages": system.into_iter().chain([user]).collect::<Vec<_>>(),
             "max_tokens": self.tokens,
             "temperature": 0,

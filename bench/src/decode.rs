@@ -10,7 +10,7 @@
 //! the last piece, so wake and prefill are not in it (other figures have them); S6's has the prefill of all eight.
 
 use crate::{
-    chat::Chat,
+    chat::{Chat, MODEL},
     ember::Ember,
     error::Error,
     figure::{Bar, Context, Figure, Measured, Side, interleave},
@@ -21,10 +21,10 @@ use crate::{
 use std::time::Instant;
 
 const ROUNDS: usize = 9;
-const TOKENS: u32 = 128;
+pub(crate) const TOKENS: u32 = 128;
 /// Fewer tokens than these make no rate.
-const TOKENS_MIN: u32 = 16;
-const PROMPT: &str = "Tell a long story about a lighthouse keeper and the sea, with many details.";
+pub(crate) const TOKENS_MIN: u32 = 16;
+pub(crate) const PROMPT: &str = "Tell a long story about a lighthouse keeper and the sea, with many details.";
 /// Streams of S6.
 const STREAMS: usize = 8;
 
@@ -108,5 +108,5 @@ async fn at_once(server: &Server, streams: usize, tokens: u32) -> Result<f64, Er
 }
 
 fn chat(prompt: String, tokens: u32) -> Chat {
-    Chat { system: None, prompt, tokens }
+    Chat { model: MODEL, system: None, prompt, tokens }
 }

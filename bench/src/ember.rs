@@ -38,11 +38,16 @@ impl Ember {
         command.env("EMBER_LOG", LOG_FILTER).stderr(log);
         let ready = |line: &str| line.strip_prefix("ready https://")?.parse::<SocketAddr>().ok();
         let (process, address) = Process::start(command, Says::Stdout, ready)?;
-        deploy(data.path(), model, load)?;
+        deploy(data.path(), FUNCTION, model, load)?;
         let authorization = format!("Bearer {}", read(&data.path().join("admin.key"))?.trim());
         let tls = tls(&read(&data.path().join("tls/ca.pem"))?)?;
         let server = Server { address, tls: Some(tls), authorization: Some(authorization) };
         Ok(Self { server, process, data })
+    }
+
+    /// Deploys another function.
+    pub(crate) fn deploy(&self, function: &str, model: &Path, load: Load) -> Result<(), Error> {
+        deploy(self.data.path(), function, model, load)
     }
 
     /// Leaves the function in memory as a snapshot.
@@ -83,12 +88,13 @@ fn log(data: &Path) -> PathBuf {
     data.join("bench.log")
 }
 
-fn deploy(data: &Path, model: &Path, load: Load) -> Result<(), Error> {
+fn deploy(data: &Path, function: &str, model: &Path, load: Load) -> Result<(), Error> {
     let model = fs::canonicalize(model).map_err(|source| Error::File { path: model.into(), source })?;
     let Load { threads, streams, context_tokens, instances, system } = load;
     let prompt = system.map_or_else(String::new, |system| format!("[prompt]\nsystem = {system:?}\n"));
+    let cpus = threads.map_or_else(String::new, |threads| format!("cpus = {threads}\n"));
     let manifest = format!(
-        "name = {FUNCTION:?}\nmodel = {model:?}\n[limits]\nmemory = \"4GiB\"\ncpus = {threads}\ncontext = {context_tokens}\n[scale]\nmax = {instances}\nconcurrency = {streams}\nkeep_warm = \"1h\"\n{prompt}"
+        "name = {function:?}\nmodel = {model:?}\n[limits]\nmemory = \"4GiB\"\n{cpus}context = {context_tokens}\n[scale]\nmax = {instances}\nconcurrency = {streams}\nkeep_warm = \"1h\"\n{prompt}"
     );
     let path = data.join("bench.toml");
     fs::write(&path, manifest).map_err(|source| Error::File { path: path.clone(), source })?;

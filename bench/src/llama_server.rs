@@ -46,13 +46,15 @@ impl LlamaServer {
     pub(crate) fn start(model: &Path, load: Load, warmup: Warmup) -> Result<Self, Error> {
         let program = program(&cache()?)?;
         let address = free_address()?;
-        let (threads, streams) = (load.threads.to_string(), load.streams.to_string());
+        let streams = load.streams.to_string();
         // Shared by its slots.
         let context_tokens = (load.context_tokens as usize * load.streams).to_string();
         let mut command = Command::new(&program);
         command.arg("--model").arg(model).args(["--host", "127.0.0.1", "--port", &address.port().to_string()]);
-        command.args(["--threads", &threads, "--threads-batch", &threads, "--parallel", &streams]);
-        command.args(["--ctx-size", &context_tokens]);
+        command.args(["--parallel", &streams, "--ctx-size", &context_tokens]);
+        if let Some(threads) = load.threads.map(|threads| threads.to_string()) {
+            command.args(["--threads", &threads, "--threads-batch", &threads]);
+        }
         if matches!(warmup, Warmup::None) {
             command.arg("--no-warmup");
         }

@@ -6,7 +6,8 @@ use std::thread;
 /// What both servers are to do at once, and how long each answer may get.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Load {
-    pub(crate) threads: usize,
+    /// Threads of each server; `None`: what each takes when nobody says.
+    pub(crate) threads: Option<usize>,
     pub(crate) streams: usize,
     pub(crate) context_tokens: u32,
     /// Instances that Ember may start; llama-server is one.
@@ -19,6 +20,6 @@ impl Load {
     /// As many threads as there are cores.
     pub(crate) fn of(streams: usize, context_tokens: u32) -> Result<Self, Error> {
         let threads = thread::available_parallelism().map_err(Error::setup)?.get();
-        Ok(Self { threads, streams, context_tokens, instances: 1, system: None })
+        Ok(Self { threads: Some(threads), streams, context_tokens, instances: 1, system: None })
     }
 }

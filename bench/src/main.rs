@@ -7,6 +7,7 @@
 //! - S1 and S2 first token from parked ÷ from a running instance, and from stored ÷ llama-server from its exec ([`wake`]);
 //! - S3 and S4 memory of a second instance ÷ a second llama-server, and a snapshot's size ÷ its model's ([`memory`]);
 //! - S5 decode rate of one stream through HTTPS ÷ that of llama-server, and S6 of eight at once ([`decode`]);
+//! - S7 two functions busy at once ÷ two llama-servers ([`together`]);
 //! - S8 a sealed restore ÷ `crun run` ([`restore`]);
 //! - S10 the edge's CPU time a request ÷ that of hyper on tokio ([`edge`]).
 //!
@@ -30,6 +31,7 @@ mod report;
 mod restore;
 mod steps;
 mod svg;
+mod together;
 mod wake;
 mod waterfall;
 
@@ -112,6 +114,7 @@ fn all() -> Vec<Box<dyn Figure>> {
     all.push(Box::new(memory::SnapshotSize));
     all.push(Box::new(decode::DecodeRate));
     all.push(Box::new(decode::SharedDecodeRate));
+    all.extend(together::BOTH.map(|figure| Box::new(figure) as _));
     all.push(Box::new(restore::SealedRestore));
     all.push(Box::new(edge::EdgeCpu));
     all
@@ -143,7 +146,7 @@ mod tests {
             chosen(&only).map(|figures| figures.iter().map(|figure| figure.name()).collect::<Vec<_>>())
         };
         let all = names(&[]).unwrap();
-        assert_eq!((all.first(), all.last(), all.len()), (Some(&"S1"), Some(&"S10"), 11));
+        assert_eq!((all.first(), all.last(), all.len()), (Some(&"S1"), Some(&"S10"), 13));
         assert_eq!(names(&["S10", "S1"]).unwrap(), ["S1", "S10"]);
         assert_eq!(names(&["S2"]).unwrap(), ["S2", "S2-disk", "S2-prompt", "S2-prompt-disk"]);
         assert_eq!(names(&["S2-prompt-disk"]).unwrap(), ["S2-prompt-disk"]);

@@ -4,7 +4,7 @@
 //! sides run one thread an instance, so that two are at work on a machine of two cores, and each instance has answered.
 
 use crate::{
-    chat::{Answer, Chat},
+    chat::{Answer, Chat, MODEL},
     ember::Ember,
     error::Error,
     figure::{Bar, Context, Figure, Measured, Side, interleave},
@@ -39,7 +39,7 @@ impl Figure for SecondInstance {
     }
 
     fn measure(&self, context: &Context) -> Result<Measured, Error> {
-        let load = Load { threads: 1, instances: 2, ..Load::of(1, 2048)? };
+        let load = Load { threads: Some(1), instances: 2, ..Load::of(1, 2048)? };
         let ember = Ember::start(&context.model, load)?;
         let first = LlamaServer::start(&context.model, load, Warmup::Default)?;
         let ours = || second_instance_mib(&ember);
@@ -81,7 +81,7 @@ fn second_server_mib(first: &LlamaServer, model: &Path, load: Load) -> Result<f6
 }
 
 fn chat(tokens: u32) -> Chat {
-    Chat { system: None, prompt: "Tell a long story about a lighthouse keeper and the sea.".into(), tokens }
+    Chat { model: MODEL, system: None, prompt: "Tell a long story about a lighthouse keeper and the sea.".into(), tokens }
 }
 
 fn is_empty(answer: &Answer) -> bool {

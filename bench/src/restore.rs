@@ -8,7 +8,7 @@
 //! in mount namespaces in which those of version 2 are not.
 
 use crate::{
-    chat::{Chat, ms},
+    chat::{Chat, MODEL, ms},
     ember::Ember,
     error::Error,
     figure::{Bar, Context, Figure, Measured, Side, interleave, median},
@@ -74,7 +74,7 @@ impl Figure for SealedRestore {
 
 fn restore(ember: &Ember) -> Result<Restored, Error> {
     ember.store()?;
-    let chat = Chat { system: None, prompt: "Hello".into(), tokens: 1 };
+    let chat = Chat { model: MODEL, system: None, prompt: "Hello".into(), tokens: 1 };
     chat.ask_in_thread(&ember.server)?.receipt("stored")?;
     ember.last_restore()
 }

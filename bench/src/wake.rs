@@ -10,7 +10,7 @@
 //! `-prompt` begins every chat with a system prompt.
 
 use crate::{
-    chat::{Answer, Chat, Receipt},
+    chat::{Answer, Chat, MODEL, Receipt},
     ember::Ember,
     error::Error,
     figure::{Bar, Context, Figure, Measured, Side, interleave, median},
@@ -161,7 +161,7 @@ fn drop_page_cache() -> Result<(), Error> {
 /// The same question for both sides of a round.
 fn chat(round: usize, other: Option<&str>) -> Chat {
     let prompt = other.map_or_else(|| format!("What is the number {} good for?", 100 + round), str::to_owned);
-    Chat { system: None, prompt, tokens: TOKENS }
+    Chat { model: MODEL, system: None, prompt, tokens: TOKENS }
 }
 
 /// [`interleave`] of sides that are told the round.

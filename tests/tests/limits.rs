@@ -146,7 +146,7 @@ fn queue(mut ember: Ember) -> Ember {
             .collect();
         // Nobody can be answered before the long one ends: the one that is, is turned away.
         let refused = told.recv().expect("an answer");
-        assert_eq!(refused.error(429)["type"], "rate_limit_error");
+        assert_eq!(refused.error(503)["type"], "unavailable_error");
         assert!(refused.header("retry-after").parse::<u64>().is_ok_and(|seconds| seconds > 0));
         drop(running);
         (0..waiting).for_each(|_| drop(told.recv().expect("an answer").expect(200)));
