@@ -36,8 +36,8 @@ pub(crate) struct Answer {
     pub(crate) asked_at: SystemTime,
     /// The reply's head was there.
     pub(crate) head: Instant,
-    /// The first and the last piece of text were there.
-    pieces: Option<(Instant, Instant)>,
+    /// Each piece of text was there.
+    times: Vec<Instant>,
     headers: HeaderMap,
     usage: Option<Usage>,
 }
@@ -87,12 +87,24 @@ impl Chat {
         self.ask_on(&mut connection, server, began).await
     }
 
+    /// Asks on a connection that is open, and waits for the whole answer; also gives the times between its pieces, ms.
+    pub(crate) async fn ask_over(
+        &self,
+        mut connection: Connection,
+        server: &Server,
+    ) -> Result<(Answer, Vec<f64>), Error> {
+        let answer = self.ask_on(&mut connection, server, Instant::now()).await?;
+        let gaps = answer.times.windows(2).map(|pair| ms(pair[1] - pair[0])).collect();
+        Ok((answer, gaps))
+    }
+
     async fn ask_on(&self, connection: &mut Connection, server: &Server, began: Instant) -> Result<Answer, Error> {
         let request = Bytes::from(self.request());
         let (asked, asked_at) = (Instant::now(), SystemTime::now());
         let reply = connection.post("/v1/chat/completions", request).await?;
         let headers = reply.headers().clone();
-        let mut answer = Answer { began, asked, asked_at, head: Instant::now(), pieces: None, headers, usage: None };
+        let mut answer =
+            Answer { began, asked, asked_at, head: Instant::now(), times: Vec::new(), headers, usage: None };
         let (mut body, mut unread) = (reply.into_body(), Vec::new());
         while let Some(frame) = body.frame().await {
             let now = Instant::now();
@@ -129,23 +141,22 @@ impl Answer {
         let Ok(chunk) = serde_json::from_slice::<Chunk>(data) else { return };
         let has_text = |choice: &Choice| choice.delta.content.as_ref().is_some_and(|text| !text.is_empty());
         if chunk.choices.iter().any(has_text) {
-            let first = self.pieces.map_or(now, |(first, _)| first);
-            self.pieces = Some((first, now));
+            self.times.push(now);
         }
         self.usage = chunk.usage.or(self.usage.take());
     }
 
     /// From `since` to the first piece of text.
     pub(crate) fn first_piece_ms(&self, since: Instant) -> Result<f64, Error> {
-        let (first, _) = self.pieces.ok_or_else(|| Error::setup("an answer without text"))?;
-        Ok(ms(first - since))
+        let first = self.times.first().ok_or_else(|| Error::setup("an answer without text"))?;
+        Ok(ms(*first - since))
     }
 
     /// Tokens a second between the first and the last piece; fewer tokens than `min` make no rate.
     pub(crate) fn tokens_per_second(&self, min: u32) -> Result<f64, Error> {
-        match (self.pieces, self.completion_tokens()) {
-            (Some((first, last)), tokens) if tokens >= min && last > first => {
-                Ok(f64::from(tokens - 1) / (last - first).as_secs_f64())
+        match (&self.times[..], self.completion_tokens()) {
+            ([first, .., last], tokens) if tokens >= min && last > first => {
+                Ok(f64::from(tokens - 1) / (*last - *first).as_secs_f64())
             }
             (_, tokens) => Err(Error::setup(format!("a stream of {tokens} tokens makes no rate"))),
         }
@@ -184,7 +195,7 @@ mod tests {
             asked: start,
             asked_at: SystemTime::now(),
             head: start,
-            pieces: None,
+            times: Vec::new(),
             headers: HeaderMap::new(),
             usage: None,
         }

@@ -18,6 +18,8 @@ pub(crate) enum Error {
     Failed { program: String, reason: String },
     #[error("talking to {address}: {reason}")]
     Http { address: String, reason: String },
+    #[error("{address} says {status}: {body}")]
+    Status { address: String, status: u16, body: String },
     #[error("setting up: {0}")]
     Setup(String),
 }

@@ -76,9 +76,10 @@ impl Connection {
         if response.status() == 200 {
             return Ok(response);
         }
-        let status = response.status();
+        let status = response.status().as_u16();
         let body = response.into_body().collect().await.map_err(|error| self.server.failed(error))?.to_bytes();
-        Err(self.server.failed(format!("{status}: {}", String::from_utf8_lossy(&body))))
+        let body = String::from_utf8_lossy(&body).into_owned();
+        Err(Error::Status { address: self.server.address.to_string(), status, body })
     }
 
     /// Posts JSON and reads the whole reply.

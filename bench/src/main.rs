@@ -25,6 +25,7 @@ mod llama_server;
 mod load;
 mod machine;
 mod memory;
+mod overload;
 mod peers;
 mod process;
 mod report;
@@ -53,6 +54,8 @@ struct Args {
 enum Command {
     /// Measure figures, print one line each, write report.json and report.html
     Run(Run),
+    /// Load Ember to half, to four fifths and to four times what it can do, and print what callers see
+    Overload(Overload),
     /// Serve S10's work with Ember's edge
     #[command(hide = true)]
     ServeEdge(peers::Serve),
@@ -77,9 +80,20 @@ struct Run {
     smoke: bool,
 }
 
+#[derive(Debug, clap::Args)]
+struct Overload {
+    /// The GGUF to run
+    #[arg(long, value_name = "FILE", default_value = "models/SmolLM2-135M-Instruct.Q4_1.gguf")]
+    model: PathBuf,
+    /// How long each level lasts
+    #[arg(long, value_name = "S", default_value_t = 30)]
+    seconds: u64,
+}
+
 fn main() -> ExitCode {
     let done = match Args::parse().command {
         Command::Run(run) => measure(&run),
+        Command::Overload(overload) => overload::run(&overload.model, overload.seconds),
         Command::ServeEdge(serve) => peers::edge(&serve),
         Command::ServeHyper(serve) => peers::hyper(&serve),
     };

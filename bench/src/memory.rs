@@ -81,7 +81,12 @@ fn second_server_mib(first: &LlamaServer, model: &Path, load: Load) -> Result<f6
 }
 
 fn chat(tokens: u32) -> Chat {
-    Chat { model: MODEL, system: None, prompt: "Tell a long story about a lighthouse keeper and the sea.".into(), tokens }
+    Chat {
+        model: MODEL,
+        system: None,
+        prompt: "Tell a long story about a lighthouse keeper and the sea.".into(),
+        tokens,
+    }
 }
 
 fn is_empty(answer: &Answer) -> bool {

@@ -167,7 +167,7 @@ fn concurrency(mut ember: Ember) -> Ember {
         let of_this = |instance: &Value| instance["function"] == *name;
         let view = instances(&client).into_iter().find(of_this).expect("it is up");
         assert_eq!((&view["slots"], &view["slots_busy"]), (&json!(slots), &json!(slots)), "{view}");
-        client.ask(&chat(&name, "Hi.", json!({"max_tokens": 1}))).error(429);
+        client.ask(&chat(&name, "Hi.", json!({"max_tokens": 1}))).error(503);
         drop(running.pop());
         let ask = || client.ask(&chat(&name, "Hi.", json!({"max_tokens": 1})));
         until("a slot came free", || Some(ask()).filter(|reply| reply.status == 200));
