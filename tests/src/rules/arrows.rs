@@ -17,7 +17,7 @@ use serde_json::Value;
 const LAYERS: &[(&str, &[&str])] = &[
     ("types", &["appliance-types"]),
     ("wire", &["sandbox-wire"]),
-    ("pure", &["appliance-config", "appliance-api", "appliance-admit", "sandbox-snapshot"]),
+    ("pure", &["appliance-config", "appliance-api", "appliance-admit", "appliance-scale", "sandbox-snapshot"]),
     ("fences", &["appliance-runtime", "sandbox-kernel", "sandbox-model"]),
     ("mechanisms", &["sandbox-image"]),
     ("stages", &["appliance-edge", "appliance-keys", "appliance-pool", "appliance-ledger", "sandbox-warden"]),
