@@ -19,6 +19,8 @@ use std::time::Duration;
 
 /// Gaps that count before a history is believed.
 const GAPS_LEAST: f64 = 8.0;
+/// Shortest time running where the manifest does not say: one who reads an answer and asks on finds the instance up.
+pub const RUNNING_LEAST: Duration = Duration::from_secs(10);
 const MIB: f64 = (1 << 20) as f64;
 
 /// How long something is held.
