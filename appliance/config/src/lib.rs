@@ -21,4 +21,4 @@ pub use manifest::{
     PARK_MS_MAX, PROVISIONED_MAX, Prompt, REQUEST_BYTES_MAX, SYSTEM_BYTES_MAX, Scale,
 };
 pub use serve::{EdgeLimits, ServeConfig};
-pub use unit::{duration_text, size_text};
+pub use unit::{duration_ms, duration_text, size_bytes, size_text};

@@ -1,7 +1,7 @@
 //! Which crate may name which.
 //!
 //! ```text
-//!  types ◀── wire ◀── pure ◀── fences ◀── mechanisms ◀── stages ◀── programs
+//!  types ◀── wire ◀── pure ◀── fences ◀── mechanisms ◀── stages ◀── simulators ◀── programs
 //!                                              an arrow goes down a layer or more, never along or up
 //! ```
 //!
@@ -21,6 +21,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("fences", &["appliance-runtime", "sandbox-kernel", "sandbox-model"]),
     ("mechanisms", &["sandbox-image"]),
     ("stages", &["appliance-edge", "appliance-keys", "appliance-pool", "appliance-ledger", "sandbox-warden"]),
+    ("simulators", &["appliance-sim"]),
     ("programs", &["appliance-daemon", "appliance-cli", "sandbox-runner", "bench", "tests"]),
 ];
 
