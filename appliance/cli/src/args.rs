@@ -1,5 +1,7 @@
 //! What may be typed: every command and flag, once, with the words that `--help` shows.
 
+use appliance_config::{duration_ms, size_bytes};
+use appliance_sim::Synthetic;
 use appliance_types::{FunctionName, KeyName, ModelDigest};
 use clap::{Args as ArgGroup, Parser, Subcommand, value_parser};
 use serde::Serialize;
@@ -74,6 +76,8 @@ pub(crate) enum Command {
     /// API keys
     #[command(subcommand)]
     Key(Key),
+    /// Replay a trace of requests under scaling policies, the server's own and others; asks no server
+    Sim(Box<Sim>),
     /// Check this machine and the server; says how to fix what is missing
     Doctor(Listing),
 }
@@ -176,6 +180,61 @@ pub(crate) struct Run {
     /// Print times, rates and the bill on stderr
     #[arg(long)]
     pub(crate) verbose: bool,
+}
+
+#[derive(Debug, ArgGroup)]
+pub(crate) struct Sim {
+    /// The trace: `time_s,function,prompt_tokens,output_tokens`, `time_s,function,service_ms`, or one of Azure's LLM and
+    /// Functions traces; without it the synthetic ones
+    #[arg(value_name = "TRACE.csv", conflicts_with = "synthetic")]
+    pub(crate) trace: Option<PathBuf>,
+    /// One synthetic trace: poisson, bursty, diurnal or timer
+    #[arg(long, value_name = "KIND")]
+    pub(crate) synthetic: Option<Synthetic>,
+    /// Draw wasted memory against the slowest first tokens; of one trace
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
+    /// Replay the first N functions of the trace
+    #[arg(long, value_name = "N")]
+    pub(crate) functions: Option<u32>,
+    /// Inference cores of the server [default: 16]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) cores: Option<u32>,
+    /// Memory of all functions [default: 64GiB]
+    #[arg(long, value_name = "SIZE", value_parser = size_bytes)]
+    pub(crate) memory: Option<u64>,
+    /// The manifest's `cpus` [default: 2]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) cpus: Option<u32>,
+    /// The manifest's `concurrency` [default: 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub(crate) concurrency: Option<u32>,
+    /// The manifest's `max` [default: 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(crate) max: Option<u32>,
+    /// What a wake from memory takes [default: 5ms, as measured]
+    #[arg(long, value_name = "TIME", value_parser = duration_ms)]
+    pub(crate) parked_wake: Option<u64>,
+    /// What a wake from disk takes [default: 115ms, as measured]
+    #[arg(long, value_name = "TIME", value_parser = duration_ms)]
+    pub(crate) stored_wake: Option<u64>,
+    /// A model's weights, in memory while an instance is up [default: 94MiB, as measured]
+    #[arg(long, value_name = "SIZE", value_parser = size_bytes)]
+    pub(crate) weights: Option<u64>,
+    /// A function's image, in memory while it is up or parked [default: 20MiB, as measured]
+    #[arg(long, value_name = "SIZE", value_parser = size_bytes)]
+    pub(crate) image: Option<u64>,
+    /// Tokens of a prompt that are read in a second [default: 690, as measured]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) prefill_rate: Option<u32>,
+    /// Tokens that are written in a second [default: 120, as measured]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) decode_rate: Option<u32>,
+    /// Work of a request of which the trace tells none [default: 500ms]
+    #[arg(long, value_name = "TIME", value_parser = duration_ms)]
+    pub(crate) service: Option<u64>,
+    #[command(flatten)]
+    pub(crate) listing: Listing,
 }
 
 #[derive(Debug, Subcommand)]

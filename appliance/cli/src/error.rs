@@ -27,6 +27,10 @@ pub(crate) enum Error {
     NoCertificate { path: PathBuf },
     #[error("{0}")]
     Manifest(String),
+    #[error("`{}` cannot be replayed: {reason}", path.display())]
+    Trace { path: PathBuf, reason: String },
+    #[error("cannot write `{}`: {source}", path.display())]
+    Write { path: PathBuf, source: io::Error },
     #[error("`{}` is no model: a GGUF file begins with `GGUF`", path.display())]
     NotAModel { path: PathBuf },
     #[error("`{}` has SHA-256 {got}, not {wanted}", path.display())]

@@ -20,6 +20,7 @@ mod key;
 mod model;
 mod output;
 mod run;
+mod sim;
 mod snapshot;
 mod sse;
 mod target;
@@ -53,6 +54,7 @@ fn command(args: Args) -> Result<(), Error> {
         Command::Stop { function } => instance::stop(&client()?, &function),
         Command::Snapshot(command) => snapshot::command(&client()?, command),
         Command::Key(key) => key::command(&client()?, key),
+        Command::Sim(sim) => sim::sim(&sim),
         Command::Doctor(listing) => doctor::doctor(target(), listing),
     }
 }

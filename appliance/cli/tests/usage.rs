@@ -49,6 +49,9 @@ fn usage_errors_exit_64() {
         &["snapshot", "verify", "Not-A-Name"],
         &["model", "add", "https://host/m.gguf"],
         &["ls", "--server", "http://h:1"],
+        &["sim", "--synthetic", "frob"],
+        &["sim", "--svg", "f.svg"],
+        &["sim", "t.csv", "--synthetic", "timer"],
     ] {
         let output = run(args);
         assert_eq!(output.status.code(), Some(64), "{args:?}: {}", stderr(&output));
@@ -125,3 +128,25 @@ BAUwAwEB/zAKBggqhkjOPQQDAgNIADBFAiBmjHTFqeEpcr4mnc3GLq6NRSz5CQUD
 qk8nli/bEQ66PAIhAJ/LrqJmivGjGcM2/WAXcFu2AtzXBx2pGXERhQ1wN6Cr
 -----END CERTIFICATE-----
 ";
+
+#[test]
+fn a_trace_is_replayed_without_a_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (trace, picture) = (path("t.csv"), path("t.svg"));
+    std::fs::write(&trace, "time_s,function,prompt_tokens,output_tokens\n0,a,10,10\n1000,a,10,10\n").unwrap();
+    let table = run(&["sim", &trace, "--svg", &picture]);
+    assert_eq!(table.status.code(), Some(0), "{}", stderr(&table));
+    let lines: Vec<_> = std::str::from_utf8(&table.stdout).unwrap().lines().map(str::to_owned).collect();
+    assert_eq!(lines.len(), 7, "{lines:?}");
+    assert!(lines[1].starts_with("t.csv  ember  ") && lines[1].contains("100.0 %"), "{lines:?}");
+    assert!(std::fs::read_to_string(&picture).unwrap().starts_with("<svg"));
+    let json: serde_json::Value = serde_json::from_slice(&run(&["sim", &trace, "--json"]).stdout).unwrap();
+    assert_eq!((&json[0]["requests"], &json[0]["policies"][2]["policy"]), (&2.into(), &"fixed 300 s".into()));
+
+    std::fs::write(&trace, "time_s,function,service_ms\n0,a,x\n").unwrap();
+    let refused = run(&["sim", &trace]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stderr(&refused).contains("t.csv` cannot be replayed: line 2: `x` is not a time"), "{}", stderr(&refused));
+    assert!(refused.stdout.is_empty());
+}

@@ -17,8 +17,8 @@ mod unit;
 
 pub use error::ConfigError;
 pub use manifest::{
-    CONCURRENCY_MAX, CONTEXT_TOKENS_MAX, CONTEXT_TOKENS_MIN, Limits, Manifest, ModelReference, Prompt,
-    REQUEST_BYTES_MAX, SYSTEM_BYTES_MAX, Scale,
+    CONCURRENCY_MAX, CONTEXT_TOKENS_MAX, CONTEXT_TOKENS_MIN, KEEP_WARM_MS_MAX, Limits, Manifest, ModelReference,
+    PARK_MS_MAX, PROVISIONED_MAX, Prompt, REQUEST_BYTES_MAX, SYSTEM_BYTES_MAX, Scale,
 };
 pub use serve::{EdgeLimits, ServeConfig};
-pub use unit::{duration_text, size_text};
+pub use unit::{duration_ms, duration_text, size_bytes, size_text};

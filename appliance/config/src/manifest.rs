@@ -1,13 +1,14 @@
 //! The function manifest: what an operator deploys.
 //!
 //! A default is the value a key has when it is left out; [`Manifest::to_toml`] writes every key, so that a stored
-//! manifest says the same after the defaults of a later version have changed.
+//! manifest says the same after the defaults of a later version have changed. `keep_warm` and `park` have none: left out,
+//! they are decided from the function's past, up to [`KEEP_WARM_MS_MAX`] and [`PARK_MS_MAX`].
 
 mod read;
 mod write;
 
 use crate::ConfigError;
-use appliance_types::{FunctionName, ModelDigest, ParseDigestError, Task};
+use appliance_types::{FunctionName, ModelDigest, ParseDigestError, Provisioned, Task};
 use serde::{Serialize, Serializer};
 use std::{fmt, str::FromStr};
 
@@ -21,6 +22,13 @@ pub const CONTEXT_TOKENS_MIN: u32 = 16;
 pub const CONTEXT_TOKENS_MAX: u32 = 1 << 20;
 /// Most sequences in one instance: llama.cpp has 256, of which one holds the system prompt.
 pub const CONCURRENCY_MAX: u32 = 255;
+
+/// Longest time running without a request where the manifest does not say.
+pub const KEEP_WARM_MS_MAX: u64 = 60_000;
+/// Longest time parked where the manifest does not say.
+pub const PARK_MS_MAX: u64 = 900_000;
+/// Most windows in which instances are kept up.
+pub const PROVISIONED_MAX: usize = 32;
 
 /// A function, as its operator describes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -74,14 +82,16 @@ pub struct Scale {
     pub max: u32,
     /// Sequences in one instance.
     pub concurrency: u32,
-    /// Time running without a request, then parked, ms.
-    pub keep_warm_ms: u64,
-    /// Time parked without a request, then stored, ms.
-    pub park_ms: u64,
+    /// Time running without a request, then parked, ms; `None` as it pays.
+    pub keep_warm_ms: Option<u64>,
+    /// Time parked without a request, then stored, ms; `None` as it pays.
+    pub park_ms: Option<u64>,
     /// Requests that may wait.
     pub queue: u32,
     /// Time a request may wait, ms.
     pub queue_timeout_ms: u64,
+    /// Windows of the week in which more are kept up.
+    pub provisioned: Vec<Provisioned>,
 }
 
 /// What comes before the caller's words.
@@ -110,10 +120,11 @@ impl Default for Scale {
             min: 0,
             max: 1,
             concurrency: 4,
-            keep_warm_ms: 60_000,
-            park_ms: 900_000,
+            keep_warm_ms: None,
+            park_ms: None,
             queue: 64,
             queue_timeout_ms: 30_000,
+            provisioned: Vec::new(),
         }
     }
 }

@@ -7,7 +7,11 @@ use crate::{
     ConfigError,
     unit::{duration_ms, duration_text, size_bytes, size_text},
 };
-use std::{fmt::Display, ops::RangeInclusive, str::FromStr};
+use std::{
+    fmt::Display,
+    ops::{Range, RangeInclusive},
+    str::FromStr,
+};
 use toml::{
     Spanned,
     de::{DeTable, DeValue},
@@ -27,12 +31,14 @@ pub(crate) struct Section<'t> {
     text: &'t str,
     table: Option<&'t DeTable<'t>>,
     schema: Schema,
+    /// Where it begins, for what is missing in it.
+    span: Range<usize>,
 }
 
 impl<'t> Section<'t> {
     /// The top of a document.
     pub(crate) fn top(text: &'t str, table: &'t DeTable<'t>, schema: Schema) -> Result<Self, ConfigError> {
-        Self { text, table: Some(table), schema }.checked("")
+        Self { text, table: Some(table), schema, span: 0..0 }.checked("")
     }
 
     /// The table `[name]`.
@@ -44,7 +50,24 @@ impl<'t> Section<'t> {
                 other => return Err(self.wrong(value, expected(&format!("a table `[{name}]`"), other))),
             },
         };
-        Self { text: self.text, table, schema: self.schema }.checked(name)
+        Self { text: self.text, table, schema: self.schema, span: 0..0 }.checked(name)
+    }
+
+    /// The tables `[[key]]`, at most `most`; `name` is what the schema calls them.
+    pub(crate) fn sections(&self, key: &'static str, name: &str, most: usize) -> Result<Vec<Self>, ConfigError> {
+        let Some((_, list)) = self.find(key) else { return Ok(Vec::new()) };
+        let wrong = |value: &Spanned<DeValue<'_>>| {
+            self.wrong(value, expected(&format!("tables `[[{name}]]`"), value.get_ref()))
+        };
+        let items = list.get_ref().as_array().ok_or_else(|| wrong(list))?;
+        if let Some(item) = items.get(most) {
+            return Err(self.wrong(item, format!("`[[{name}]]`: {} of them; the most is {most}", items.len())));
+        }
+        let one = |item: &'t Spanned<DeValue<'t>>| {
+            let table = item.get_ref().as_table().ok_or_else(|| wrong(item))?;
+            Self { text: self.text, table: Some(table), schema: self.schema, span: item.span() }.checked(name)
+        };
+        items.iter().map(one).collect()
     }
 
     /// What `key` holds, if it is there.
@@ -55,7 +78,8 @@ impl<'t> Section<'t> {
 
     /// What `key` holds; an error if it is not there.
     pub(crate) fn require<T>(&self, key: &'static str, reader: Reader<'_, T>) -> Result<T, ConfigError> {
-        self.get(key, reader)?.ok_or_else(|| ConfigError::at(self.text, 0..0, format!("missing key `{key}`")))
+        let missing = || ConfigError::at(self.text, self.span.clone(), format!("missing key `{key}`"));
+        self.get(key, reader)?.ok_or_else(missing)
     }
 
     /// An error that points at the value of `key`.
@@ -95,6 +119,12 @@ pub(crate) fn text(value: &DeValue<'_>) -> Result<String, String> {
 /// Text that a `T` is read from.
 pub(crate) fn parsed<T: FromStr<Err: Display>>(value: &DeValue<'_>) -> Result<T, String> {
     text(value)?.parse().map_err(|error: T::Err| error.to_string())
+}
+
+/// A list of texts, each of which a `T` is read from.
+pub(crate) fn list<T: FromStr<Err: Display>>(value: &DeValue<'_>) -> Result<Vec<T>, String> {
+    let items = value.as_array().ok_or_else(|| expected("a list", value))?;
+    items.iter().map(|item| parsed(item.get_ref())).collect()
 }
 
 /// A whole number within `range`.

@@ -17,12 +17,18 @@ pub fn duration_text(ms: u64) -> String {
 }
 
 /// The bytes that a text such as `512MiB` names.
-pub(crate) fn size_bytes(text: &str) -> Result<u64, String> {
+///
+/// # Errors
+/// It names none, or too many.
+pub fn size_bytes(text: &str) -> Result<u64, String> {
     read(text, SIZES).ok_or_else(|| format!("`{text}` is not a size: write a whole number and KiB, MiB or GiB"))
 }
 
 /// The milliseconds that a text such as `90s` names.
-pub(crate) fn duration_ms(text: &str) -> Result<u64, String> {
+///
+/// # Errors
+/// It names none, or too many.
+pub fn duration_ms(text: &str) -> Result<u64, String> {
     read(text, DURATIONS).ok_or_else(|| format!("`{text}` is not a duration: write a whole number and ms, s, m or h"))
 }
 

@@ -9,7 +9,10 @@ use crate::{
 };
 use appliance_runtime::{spawn, timeout};
 use sandbox_wire::warden::{Call, InstanceId, ModelEntry, Reply, WardenError};
-use std::{collections::HashMap, time::Instant};
+use std::{
+    collections::HashMap,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
 
 /// What the pool may use of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,13 +30,17 @@ pub async fn run(inputs: Inputs, warden: Warden, resources: Resources) {
     driver.warden.report_to(driver.inputs.sender());
     driver.models().await.into_iter().for_each(|model| scheduler.learn(model.digest, model.bytes));
     pressure::watch(driver.inputs.sender());
+    scheduler.set_wall(Instant::now(), unix_s());
     loop {
         let effects = match driver.next(scheduler.next_due()).await {
             Turn::Input(mut input) => {
                 driver.before(&mut input);
                 scheduler.handle(Instant::now(), input)
             }
-            Turn::Due => scheduler.tick(Instant::now()),
+            Turn::Due => {
+                scheduler.set_wall(Instant::now(), unix_s());
+                scheduler.tick(Instant::now())
+            }
             Turn::End => return,
         };
         effects.into_iter().for_each(|effect| driver.perform(effect));
@@ -123,4 +130,8 @@ impl Driver {
             }
         }
     }
+}
+
+fn unix_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }

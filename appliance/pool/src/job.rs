@@ -1,7 +1,8 @@
 //! What is asked of the pool, and what comes back.
 
 use appliance_admit::Class;
-use appliance_types::{FunctionName, KeyName, Tier};
+use appliance_scale::hold::Term;
+use appliance_types::{FunctionName, KeyName, Provisioned, Tier};
 use sandbox_wire::{
     runner::{FromRunner, Generate, Id, Message, ModelInfo, Prompt, Text, ToRunner},
     warden::{InstanceId, RunnerSpec, WardenError},
@@ -28,9 +29,11 @@ pub struct FunctionConfig {
     /// Longest that one waits.
     pub queue_timeout: Duration,
     /// How long an instance stays up without a request.
-    pub keep_warm: Duration,
+    pub keep_warm: Term,
     /// How long it is held in memory without an instance and without a request; then on disk only.
-    pub park: Duration,
+    pub park: Term,
+    /// Windows of the week in which more instances are kept.
+    pub provisioned: Vec<Provisioned>,
     /// Longest that a request runs.
     pub timeout: Duration,
 }

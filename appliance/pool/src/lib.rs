@@ -20,6 +20,7 @@ mod handle;
 mod job;
 mod pressure;
 mod scheduler;
+pub mod simulate;
 mod warden;
 
 pub use driver::{Resources, run};

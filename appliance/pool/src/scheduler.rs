@@ -14,9 +14,11 @@
 //!
 //! Invariants: an instance leaves only by `Exited`, which the warden sends once for each; a job's slot is free when its
 //! last message came; every timer of something that is gone has been removed; what is held fits into memory ([`memory`]).
+//! What it does without being asked is in [`scale`].
 
 mod cores;
 mod memory;
+mod scale;
 
 use crate::job::{
     Dispatched, Event, Failed, FunctionConfig, HeldView, InstanceView, Terms, View, Waits, Work, piece_bytes,
@@ -33,6 +35,7 @@ use sandbox_wire::{
     runner::{FromRunner, ModelInfo, ToRunner},
     warden::{Awake, ExitCause, InstanceId, RunnerSpec, WardenError},
 };
+pub(crate) use scale::Rules;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::Arc,
@@ -130,6 +133,7 @@ enum Timer {
     Idle(InstanceId),
     Yield(InstanceId),
     Park(FunctionName),
+    Scale,
 }
 
 #[derive(Debug)]
@@ -144,6 +148,7 @@ struct Function {
     worth: Worth,
     /// When it goes to disk, should nobody call; `None` while it is up or waking, or is on disk already.
     held_until: Option<Instant>,
+    past: scale::Past,
 }
 
 #[derive(Debug)]
@@ -219,6 +224,10 @@ pub(crate) struct Scheduler {
     batch: usize,
     ledger: Ledger,
     effects: Vec<Effect>,
+    rules: Rules,
+    /// What the wall clock showed, and when.
+    wall: Option<(Instant, u64)>,
+    scale_due: Option<Instant>,
 }
 
 impl Scheduler {
@@ -236,6 +245,9 @@ impl Scheduler {
             timers: BTreeSet::new(),
             batch: 0,
             effects: Vec::new(),
+            rules: Rules::default(),
+            wall: None,
+            scale_due: None,
         }
     }
 
@@ -251,11 +263,18 @@ impl Scheduler {
 
     /// Takes what happened; gives what to do.
     pub(crate) fn handle(&mut self, now: Instant, input: Input) -> Vec<Effect> {
+        let moved = self.moved_by(&input);
         match input {
             Input::Configure(config) => self.configure(*config),
             Input::Remove(function) => self.remove(&function),
-            Input::Retire(function) => self.retire(&function),
-            Input::Hold(function, bytes) => self.hold_image(now, &function, bytes),
+            Input::Retire(function) => {
+                self.retire(&function);
+                self.stopped_by_hand(&function);
+            }
+            Input::Hold(function, bytes) => {
+                self.held_by_hand(&function);
+                self.hold_image(now, &function, bytes);
+            }
             Input::Storing(function) => self.storing(&function),
             Input::Stored(function) => self.stored(&function),
             Input::Reserve { id, spec, model_bytes, reply } => self.reserve(now, id, &spec, model_bytes, reply),
@@ -273,6 +292,9 @@ impl Scheduler {
             Input::Exited { instance, cause } => self.exited(now, instance, &cause),
         }
         self.advance(now);
+        if let Some(function) = moved {
+            self.follow(now, &function);
+        }
         std::mem::take(&mut self.effects)
     }
 
@@ -283,13 +305,15 @@ impl Scheduler {
             match timer {
                 Timer::Queue(ticket) => self.queue_timeout(now, ticket),
                 Timer::Run(ticket) => self.hung(now, ticket),
-                Timer::Idle(instance) => self.idle(instance),
+                Timer::Idle(instance) => self.idle(now, instance),
                 Timer::Yield(id) => self.blame(id, "it did not give cores back in time".to_owned()),
                 Timer::Park(function) => self.store(function),
+                Timer::Scale => self.look(now),
             }
         }
         self.memory_tick(now);
         self.advance(now);
+        self.plan(now);
         std::mem::take(&mut self.effects)
     }
 
@@ -306,12 +330,15 @@ impl Scheduler {
             image: Image::default(),
             worth: Worth::default(),
             held_until: None,
+            past: scale::Past::default(),
             config,
         };
         match self.functions.get_mut(&name) {
             Some(old) => {
                 let waiting = std::mem::take(&mut old.waiting);
-                *old = Function { waiting, held_until: old.held_until, image: old.image, worth: old.worth, ..fresh };
+                let past = std::mem::take(&mut old.past).redeployed();
+                let (held_until, image, worth) = (old.held_until, old.image, old.worth);
+                *old = Function { waiting, held_until, image, worth, past, ..fresh };
             }
             None => drop(self.functions.insert(name.clone(), fresh)),
         }
@@ -528,18 +555,19 @@ impl Scheduler {
         if !self.takes_work(instance) {
             return self.stop(id);
         }
-        let due = now + self.functions[&instance.function].config.keep_warm;
+        let name = instance.function.clone();
+        let due = now + self.holding(&name).running;
         self.clear_idle(id);
         self.instances.get_mut(&id).expect("looked up above").idle_stop = Some(due);
         self.timers.insert((due, Timer::Idle(id)));
     }
 
-    fn idle(&mut self, id: InstanceId) {
+    fn idle(&mut self, now: Instant, id: InstanceId) {
         let Some(instance) = self.instances.get_mut(&id) else { return };
         instance.idle_stop = None;
         let name = instance.function.clone();
         let up = self.instances.values().filter(|i| i.function == name && self.takes_work(i)).count();
-        let kept = self.functions.get(&name).map_or(0, |f| f.config.instances_min);
+        let kept = self.functions.get(&name).map_or(0, |f| self.instances_kept(now, f));
         if up > kept {
             self.stop(id);
         }
@@ -551,8 +579,8 @@ impl Scheduler {
         if self.is_present(name) {
             return;
         }
+        let due = now + self.parking(now, name);
         let Some(function) = self.functions.get_mut(name) else { return };
-        let due = now + function.config.park;
         function.held_until = Some(due);
         self.timers.insert((due, Timer::Park(name.clone())));
     }
@@ -619,6 +647,7 @@ impl Scheduler {
             function.worth.woke(awake.tier, woke_in);
             function.wakes_ms.truncate(WAKES_KEPT - 1);
             function.wakes_ms.push_front(woke_in.as_millis() as u64);
+            function.past.woke(woke_in);
         }
         let instance = Instance {
             function: wake.function,

@@ -5,10 +5,12 @@
 
 mod digest;
 mod name;
+mod provisioned;
 mod record;
 
 pub use digest::{ModelDigest, ParseDigestError};
 pub use name::{FunctionName, KeyName, NAME_BYTES_MAX, ParseNameError};
+pub use provisioned::{DAY_MINUTES, ParseDayError, ParseTimeError, Provisioned, TimeOfDay, Weekday};
 pub use record::{Outcome, Record, RequestId};
 
 use serde::{Deserialize, Serialize};

@@ -1,7 +1,7 @@
 //! Which crate may name which.
 //!
 //! ```text
-//!  types ◀── wire ◀── pure ◀── fences ◀── mechanisms ◀── stages ◀── programs
+//!  types ◀── wire ◀── pure ◀── fences ◀── mechanisms ◀── stages ◀── simulators ◀── programs
 //!                                              an arrow goes down a layer or more, never along or up
 //! ```
 //!
@@ -17,10 +17,11 @@ use serde_json::Value;
 const LAYERS: &[(&str, &[&str])] = &[
     ("types", &["appliance-types"]),
     ("wire", &["sandbox-wire"]),
-    ("pure", &["appliance-config", "appliance-api", "appliance-admit", "sandbox-snapshot"]),
+    ("pure", &["appliance-config", "appliance-api", "appliance-admit", "appliance-scale", "sandbox-snapshot"]),
     ("fences", &["appliance-runtime", "sandbox-kernel", "sandbox-model"]),
     ("mechanisms", &["sandbox-image"]),
     ("stages", &["appliance-edge", "appliance-keys", "appliance-pool", "appliance-ledger", "sandbox-warden"]),
+    ("simulators", &["appliance-sim"]),
     ("programs", &["appliance-daemon", "appliance-cli", "sandbox-runner", "bench", "tests"]),
 ];
 

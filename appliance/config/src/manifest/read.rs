@@ -1,21 +1,22 @@
 //! Text to manifest: the keys, their ranges, and how they depend on each other.
 
 use super::{
-    CONCURRENCY_MAX, CONTEXT_TOKENS_MAX, CONTEXT_TOKENS_MIN, Limits, Manifest, ModelReference, Prompt,
+    CONCURRENCY_MAX, CONTEXT_TOKENS_MAX, CONTEXT_TOKENS_MIN, Limits, Manifest, ModelReference, PROVISIONED_MAX, Prompt,
     REQUEST_BYTES_MAX, SYSTEM_BYTES_MAX, Scale,
 };
 use crate::{
     ConfigError,
-    section::{Schema, Section, duration, number, parsed, size, text},
+    section::{Schema, Section, duration, list, number, parsed, size, text},
 };
-use appliance_types::Task;
+use appliance_types::{Provisioned, Task, Weekday};
 use std::ops::RangeInclusive;
 use toml::de::{DeTable, DeValue};
 
 const SCHEMA: Schema = &[
     ("", &["name", "model", "task", "limits", "scale", "prompt"]),
     ("limits", &["memory", "cpus", "context", "output_tokens", "timeout", "request_bytes"]),
-    ("scale", &["min", "max", "concurrency", "keep_warm", "park", "queue", "queue_timeout"]),
+    ("scale", &["min", "max", "concurrency", "keep_warm", "park", "queue", "queue_timeout", "provisioned"]),
+    ("scale.provisioned", &["from", "to", "days", "min"]),
     ("prompt", &["system"]),
 ];
 
@@ -60,15 +61,39 @@ fn scale(section: &Section<'_>) -> Result<Scale, ConfigError> {
         min: section.get("min", &number(0..=INSTANCES_MAX))?.unwrap_or(default.min),
         max: section.get("max", &number(1..=INSTANCES_MAX))?.unwrap_or(default.max),
         concurrency: section.get("concurrency", &number(1..=CONCURRENCY_MAX))?.unwrap_or(default.concurrency),
-        keep_warm_ms: section.get("keep_warm", &idle())?.unwrap_or(default.keep_warm_ms),
-        park_ms: section.get("park", &idle())?.unwrap_or(default.park_ms),
+        keep_warm_ms: section.get("keep_warm", &idle())?,
+        park_ms: section.get("park", &idle())?,
         queue: section.get("queue", &number(0..=QUEUE_MAX))?.unwrap_or(default.queue),
         queue_timeout_ms: section.get("queue_timeout", &duration(1..=DAY_MS))?.unwrap_or(default.queue_timeout_ms),
+        provisioned: Vec::new(),
     };
     if scale.min > scale.max {
         return Err(section.error("min", format!("`min`: {} is above `max`, which is {}", scale.min, scale.max)));
     }
-    Ok(scale)
+    let windows = section.sections("provisioned", "scale.provisioned", PROVISIONED_MAX)?;
+    let provisioned = windows.iter().map(|window| provisioned(window, scale.max)).collect::<Result<_, _>>()?;
+    Ok(Scale { provisioned, ..scale })
+}
+
+fn provisioned(section: &Section<'_>, instances_max: u32) -> Result<Provisioned, ConfigError> {
+    let window = Provisioned {
+        from: section.require("from", &parsed)?,
+        to: section.require("to", &parsed)?,
+        days: section.get("days", &list)?.unwrap_or_else(|| Weekday::ALL.to_vec()),
+        min: section.require("min", &number(1..=INSTANCES_MAX))?,
+    };
+    if window.min > instances_max {
+        let message = format!("`min`: {} is above the function's `max`, which is {instances_max}", window.min);
+        return Err(section.error("min", message));
+    }
+    if window.from == window.to {
+        let message = "`to`: the same as `from`; a whole day is \"00:00\" to \"24:00\"";
+        return Err(section.error("to", message));
+    }
+    if window.days.is_empty() {
+        return Err(section.error("days", "`days`: none; leave it out for every day"));
+    }
+    Ok(window)
 }
 
 fn prompt(section: &Section<'_>, task: Task) -> Result<Prompt, ConfigError> {

@@ -1,6 +1,7 @@
 //! Manifests that are read, manifests that are refused, and that writing loses nothing.
 
 use super::*;
+use appliance_types::Weekday;
 use proptest::prelude::*;
 
 const MINIMAL: &str = "name = \"a\"\nmodel = \"m.gguf\"\n";
@@ -31,8 +32,12 @@ system = "You are a helpful assistant."
 fn the_documented_manifest_states_the_defaults() {
     let full = Manifest::parse(FULL).unwrap();
     let minimal = Manifest::parse(MINIMAL).unwrap();
-    assert_eq!((&full.limits, &full.scale, full.task), (&minimal.limits, &minimal.scale, minimal.task));
-    assert_eq!((full.limits, full.scale), (Limits::default(), Scale::default()));
+    let (keep_warm_ms, park_ms) = (full.scale.keep_warm_ms, full.scale.park_ms);
+    assert_eq!((keep_warm_ms, park_ms), (Some(KEEP_WARM_MS_MAX), Some(PARK_MS_MAX)), "what it may be by itself");
+    assert_eq!((minimal.scale.keep_warm_ms, minimal.scale.park_ms), (None, None));
+    assert_eq!(full.scale, Scale { keep_warm_ms, park_ms, ..Scale::default() });
+    assert_eq!((&full.limits, full.task), (&minimal.limits, minimal.task));
+    assert_eq!((full.limits, minimal.scale), (Limits::default(), Scale::default()));
     assert_eq!(full.prompt.system.as_deref(), Some("You are a helpful assistant."));
     assert_eq!(minimal.prompt.system, None);
 }
@@ -97,6 +102,31 @@ fn errors_point_at_their_cause() {
         "line 3, column 18: `timeout`: expected a duration such as \"30s\", got a whole number",
     );
     check(&with("scale.concurrency = 256"), "line 3, column 21: `concurrency`: 256 is outside 1 to 255");
+    let window = |keys: &str| with(&format!("scale.max = 2\n[[scale.provisioned]]\n{keys}"));
+    check(&window("to = \"18:00\"\nmin = 1"), "line 4, column 1: missing key `from`");
+    let hours = "from = \"08:00\"\nto = \"18:00\"\n";
+    check(&window(&format!("{hours}min = 3")), "line 7, column 7: `min`: 3 is above the function's `max`, which is 2");
+    check(&window(&format!("{hours}min = 0")), "line 7, column 7: `min`: 0 is outside 1 to 64");
+    check(
+        &window("from = \"8:00\""),
+        "line 5, column 8: `from`: `8:00` is not a time of day: write HH:MM, 00:00 to 24:00, in UTC",
+    );
+    check(
+        &window(&format!("{hours}min = 1\ndays = [\"mon\", \"mo\"]")),
+        "line 8, column 8: `days`: `mo` is not a day: use mon, tue, wed, thu, fri, sat or sun",
+    );
+    check(&window(&format!("{hours}min = 1\ndays = []")), "line 8, column 8: `days`: none; leave it out for every day");
+    check(
+        &window("from = \"08:00\"\nto = \"08:00\"\nmin = 1"),
+        "line 6, column 6: `to`: the same as `from`; a whole day is \"00:00\" to \"24:00\"",
+    );
+    check(&window("form = \"08:00\""), "line 5, column 1: unknown key `form`; did you mean `from`?");
+    check(
+        &with("scale.provisioned = 1"),
+        "line 3, column 21: expected tables `[[scale.provisioned]]`, got a whole number",
+    );
+    let many = "[[scale.provisioned]]\nfrom = \"08:00\"\nto = \"18:00\"\nmin = 1\n".repeat(PROVISIONED_MAX + 1);
+    check(&with(&many), "line 131, column 1: `[[scale.provisioned]]`: 33 of them; the most is 32");
     check(&with("scale.min = 2"), "line 3, column 13: `min`: 2 is above `max`, which is 1");
     check(
         &with("task = \"embedding\"\nprompt.system = \"x\""),
@@ -161,9 +191,22 @@ fn limits() -> impl Strategy<Value = Limits> {
         })
 }
 
+fn windows() -> impl Strategy<Value = Vec<Provisioned>> {
+    let window = (0u16..1440, 0u16..=1440, 1usize..7, 1u32..8).prop_filter("two times", |(from, to, ..)| from != to);
+    let time = |minutes: u16| format!("{:02}:{:02}", minutes / 60, minutes % 60).parse().unwrap();
+    let provisioned = window.prop_map(move |(from, to, days, min)| Provisioned {
+        from: time(from),
+        to: time(to),
+        days: Weekday::ALL[..days].to_vec(),
+        min,
+    });
+    prop::collection::vec(provisioned, 0..3)
+}
+
 fn scale() -> impl Strategy<Value = Scale> {
-    (0u32..=8, 8u32..=64, 1u32..=255, 0u64..=1 << 34, 0u64..=1 << 34, 0u32..=1 << 16, 1u64..=86_400_000).prop_map(
-        |(min, max, concurrency, keep_warm_ms, park_ms, queue, queue_timeout_ms)| Scale {
+    let idle = || prop::option::of(0u64..=1 << 34);
+    (0u32..=8, 8u32..=64, 1u32..=255, idle(), idle(), 0u32..=1 << 16, 1u64..=86_400_000, windows()).prop_map(
+        |(min, max, concurrency, keep_warm_ms, park_ms, queue, queue_timeout_ms, provisioned)| Scale {
             min,
             max,
             concurrency,
@@ -171,6 +214,7 @@ fn scale() -> impl Strategy<Value = Scale> {
             park_ms,
             queue,
             queue_timeout_ms,
+            provisioned,
         },
     )
 }

@@ -1,7 +1,8 @@
-//! Manifest to canonical text: every key, in the order of the documentation, in the greatest whole units.
+//! Manifest to canonical text: every key that has a value, in the order of the documentation, in the greatest whole units.
 
 use super::{Limits, Manifest, Scale};
 use crate::unit::{duration_text, size_text};
+use appliance_types::Provisioned;
 use std::fmt::Write as _;
 
 pub(super) fn manifest(manifest: &Manifest) -> String {
@@ -31,14 +32,23 @@ fn limits_text(limits: &Limits) -> String {
 }
 
 fn scale_text(scale: &Scale) -> String {
-    let Scale { min, max, concurrency, keep_warm_ms, park_ms, queue, queue_timeout_ms } = scale;
+    let Scale { min, max, concurrency, keep_warm_ms, park_ms, queue, queue_timeout_ms, provisioned } = scale;
+    let time = |key, ms: &Option<u64>| ms.map_or_else(String::new, |ms| format!("{key} = \"{}\"\n", duration_text(ms)));
     format!(
-        "\n[scale]\nmin = {min}\nmax = {max}\nconcurrency = {concurrency}\nkeep_warm = \"{}\"\npark = \"{}\"\n\
-         queue = {queue}\nqueue_timeout = \"{}\"",
-        duration_text(*keep_warm_ms),
-        duration_text(*park_ms),
+        "\n[scale]\nmin = {min}\nmax = {max}\nconcurrency = {concurrency}\n{}{}queue = {queue}\n\
+         queue_timeout = \"{}\"{}",
+        time("keep_warm", keep_warm_ms),
+        time("park", park_ms),
         duration_text(*queue_timeout_ms),
+        provisioned.iter().map(window_text).collect::<String>(),
     )
+}
+
+fn window_text(window: &Provisioned) -> String {
+    let Provisioned { from, to, days, min } = window;
+    let days: Vec<_> = days.iter().map(|day| format!("\"{day}\"")).collect();
+    let days = days.join(", ");
+    format!("\n\n[[scale.provisioned]]\nfrom = \"{from}\"\nto = \"{to}\"\ndays = [{days}]\nmin = {min}")
 }
 
 /// A size with its unit, in quotes; plain bytes are a TOML integer.

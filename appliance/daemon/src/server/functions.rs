@@ -8,8 +8,8 @@
 //! cannot load, or that does not fit its memory, fails the deploy with the runner's own reason. A function that loads
 //! and of which no snapshot can be taken is deployed all the same, and woken cold.
 //!
-//! Invariants: a stored manifest names its model by digest and spells out every default, so that it means the same
-//! after an update; file, map and pool change in the same order, whoever else deploys.
+//! Invariants: a stored manifest names its model by digest and spells out every default that has a value, so that it means
+//! the same after an update; file, map and pool change in the same order, whoever else deploys.
 
 use super::{
     body,
@@ -24,10 +24,11 @@ use appliance_api::{
     ApiError,
     model::{Model, list_reply},
 };
-use appliance_config::{ConfigError, Manifest, ModelReference};
+use appliance_config::{ConfigError, KEEP_WARM_MS_MAX, Manifest, ModelReference, PARK_MS_MAX};
 use appliance_edge::Request;
 use appliance_pool::{Failed, FunctionConfig, Reservation};
 use appliance_runtime::unblock;
+use appliance_scale::hold::{self, Term};
 use appliance_types::{FunctionName, ModelDigest};
 use arc_swap::ArcSwap;
 use http::HeaderMap;
@@ -79,8 +80,9 @@ impl Function {
             instances_max: scale.max as usize,
             queue_max: scale.queue as usize,
             queue_timeout: Duration::from_millis(scale.queue_timeout_ms),
-            keep_warm: Duration::from_millis(scale.keep_warm_ms),
-            park: Duration::from_millis(scale.park_ms),
+            keep_warm: term(scale.keep_warm_ms, hold::RUNNING_LEAST, KEEP_WARM_MS_MAX),
+            park: term(scale.park_ms, Duration::ZERO, PARK_MS_MAX),
+            provisioned: scale.provisioned.clone(),
             timeout: Duration::from_millis(self.manifest.limits.timeout_ms),
         }
     }
@@ -97,6 +99,14 @@ impl Function {
             slots: scale.concurrency,
             system: prompt.system.clone(),
         }
+    }
+}
+
+/// As it is written, or as it pays up to `most_ms`.
+fn term(written_ms: Option<u64>, least: Duration, most_ms: u64) -> Term {
+    match written_ms {
+        Some(ms) => Term::Exactly(Duration::from_millis(ms)),
+        None => Term::Within { least, most: Duration::from_millis(most_ms) },
     }
 }
 

@@ -136,6 +136,11 @@ impl Image {
         gone
     }
 
+    /// Its length, where that is known.
+    pub(super) fn known(self) -> Option<u64> {
+        self.bytes
+    }
+
     /// Its length; until that is known, half of what the instance that it is a copy of may use.
     fn length(self, lease: u64) -> u64 {
         self.bytes.unwrap_or(lease / 2)
@@ -162,6 +167,12 @@ impl Worth {
             Tier::Running | Tier::Cold => return,
         };
         *mean = Some(mean.map_or(took, |mean| (mean * 7 + took) / 8));
+    }
+
+    /// Times of a wake from memory and from disk.
+    pub(super) fn wakes(self) -> (Duration, Duration) {
+        let parked = Duration::from_micros(self.parked_us());
+        (parked, parked + Duration::from_micros(self.stored_us()))
     }
 
     fn parked_us(self) -> u64 {
@@ -216,7 +227,7 @@ impl Scheduler {
         used.chain(self.granted().map(|hold| hold.model)).collect()
     }
 
-    fn length(&self, model: &ModelDigest) -> u64 {
+    pub(super) fn length(&self, model: &ModelDigest) -> u64 {
         self.ledger.models.get(model).copied().unwrap_or_default()
     }
 
@@ -311,7 +322,7 @@ impl Scheduler {
         let all: Vec<(&InstanceId, &Instance)> = self.instances.iter().filter(|(_, i)| i.function == *name).collect();
         let up = all.iter().filter(|(_, i)| !i.ending);
         let idle: Vec<_> = up.clone().filter(|(_, i)| i.running.is_empty()).collect();
-        let spare = up.count().saturating_sub(function.config.instances_min);
+        let spare = up.count().saturating_sub(function.kept());
         let worth = function.worth;
         let mut most = 0.0_f64;
         for (id, instance) in idle.iter().take(spare) {
@@ -320,7 +331,7 @@ impl Scheduler {
             victims.push((Victim::Instance(**id), Idle { bytes: instance.memory_bytes, credit }));
         }
         let shared = all.iter().any(|(_, i)| !i.running.is_empty()) || self.wakes.values().any(|w| w.function == *name);
-        let kept = function.config.instances_min > 0 || idle.len() > spare;
+        let kept = function.kept() > 0 || idle.len() > spare;
         if function.image.state == ImageState::Held && !shared && !kept {
             let bytes = function.image.held(function.config.spec.memory_bytes);
             // Never before its instances, which would keep it.

@@ -1,6 +1,7 @@
 //! The scheduler without warden or runner: inputs in, effects and events out.
 
 use super::*;
+use appliance_scale::hold::Term;
 use appliance_types::{ModelDigest, Task};
 use sandbox_wire::runner::{Failure, Text};
 
@@ -30,8 +31,9 @@ fn config(queue_max: usize) -> FunctionConfig {
         instances_max: 1,
         queue_max,
         queue_timeout: second,
-        keep_warm: second * 60,
-        park: PARK,
+        keep_warm: Term::Exactly(second * 60),
+        park: Term::Exactly(PARK),
+        provisioned: Vec::new(),
         timeout: second * 900,
     }
 }

@@ -5,6 +5,7 @@ use crate::{
     job::{Event, FunctionConfig, Terms, Work},
     scheduler::{Input, Ticket},
 };
+use appliance_scale::hold::Term;
 use appliance_types::{ModelDigest, Task, Tier};
 use proptest::prelude::*;
 use sandbox_wire::{
@@ -35,8 +36,9 @@ fn config(function: u64, cpus: u32) -> FunctionConfig {
         instances_max: 1,
         queue_max: 100,
         queue_timeout: hour,
-        keep_warm: hour,
-        park: hour,
+        keep_warm: Term::Exactly(hour),
+        park: Term::Exactly(hour),
+        provisioned: Vec::new(),
         timeout: hour,
     }
 }

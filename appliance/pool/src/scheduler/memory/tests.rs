@@ -5,6 +5,7 @@ use crate::{
     job::{Event, FunctionConfig, Terms, Work},
     scheduler::{Input, Ticket, WakeId},
 };
+use appliance_scale::hold::Term;
 use appliance_types::Task;
 use proptest::prelude::*;
 use sandbox_wire::{
@@ -43,8 +44,9 @@ fn config(function: usize) -> FunctionConfig {
         instances_max: 2,
         queue_max: 100,
         queue_timeout: second * 1000,
-        keep_warm: second * 2000,
-        park: second * 3000,
+        keep_warm: Term::Exactly(second * 2000),
+        park: Term::Exactly(second * 3000),
+        provisioned: Vec::new(),
         timeout: second * 900,
     }
 }
