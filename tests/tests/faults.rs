@@ -3,7 +3,11 @@
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use std::thread::{self, JoinHandle};
+use std::{
+    fs,
+    path::PathBuf,
+    thread::{self, JoinHandle},
+};
 use tests::{Client, Ember, Role, assistant, chat, text_of, until};
 
 /// What a caller saw of a request during a fault.
@@ -148,4 +152,36 @@ fn a_stream_that_outlasts_the_drain_is_cut() {
     stream.by_ref().for_each(drop);
     assert!(!stream.is_done(), "a cut stream does not pretend to be whole");
     ember.has_stopped();
+}
+
+/// The one model in the store.
+fn stored_model(ember: &Ember) -> PathBuf {
+    let models = fs::read_dir(ember.data().join("models")).expect("the store");
+    let mut files = models.map(|entry| entry.expect("an entry").path()).filter(|path| path.is_file());
+    files.find(|path| fs::metadata(path).is_ok_and(|file| file.len() > 1 << 20)).expect("the model")
+}
+
+#[test]
+fn a_function_that_fails_again_and_again_is_left_alone_for_a_while() {
+    let ember = Ember::start();
+    ember.run(&["deploy", &ember.manifest(&assistant()), "--no-snapshot"]).ok();
+    ember.run(&["stop", "assistant"]).ok();
+    let (model, aside) = (stored_model(&ember), ember.scratch().join("aside"));
+    fs::rename(&model, &aside).expect("take the model away");
+    fs::write(&model, "no model").expect("put something else there");
+    let request = chat("assistant", "Say hello.", json!({"max_tokens": 4}));
+    let ask = || ember.client().ask(&request);
+    let failing = || ember.client().get("/ember/v1/functions/assistant").expect(200).json()["failing"].clone();
+    assert_eq!(failing(), Value::Null);
+    (0..2).for_each(|_| drop(ask().error(502)));
+    let refused = ask();
+    let message = refused.error(503)["message"].as_str().expect("a message").to_owned();
+    assert!(message.contains("the function fails, 2 times in a row so far"), "{message}");
+    assert!(refused.header("retry-after").parse::<u64>().is_ok_and(|seconds| seconds > 0));
+    assert_eq!(failing()["failures"], 2);
+    fs::rename(&aside, &model).expect("bring the model back");
+    ember.run(&["wake", "assistant"]).ok();
+    ask().expect(200);
+    assert_eq!(failing(), Value::Null);
+    ember.stop();
 }

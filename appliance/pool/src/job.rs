@@ -221,6 +221,16 @@ pub enum Failed {
         /// What there is for all functions, bytes.
         total_bytes: u64,
     },
+    /// It failed again and again, and is not woken for now.
+    #[error("the function fails, {failures} times in a row so far, and is tried again in {retry_after_s} s: {reason}")]
+    Failing {
+        /// How often in a row.
+        failures: u32,
+        /// What happened last.
+        reason: String,
+        /// When it is tried again, s.
+        retry_after_s: u64,
+    },
     /// No instance could be woken.
     #[error("the function could not be woken: {0}")]
     WakeFailed(WardenError),
@@ -239,6 +249,21 @@ pub struct View {
     pub instances: Vec<InstanceView>,
     /// Functions without one that may be held in memory.
     pub held: Vec<HeldView>,
+    /// Functions that fail, and are not woken for now.
+    pub failing: Vec<FailingView>,
+}
+
+/// A function that fails again and again, for lists.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FailingView {
+    /// The function.
+    pub function: FunctionName,
+    /// How often in a row.
+    pub failures: u32,
+    /// What happened last.
+    pub reason: String,
+    /// When it is tried again.
+    pub retry_in: Duration,
 }
 
 /// A function that the warden may hold in memory, for lists.

@@ -25,5 +25,7 @@ mod warden;
 
 pub use driver::{Resources, run};
 pub use handle::{Inputs, Lost, Pool, Reservation, Submission, pool};
-pub use job::{Dispatched, Event, Failed, FunctionConfig, HeldView, InstanceView, JOBS_MAX, Terms, View, Waits, Work};
+pub use job::{
+    Dispatched, Event, Failed, FailingView, FunctionConfig, HeldView, InstanceView, JOBS_MAX, Terms, View, Waits, Work,
+};
 pub use warden::{Warden, WardenLost};

@@ -17,6 +17,7 @@
 //! What it does without being asked is in [`scale`].
 
 mod cores;
+mod health;
 mod memory;
 mod scale;
 
@@ -29,6 +30,7 @@ use appliance_admit::{
 };
 use appliance_types::{FunctionName, KeyName, ModelDigest, Tier};
 use cores::Cores;
+use health::{Health, Heard};
 pub(crate) use memory::HoldId;
 use memory::{Image, Ledger, Worth};
 use sandbox_wire::{
@@ -132,6 +134,8 @@ enum Timer {
     Run(Ticket),
     Idle(InstanceId),
     Yield(InstanceId),
+    Silent(InstanceId),
+    Again(FunctionName),
     Park(FunctionName),
     Scale,
 }
@@ -146,6 +150,7 @@ struct Function {
     wakes_ms: VecDeque<u64>,
     image: Image,
     worth: Worth,
+    health: Health,
     /// When it goes to disk, should nobody call; `None` while it is up or waking, or is on disk already.
     held_until: Option<Instant>,
     past: scale::Past,
@@ -173,6 +178,7 @@ struct Instance {
     /// Where its wake found the function.
     woken_from: Tier,
     up_since: Instant,
+    heard: Heard,
     woke_in: Duration,
     running: Vec<Ticket>,
     idle_stop: Option<Instant>,
@@ -308,6 +314,8 @@ impl Scheduler {
                 Timer::Idle(instance) => self.idle(now, instance),
                 Timer::Yield(id) => self.blame(id, "it did not give cores back in time".to_owned()),
                 Timer::Park(function) => self.store(function),
+                Timer::Silent(id) => self.silent(now, id),
+                Timer::Again(function) => self.try_again(&function),
                 Timer::Scale => self.look(now),
             }
         }
@@ -329,6 +337,7 @@ impl Scheduler {
             wakes_ms: VecDeque::new(),
             image: Image::default(),
             worth: Worth::default(),
+            health: Health::default(),
             held_until: None,
             past: scale::Past::default(),
             config,
@@ -380,7 +389,10 @@ impl Scheduler {
         if work == Work::Wake && self.is_awake(now, &name, &events) {
             return;
         }
-        if let Some(failed) = self.too_late(now, &name, &terms) {
+        if work == Work::Wake {
+            self.try_again(&name);
+        }
+        if let Some(failed) = self.is_failing(now, &name).or_else(|| self.too_late(now, &name, &terms)) {
             drop(events.try_send(Event::Failed(failed)));
             return;
         }
@@ -556,6 +568,7 @@ impl Scheduler {
             return self.stop(id);
         }
         let name = instance.function.clone();
+        self.deafen(id);
         let due = now + self.holding(&name).running;
         self.clear_idle(id);
         self.instances.get_mut(&id).expect("looked up above").idle_stop = Some(due);
@@ -634,6 +647,7 @@ impl Scheduler {
                     self.fail(ticket, Failed::WakeFailed(error.clone()));
                 }
                 self.hold(now, &wake.function);
+                self.ails(now, &wake.function, error.to_string());
             }
         }
     }
@@ -659,6 +673,7 @@ impl Scheduler {
             model: Arc::new(awake.model),
             woken_from: awake.tier,
             up_since: now,
+            heard: Heard::new(now),
             woke_in,
             running: Vec::new(),
             idle_stop: None,
@@ -670,6 +685,13 @@ impl Scheduler {
     }
 
     fn said(&mut self, now: Instant, from: InstanceId, message: FromRunner) {
+        self.heard(now, from);
+        if message == FromRunner::Alive {
+            if !self.is_alive(now, from) {
+                self.blame(from, "it says too often that it is alive".to_owned());
+            }
+            return;
+        }
         if let FromRunner::Threads { count } = message {
             if !self.threads(from, count) {
                 self.blame(from, "it computes on more cores than it may".to_owned());
@@ -707,6 +729,9 @@ impl Scheduler {
             let took = now - since;
             function.service = Some(function.service.map_or(took, |mean| (mean * 7 + took) / 8));
         }
+        if serves {
+            self.works(&job.function);
+        }
         self.rest(now, from);
     }
 
@@ -726,8 +751,10 @@ impl Scheduler {
     fn exited(&mut self, now: Instant, id: InstanceId, cause: &ExitCause) {
         self.clear_idle(id);
         self.drop_cores(id);
+        self.deafen(id);
         let Some(instance) = self.instances.remove(&id) else { return };
         let out_of_memory = matches!(cause, ExitCause::OutOfMemory { .. });
+        let crashed = instance.blame.is_some() || !matches!(cause, ExitCause::Stopped);
         let reason = instance.blame.unwrap_or_else(|| cause.to_string());
         for ticket in instance.running {
             let Some(job) = self.jobs.get_mut(&ticket) else { continue };
@@ -738,6 +765,9 @@ impl Scheduler {
             }
         }
         self.hold(now, &instance.function);
+        if crashed {
+            self.ails(now, &instance.function, reason);
+        }
     }
 
     /// Nothing of the answer was seen: another instance may give it.
@@ -811,7 +841,7 @@ impl Scheduler {
             wake_bytes: self.wake_bytes(function),
             waking: waking.count(),
             slots: function.slots,
-            instances_max: function.config.instances_max,
+            instances_max: if function.health.backs_off() { 0 } else { function.config.instances_max },
             instances: self.ready(name).map(|(_, i)| self.instance_view(i)).collect(),
         }
     }
@@ -858,6 +888,7 @@ impl Scheduler {
         job.state = State::Running { instance: id, since: now };
         job.had_slot = true;
         instance.running.push(ticket);
+        let is_text = matches!(job.work, Work::Generate(_));
         match job.message(now, ticket) {
             Some(message) => {
                 let limit = job.run_limit(now, timeout);
@@ -866,6 +897,9 @@ impl Scheduler {
                 }
                 self.effects.push(Effect::Send { instance: id, message });
                 self.clear_idle(id);
+                if is_text {
+                    self.listen(now, id);
+                }
                 self.set_timer(ticket, Timer::Run(ticket), now + limit + HANG_GRACE);
             }
             None => self.done(now, ticket, id),
@@ -890,6 +924,7 @@ impl Scheduler {
         View {
             instances: self.instances.iter().filter(|(_, i)| !i.ending).map(up).collect(),
             held: self.functions.iter().filter_map(held).collect(),
+            failing: self.failing(now),
         }
     }
 }

@@ -15,6 +15,7 @@ use sandbox_wire::{
 use std::{
     io::{self, ErrorKind, Read, Write},
     os::{fd::AsRawFd, unix::net::UnixStream},
+    time::{Duration, Instant},
 };
 
 const READ_BYTES_MAX: usize = 64 << 10;
@@ -27,6 +28,8 @@ pub(crate) struct Channel {
     decoder: Decoder,
     incoming: Vec<u8>,
     outgoing: Vec<u8>,
+    /// When something was last sent.
+    spoke: Instant,
 }
 
 /// What a look at the socket found.
@@ -43,7 +46,12 @@ pub(crate) enum Received {
 impl Channel {
     pub(crate) fn new(socket: UnixStream) -> Self {
         let decoder = Decoder::new(sandbox_wire::frame::TO_RUNNER_BYTES_MAX);
-        Self { socket, decoder, incoming: vec![0; READ_BYTES_MAX], outgoing: Vec::new() }
+        Self { socket, decoder, incoming: vec![0; READ_BYTES_MAX], outgoing: Vec::new(), spoke: Instant::now() }
+    }
+
+    /// How long nothing was sent.
+    pub(crate) fn silent_for(&self) -> Duration {
+        self.spoke.elapsed()
     }
 
     /// Waits for a message; never [`Received::Nothing`].
@@ -60,6 +68,7 @@ impl Channel {
 
     /// Sends a message, or in place of one too long for a frame, that it is.
     pub(crate) fn send(&mut self, message: &FromRunner) -> Result<(), RunnerError> {
+        self.spoke = Instant::now();
         self.outgoing.clear();
         self.outgoing.shrink_to(WRITE_BYTES_KEPT);
         if let Err(error) = self.encode(message) {

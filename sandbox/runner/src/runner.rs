@@ -21,12 +21,19 @@ use crate::{
 };
 use sandbox_model::{Engine, Model, Sequence, Step};
 use sandbox_wire::runner::{Failure, FinishReason, Finished, FromRunner, Generate, Id, Load, Prompt, ToRunner};
-use std::{collections::VecDeque, os::unix::net::UnixStream, path::Path, time::Instant};
+use std::{
+    collections::VecDeque,
+    os::unix::net::UnixStream,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 /// Requests that may wait.
 const QUEUE_MAX: usize = 64;
 /// Messages taken between two steps, so that a flood of them does not stop an answer.
 const MESSAGES_PER_STEP_MAX: usize = 64;
+/// A runner at work is not silent for longer, plus a step.
+const ALIVE: Duration = Duration::from_secs(1);
 
 /// Serves one socket with the model at `path` until it is closed.
 pub(crate) fn serve(socket: UnixStream, path: &Path) -> Result<(), RunnerError> {
@@ -223,7 +230,8 @@ impl Runner<'_> {
                 self.active.push(active);
             }
         }
-        Ok(())
+        // The long feeding of a prompt has nothing to tell.
+        if self.channel.silent_for() >= ALIVE { self.channel.send(&FromRunner::Alive) } else { Ok(()) }
     }
 
     /// Sends what came of a step; whether there is more to come.

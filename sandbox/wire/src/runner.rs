@@ -254,6 +254,8 @@ pub enum FromRunner {
         /// How many.
         count: u32,
     },
+    /// The runner has work and nothing to say of it; at most once a second.
+    Alive,
     /// A prompt is accepted and being fed.
     Started {
         /// The request.
@@ -315,7 +317,7 @@ impl FromRunner {
     /// The request that a message belongs to.
     pub fn id(&self) -> Option<Id> {
         match self {
-            Self::Loaded(_) | Self::LoadFailed { .. } | Self::Threads { .. } => None,
+            Self::Loaded(_) | Self::LoadFailed { .. } | Self::Threads { .. } | Self::Alive => None,
             Self::Started { id, .. }
             | Self::Text { id, .. }
             | Self::Finished { id, .. }
@@ -330,7 +332,12 @@ impl FromRunner {
     pub fn is_last(&self) -> bool {
         !matches!(
             self,
-            Self::Loaded(_) | Self::LoadFailed { .. } | Self::Threads { .. } | Self::Started { .. } | Self::Text { .. }
+            Self::Loaded(_)
+                | Self::LoadFailed { .. }
+                | Self::Threads { .. }
+                | Self::Alive
+                | Self::Started { .. }
+                | Self::Text { .. }
         )
     }
 }

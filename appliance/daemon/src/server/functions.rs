@@ -220,6 +220,7 @@ pub(super) async fn show(call: &Call, name: &str) -> Answered {
         "model": format!("sha256:{}", function.model),
         "tier": snapshots::tier(up.len(), snapshot),
         "instances": up.len(),
+        "failing": instances::failing(call, &function.manifest.name).await?,
         "snapshot": snapshot,
         "deployed_unix_s": function.deployed_unix_s,
         "manifest": function.manifest,

@@ -224,6 +224,7 @@ pub(super) fn refused(failed: Failed) -> ApiError {
         // 429 is what a key may use; these are what the box can do, and a later try may be served.
         Failed::QueueFull { retry_after_s, .. }
         | Failed::DeadlineTooSoon { retry_after_s, .. }
+        | Failed::Failing { retry_after_s, .. }
         | Failed::QueueTimeout { retry_after_s, .. } => ApiError::unavailable(message, retry_after_s),
         Failed::Overloaded
         | Failed::TooLarge { .. }
@@ -255,6 +256,8 @@ mod tests {
         assert_eq!(told(Failed::QueueFull { queue_max: 1, retry_after_s }), (503, Some(7)));
         assert_eq!(told(Failed::DeadlineTooSoon { estimate_ms: 2, left_ms: 1, retry_after_s }), (503, Some(7)));
         assert_eq!(told(Failed::QueueTimeout { waited_ms: 1, retry_after_s }), (503, Some(7)));
+        let failing = Failed::Failing { failures: 2, reason: "x".to_owned(), retry_after_s };
+        assert_eq!(told(failing), (503, Some(7)));
         assert_eq!(told(Failed::Overloaded), (503, Some(RETRY_AFTER_S)));
         let full = WardenError::InstancesMax { limit: 1 };
         assert_eq!(told(Failed::WakeFailed(full)), (503, Some(RETRY_AFTER_S)));

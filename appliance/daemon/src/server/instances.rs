@@ -9,7 +9,7 @@ use super::{
     snapshots,
 };
 use appliance_api::ApiError;
-use appliance_pool::{Event, InstanceView, View, Work};
+use appliance_pool::{Event, FailingView, InstanceView, View, Work};
 use appliance_runtime::sleep;
 use appliance_types::{FunctionName, Tier};
 use sandbox_wire::warden::{Call as WardenCall, InstanceStatus, Reply as WardenReply};
@@ -25,7 +25,7 @@ const GONE_STEP: Duration = Duration::from_millis(10);
 
 /// `GET /ember/v1/instances`
 pub(super) async fn list(call: &Call) -> Answered {
-    let View { instances, held } = view(call).await?;
+    let View { instances, held, .. } = view(call).await?;
     let (statuses, snapshots) = (statuses(call).await?, snapshots::by_function(call).await?);
     let up = instances.iter().map(|view| {
         let status = statuses.iter().find(|status| status.instance == view.instance);
@@ -120,6 +120,15 @@ pub(super) async fn by_function(call: &Call) -> Result<BTreeMap<FunctionName, Ve
         map.entry(view.function.clone()).or_default().push(view);
     }
     Ok(map)
+}
+
+/// Why a function is not woken for now; `null` where it is.
+pub(super) async fn failing(call: &Call, name: &FunctionName) -> Result<serde_json::Value, ApiError> {
+    let failing = view(call).await?.failing.into_iter().find(|failing| failing.function == *name);
+    Ok(failing.map_or(serde_json::Value::Null, |failing| {
+        let FailingView { failures, reason, retry_in, .. } = failing;
+        json!({ "failures": failures, "reason": reason, "retry_in_s": retry_in.as_secs_f64() })
+    }))
 }
 
 /// What the warden knows of instances, those that are ending included.

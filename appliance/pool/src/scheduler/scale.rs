@@ -256,7 +256,7 @@ impl Scheduler {
     /// Wakes as many as there is room for that nobody waits for.
     fn wake_up_to(&mut self, now: Instant, name: &FunctionName, missing: usize) {
         let someone_waits = self.functions.values().any(|function| !function.waiting.is_empty());
-        if someone_waits || self.ledger.is_wanted() {
+        if someone_waits || self.ledger.is_wanted() || self.functions[name].health.backs_off() {
             return;
         }
         for _ in 0..missing {

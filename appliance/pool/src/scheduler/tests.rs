@@ -5,6 +5,7 @@ use appliance_scale::hold::Term;
 use appliance_types::{ModelDigest, Task};
 use sandbox_wire::runner::{Failure, Text};
 
+mod health;
 mod turns;
 
 const PARK: Duration = Duration::from_secs(100);
@@ -245,7 +246,7 @@ fn a_function_that_nobody_calls_is_stored_once() {
     let (sender, views) = flume::bounded(1);
     scheduler.handle(gone + PARK / 4, Input::List(sender));
     let held = HeldView { function: name(), store_in: PARK * 3 / 4, wake_p50_ms: Some(0) };
-    assert_eq!(views.try_recv(), Ok(View { instances: Vec::new(), held: vec![held] }));
+    assert_eq!(views.try_recv(), Ok(View { instances: Vec::new(), held: vec![held], failing: Vec::new() }));
     assert!(scheduler.tick(gone + PARK - Duration::from_millis(1)).is_empty());
     assert_eq!(scheduler.tick(gone + PARK), [Effect::Store(name())]);
     assert_eq!(scheduler.next_due(), None);

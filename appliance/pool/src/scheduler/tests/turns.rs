@@ -11,7 +11,7 @@ fn batch(key: &str) -> Terms {
     Terms { class: Class::Batch, ..of(key) }
 }
 
-fn story() -> Work {
+pub(super) fn story() -> Work {
     Work::Generate(Box::new(Generate {
         prompt: Prompt::Text("x".to_owned()),
         sampling: Sampling::greedy(),
@@ -215,6 +215,7 @@ fn paused_batch_ends_with_its_time_and_not_with_its_instance() {
     submit_on(&mut scheduler, now, 2, story(), of("b"));
     let due = now + Duration::from_secs(900) + HANG_GRACE;
     scheduler.handle(due - Duration::from_secs(1), Input::Cancel(2));
+    said(&mut scheduler, due - Duration::from_secs(1), 7, FromRunner::Alive);
     assert_eq!(scheduler.tick(due), [send(7, ToRunner::Resume { id: 1 })]);
     said(&mut scheduler, due, 7, finished(1, FinishReason::Deadline));
     assert!(!scheduler.jobs.contains_key(&1) && scheduler.instances.contains_key(&7));
