@@ -4,7 +4,7 @@ use appliance_admit::Class;
 use appliance_scale::hold::Term;
 use appliance_types::{FunctionName, KeyName, Provisioned, Tier};
 use sandbox_wire::{
-    runner::{FromRunner, Generate, Id, Message, ModelInfo, Prompt, Text, ToRunner},
+    runner::{FromRunner, Generate, Id, Message, ModelInfo, Prompt, Text, ToRunner, TokenLogprob, TopLogprob},
     warden::{InstanceId, RunnerSpec, WardenError},
 };
 use std::{
@@ -141,10 +141,19 @@ impl Work {
     }
 }
 
-/// Bytes that a piece of an answer holds.
-pub(crate) fn piece_bytes(text: &Text) -> usize {
-    let tops = |t: &sandbox_wire::runner::TokenLogprob| t.top.iter().map(|top| top.bytes.len()).sum::<usize>();
-    text.text.len() + text.logprobs.iter().map(|t| t.bytes.len() + tops(t)).sum::<usize>()
+/// Bytes that a message holds here which is not the last of its request.
+pub(crate) fn midway_bytes(message: &FromRunner) -> usize {
+    match message {
+        FromRunner::Text { text, .. } => piece_bytes(text),
+        FromRunner::Started { .. } => size_of::<FromRunner>(),
+        _ => 0,
+    }
+}
+
+fn piece_bytes(text: &Text) -> usize {
+    let top = |top: &TopLogprob| size_of::<TopLogprob>() + top.bytes.len();
+    let token = |t: &TokenLogprob| size_of::<TokenLogprob>() + t.bytes.len() + t.top.iter().map(top).sum::<usize>();
+    size_of::<Text>() + text.text.len() + text.logprobs.iter().map(token).sum::<usize>()
 }
 
 /// What a submission hears.

@@ -22,7 +22,7 @@ mod memory;
 mod scale;
 
 use crate::job::{
-    Dispatched, Event, Failed, FunctionConfig, HeldView, InstanceView, Terms, View, Waits, Work, piece_bytes,
+    Dispatched, Event, Failed, FunctionConfig, HeldView, InstanceView, Terms, View, Waits, Work, midway_bytes,
 };
 use appliance_admit::{
     self as admit, Class, Step,
@@ -49,8 +49,10 @@ pub(crate) type Ticket = u64;
 /// A wake's number.
 pub(crate) type WakeId = u64;
 
-/// Time that a runner has to answer a cancel or a deadline before it counts as hung.
-const HANG_GRACE: Duration = Duration::from_secs(10);
+/// Time that a runner has to answer a cancel or a deadline before it counts as hung: its longest step.
+const HANG_GRACE: Duration = health::SILENCE_MAX;
+/// Time that a runner whose socket is closed has to end.
+const DYING_MAX: Duration = Duration::from_secs(5);
 /// Longest that an operator's command waits for memory.
 const RESERVE_WAIT: Duration = Duration::from_secs(60);
 /// Wakes remembered for the median.
@@ -135,6 +137,7 @@ enum Timer {
     Idle(InstanceId),
     Yield(InstanceId),
     Silent(InstanceId),
+    Dying(InstanceId),
     Again(FunctionName),
     Park(FunctionName),
     Scale,
@@ -207,6 +210,10 @@ struct Job {
     bytes_left: usize,
     spoke: bool,
     hold: Hold,
+    /// How often it has given up its slot.
+    begun_anew: u32,
+    /// It was paused when its time was up, and goes on to hear that from its runner.
+    overdue: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -269,12 +276,13 @@ impl Scheduler {
 
     /// Takes what happened; gives what to do.
     pub(crate) fn handle(&mut self, now: Instant, input: Input) -> Vec<Effect> {
+        let frees_nothing = is_midway(&input) && self.batch == 0;
         let moved = self.moved_by(&input);
         match input {
-            Input::Configure(config) => self.configure(*config),
-            Input::Remove(function) => self.remove(&function),
+            Input::Configure(config) => self.configure(now, *config),
+            Input::Remove(function) => self.remove(now, &function),
             Input::Retire(function) => {
-                self.retire(&function);
+                self.retire(now, &function);
                 self.stopped_by_hand(&function);
             }
             Input::Hold(function, bytes) => {
@@ -294,8 +302,11 @@ impl Scheduler {
             Input::List(reply) => drop(reply.try_send(self.list(now))),
             Input::Woken { wake, result } => self.woken(now, wake, result),
             Input::Said { instance, message } => self.said(now, instance, message),
-            Input::Lost { instance, fault } => self.lost(instance, fault),
+            Input::Lost { instance, fault } => self.lost(now, instance, fault),
             Input::Exited { instance, cause } => self.exited(now, instance, &cause),
+        }
+        if frees_nothing && self.effects.is_empty() {
+            return Vec::new();
         }
         self.advance(now);
         if let Some(function) = moved {
@@ -315,6 +326,7 @@ impl Scheduler {
                 Timer::Yield(id) => self.blame(id, "it did not give cores back in time".to_owned()),
                 Timer::Park(function) => self.store(function),
                 Timer::Silent(id) => self.silent(now, id),
+                Timer::Dying(id) => self.outlives(id),
                 Timer::Again(function) => self.try_again(&function),
                 Timer::Scale => self.look(now),
             }
@@ -325,7 +337,7 @@ impl Scheduler {
         std::mem::take(&mut self.effects)
     }
 
-    fn configure(&mut self, config: FunctionConfig) {
+    fn configure(&mut self, now: Instant, config: FunctionConfig) {
         let name = config.spec.function.clone();
         self.generations += 1;
         let generation = self.generations;
@@ -351,20 +363,20 @@ impl Scheduler {
             }
             None => drop(self.functions.insert(name.clone(), fresh)),
         }
-        self.retire(&name);
+        self.retire(now, &name);
     }
 
-    fn remove(&mut self, name: &FunctionName) {
+    fn remove(&mut self, now: Instant, name: &FunctionName) {
         self.unhold(name);
         let Some(function) = self.functions.remove(name) else { return };
         for ticket in function.waiting.iter() {
             self.fail(ticket, Failed::NoFunction);
         }
-        self.retire(name);
+        self.retire(now, name);
     }
 
     /// Ends the function's instances, those at work when they are done.
-    fn retire(&mut self, name: &FunctionName) {
+    fn retire(&mut self, now: Instant, name: &FunctionName) {
         let ids: Vec<_> = self.instances.iter().filter(|(_, i)| i.function == *name).map(|(id, _)| *id).collect();
         for id in ids {
             let instance = self.instances.get_mut(&id).expect("listed above");
@@ -373,7 +385,7 @@ impl Scheduler {
                 self.stop(id);
             }
             // Nothing else is given to it that would end a pause.
-            self.resume_all(id);
+            self.resume_all(now, id);
         }
     }
 
@@ -402,8 +414,10 @@ impl Scheduler {
             return;
         };
         let place = function.waiting.push(&terms.key, terms.weight, terms.class, ticket);
-        // A wake waits for no slot, and a load has a time limit of its own.
-        let due = (work != Work::Wake).then(|| terms.wait_until(now, function.config.queue_timeout));
+        let due = match work {
+            Work::Wake => now + RESERVE_WAIT,
+            _ => terms.wait_until(now, function.config.queue_timeout),
+        };
         if function.held_until.is_some() {
             self.hold(now, &name);
         }
@@ -418,17 +432,19 @@ impl Scheduler {
             came: now,
             found_up,
             state: State::Waiting,
-            timer: due,
+            timer: Some(due),
             retried: false,
             had_slot: false,
             cancelled: false,
             bytes_left,
             spoke: false,
             hold: Hold::None,
+            begun_anew: 0,
+            overdue: false,
         };
         self.batch += usize::from(job.terms.class == Class::Batch);
         self.jobs.insert(ticket, job);
-        self.timers.extend(due.map(|due| (due, Timer::Queue(ticket))));
+        self.timers.insert((due, Timer::Queue(ticket)));
         self.advance(now);
         self.refuse_overflow(&name);
     }
@@ -518,6 +534,10 @@ impl Scheduler {
 
     fn queue_timeout(&mut self, now: Instant, ticket: Ticket) {
         let Some(job) = self.jobs.get(&ticket) else { return };
+        // A load has a time limit of its own.
+        if job.work == Work::Wake && self.wakes.values().any(|wake| wake.function == job.function) {
+            return self.set_timer(ticket, Timer::Queue(ticket), now + RESERVE_WAIT);
+        }
         let waited_ms = (now - job.came).as_millis() as u64;
         let retry_after_s = self.functions.get(&job.function).map_or(1, Function::retry_after_s);
         self.fail(ticket, Failed::QueueTimeout { waited_ms, retry_after_s });
@@ -642,19 +662,29 @@ impl Scheduler {
             Ok(awake) => self.add(now, wake, awake),
             Err(error) => {
                 tracing::warn!(function = %wake.function, %error, "wake failed");
-                let waiting = self.functions.get(&wake.function).filter(|f| f.generation == wake.generation);
-                for ticket in waiting.map(|f| f.waiting.iter().collect::<Vec<_>>()).unwrap_or_default() {
-                    self.fail(ticket, Failed::WakeFailed(error.clone()));
-                }
                 self.hold(now, &wake.function);
-                self.ails(now, &wake.function, error.to_string());
+                // Of an earlier form: says nothing of this one.
+                if self.functions.get(&wake.function).is_none_or(|f| f.generation != wake.generation) {
+                    return;
+                }
+                if !self.is_present(&wake.function) {
+                    for ticket in self.functions[&wake.function].waiting.iter().collect::<Vec<_>>() {
+                        self.fail(ticket, Failed::WakeFailed(error.clone()));
+                    }
+                }
+                // That the box is full is no fault of the function's.
+                match error {
+                    WardenError::InstancesMax { .. } => self.rests(now, &wake.function, error.to_string()),
+                    error => self.ails(now, &wake.function, error.to_string()),
+                }
             }
         }
     }
 
     fn add(&mut self, now: Instant, wake: Wake, awake: Awake) {
         let woke_in = now - wake.began;
-        let slots = awake.model.slots.max(1);
+        let slots =
+            self.functions.get(&wake.function).map_or(1, |f| awake.model.slots.clamp(1, f.config.spec.slots.max(1)));
         if let Some(function) = self.functions.get_mut(&wake.function) {
             function.slots = slots;
             function.image.hold(Some(awake.image_bytes));
@@ -704,12 +734,10 @@ impl Scheduler {
         else {
             return self.blame(from, "it spoke of a request that it does not have".to_owned());
         };
-        if let FromRunner::Text { text, .. } = &message {
-            job.spoke = true;
-            match job.bytes_left.checked_sub(piece_bytes(text)) {
-                Some(left) => job.bytes_left = left,
-                None => return self.blame(from, "it said more than was asked for".to_owned()),
-            }
+        job.spoke |= matches!(message, FromRunner::Text { .. });
+        match job.bytes_left.checked_sub(midway_bytes(&message)) {
+            Some(left) => job.bytes_left = left,
+            None => return self.blame(from, "it said more than was asked for".to_owned()),
         }
         let last = message.is_last();
         let Some(message) = self.kept_back(now, ticket, from, message) else { return };
@@ -735,7 +763,7 @@ impl Scheduler {
         self.rest(now, from);
     }
 
-    fn lost(&mut self, id: InstanceId, fault: Option<String>) {
+    fn lost(&mut self, now: Instant, id: InstanceId, fault: Option<String>) {
         match fault {
             Some(fault) => self.blame(id, fault),
             // It is dying; the warden will tell of what.
@@ -743,8 +771,17 @@ impl Scheduler {
                 if let Some(instance) = self.instances.get_mut(&id) {
                     instance.ending = true;
                     self.clear_idle(id);
+                    self.timers.insert((now + DYING_MAX, Timer::Dying(id)));
                 }
             }
+        }
+    }
+
+    /// It closed its socket, and lives.
+    fn outlives(&mut self, id: InstanceId) {
+        if let Some(instance) = self.instances.get_mut(&id) {
+            instance.blame.get_or_insert_with(|| "it closed its socket and went on".to_owned());
+            self.effects.push(Effect::Stop(id));
         }
     }
 
@@ -765,7 +802,8 @@ impl Scheduler {
             }
         }
         self.hold(now, &instance.function);
-        if crashed {
+        let current = self.functions.get(&instance.function).is_some_and(|f| f.generation == instance.generation);
+        if crashed && current {
             self.ails(now, &instance.function, reason);
         }
     }
@@ -948,6 +986,15 @@ mod preempt;
 mod terms;
 
 use preempt::{Hold, is_urgent};
+
+/// Whether an input is a runner's in the middle of its work, which frees nothing that somebody could wait for. There are as
+/// many as tokens.
+fn is_midway(input: &Input) -> bool {
+    let midway = |message: &FromRunner| {
+        matches!(message, FromRunner::Text { .. } | FromRunner::Started { .. } | FromRunner::Alive)
+    };
+    matches!(input, Input::Said { message, .. } if midway(message))
+}
 
 #[cfg(test)]
 mod tests;

@@ -281,7 +281,6 @@ pub(super) async fn deploy(call: &Call, name: &str, request: Request) -> Answere
     let snapshot = prove(call, call.state.spec(&function), wanted).await?;
 
     let (state, name) = (Arc::clone(&call.state), function.manifest.name.clone());
-    let kept_up = function.manifest.scale.min > 0;
     let put = unblock(move || state.functions.put(function, |function| state.pool.configure(function.config()))).await;
     if let Err(error) = put {
         forget_unless_deployed(call, &name).await;
@@ -289,9 +288,6 @@ pub(super) async fn deploy(call: &Call, name: &str, request: Request) -> Answere
     }
     call.state.pool.hold(name.clone(), snapshot.parked_bytes());
     drop(reservation);
-    if kept_up {
-        call.state.wake_in_background(name.clone());
-    }
     match &snapshot {
         Snapshot::Failed { reason } => tracing::warn!(function = %name, %model, reason, "deployed without a snapshot"),
         snapshot => tracing::info!(function = %name, %model, ?snapshot, "deployed"),

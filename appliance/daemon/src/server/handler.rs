@@ -135,7 +135,9 @@ impl Call {
 
     /// Begins the account of this request.
     pub(super) fn meter(&self, function: &Function, bytes_in: usize) -> Meter {
-        Meter::new(Arc::clone(&self.state), self.id, &self.caller.key.name, &function.manifest.name, bytes_in)
+        let (state, manifest) = (Arc::clone(&self.state), &function.manifest);
+        let context_tokens = manifest.limits.context_tokens;
+        Meter::new(state, self.id, &self.caller.key.name, &manifest.name, context_tokens, bytes_in)
     }
 
     /// Has the key's limits say whether it may go on, using `tokens` at most.

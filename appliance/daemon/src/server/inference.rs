@@ -302,7 +302,9 @@ async fn vectors(
         let (how, message) = ask(call, function, work, embedding::PROMPT_PARAM, meter).await?;
         request.check_dimensions(how.model.embedding_length)?;
         match message {
-            FromRunner::Embedding { values, tokens, compute_us, .. } if values.len() <= EMBEDDING_LENGTH_MAX => {
+            FromRunner::Embedding { values, tokens, compute_us, .. }
+                if values.len() <= (how.model.embedding_length as usize).min(EMBEDDING_LENGTH_MAX) =>
+            {
                 meter.computed(tokens, compute_us);
                 vectors.push(values);
             }

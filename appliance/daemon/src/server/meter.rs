@@ -5,6 +5,8 @@
 //!                 └──────────── dropped at any point: cancelled, with what was used until then
 //! ```
 //!
+//! What a runner says of its work is believed up to what there can be: tokens up to the context, time up to what has passed.
+//!
 //! Invariant: exactly one record for each meter, sent by its drop; so a client that leaves, which drops the request's
 //! future or its reply's stream, is accounted for like any other.
 
@@ -27,6 +29,9 @@ pub(super) struct Meter {
     /// What ended jobs used.
     record: Record,
     job: Option<Job>,
+    began: Instant,
+    /// Tokens that a sequence may hold.
+    context_tokens: u32,
     dispatched: bool,
     /// What its key was granted for it; settled with the record.
     allowance: Option<Allowance>,
@@ -49,6 +54,7 @@ impl Meter {
         request: RequestId,
         key: &KeyName,
         function: &FunctionName,
+        context_tokens: u32,
         bytes_in: usize,
     ) -> Self {
         let record = Record {
@@ -70,7 +76,7 @@ impl Meter {
             bytes_in: bytes_in as u64,
             bytes_out: 0,
         };
-        Self { state, record, job: None, dispatched: false, allowance: None }
+        Self { state, record, job: None, began: Instant::now(), context_tokens, dispatched: false, allowance: None }
     }
 
     /// Its key was granted this for it.
@@ -113,9 +119,11 @@ impl Meter {
 
     /// It ended, having used exactly this.
     pub(super) fn finished(&mut self, finished: &Finished) {
+        let passed_us = us(self.began, Instant::now());
         self.close(|record, job| {
-            add(&mut record.prefill_us, finished.prefill_us);
-            add(&mut record.decode_us, finished.decode_us);
+            let prefill_us = finished.prefill_us.min(passed_us);
+            add(&mut record.prefill_us, prefill_us);
+            add(&mut record.decode_us, finished.decode_us.min(passed_us - prefill_us));
             job.tokens_in = finished.prompt_tokens;
             job.tokens_cached = finished.cached_tokens;
             job.tokens_out = finished.completion_tokens;
@@ -124,8 +132,9 @@ impl Meter {
 
     /// A job without text ended, having used this.
     pub(super) fn computed(&mut self, tokens: u32, compute_us: u64) {
+        let passed_us = us(self.began, Instant::now());
         self.close(|record, job| {
-            add(&mut record.prefill_us, compute_us);
+            add(&mut record.prefill_us, compute_us.min(passed_us));
             job.tokens_in = tokens;
         });
     }
@@ -190,9 +199,10 @@ impl Meter {
         end(record, &mut job);
         add(&mut record.queue_us, job.queue_us);
         add(&mut record.wake_us, job.wake_us);
-        record.tokens_in = record.tokens_in.saturating_add(job.tokens_in);
-        record.tokens_cached = record.tokens_cached.saturating_add(job.tokens_cached);
-        record.tokens_out = record.tokens_out.saturating_add(job.tokens_out);
+        let tokens_in = job.tokens_in.min(self.context_tokens);
+        record.tokens_in = record.tokens_in.saturating_add(tokens_in);
+        record.tokens_cached = record.tokens_cached.saturating_add(job.tokens_cached.min(tokens_in));
+        record.tokens_out = record.tokens_out.saturating_add(job.tokens_out.min(self.context_tokens));
     }
 }
 

@@ -136,9 +136,6 @@ impl Core {
     /// Serves `listener`, and drives the pool where that is this core's: until no core serves any more.
     async fn serve(self, listener: Option<TcpListener>, driver: Option<Driver>, all_ended: flume::Receiver<()>) {
         let pool = driver.map(|driver| spawn_owned(driver.run()));
-        if pool.is_some() {
-            self.state.wake_minimum();
-        }
         if let Some(listener) = listener {
             match self.edge.serve(listener, Rc::new(Server::new(self.state))).await {
                 Ok(served) => tracing::debug!(served.draining, served.cut, "drained"),

@@ -9,8 +9,7 @@ use appliance_api::Prices;
 use appliance_config::ServeConfig;
 use appliance_keys::KeyStore;
 use appliance_ledger::{SendError, Sender};
-use appliance_pool::{Pool, Warden, Work};
-use appliance_runtime::spawn;
+use appliance_pool::{Pool, Warden};
 use appliance_types::Record;
 use sandbox_wire::warden::RunnerSpec;
 use std::{
@@ -84,29 +83,5 @@ impl State {
                 tracing::error!(%error, lost, ?record, "the ledger did not take a record");
             }
         }
-    }
-
-    /// Wakes an instance of every function that keeps one up. On an executor.
-    pub(super) fn wake_minimum(&self) {
-        for function in self.functions.all().values().filter(|function| function.manifest.scale.min > 0) {
-            self.wake_in_background(function.manifest.name.clone());
-        }
-    }
-
-    /// Wakes an instance of `function` without waiting for it. On an executor.
-    pub(super) fn wake_in_background(&self, function: appliance_types::FunctionName) {
-        let submitted = self.pool.submit(function.clone(), Work::Wake);
-        spawn(async move {
-            let failed = match submitted {
-                Err(failed) => Some(failed),
-                Ok(mut submission) => match submission.next().await {
-                    appliance_pool::Event::Failed(failed) => Some(failed),
-                    _ => None,
-                },
-            };
-            if let Some(reason) = failed {
-                tracing::warn!(%function, %reason, "cannot wake the instance that is to be kept up");
-            }
-        });
     }
 }

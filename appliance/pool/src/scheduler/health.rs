@@ -76,20 +76,30 @@ impl Scheduler {
         }
         let (failures, reason) = (health.failures, &health.reason);
         tracing::warn!(function = %name, failures, ?pause, reason, "it fails again and again");
-        let until = now + pause;
-        if let Some(before) = health.until.replace(until) {
+        self.wake_not_before(name, now + pause);
+        self.turn_away(now, name);
+    }
+
+    /// Another instance of a function is not to be had for now, by no fault of its own.
+    pub(super) fn rests(&mut self, now: Instant, name: &FunctionName, reason: String) {
+        if let Some(function) = self.functions.get_mut(name) {
+            function.health.reason = reason;
+            self.wake_not_before(name, now + PAUSE);
+        }
+    }
+
+    fn wake_not_before(&mut self, name: &FunctionName, until: Instant) {
+        let Some(function) = self.functions.get_mut(name) else { return };
+        if let Some(before) = function.health.until.replace(until) {
             self.timers.remove(&(before, Timer::Again(name.clone())));
         }
         self.timers.insert((until, Timer::Again(name.clone())));
-        if !self.is_up(name) {
-            self.turn_away(now, name);
-        }
     }
 
     /// An answer of a function came.
     pub(super) fn works(&mut self, name: &FunctionName) {
         if let Some(function) = self.functions.get_mut(name)
-            && function.health.failures > 0
+            && (function.health.failures > 0 || function.health.backs_off())
         {
             self.try_again(name);
             self.functions.get_mut(name).expect("looked up above").health = Health::default();

@@ -21,6 +21,9 @@ use appliance_admit::{
 use sandbox_wire::runner::FinishReason;
 use std::time::Instant;
 
+/// How often a batch request is begun anew: after that it runs to its end.
+const BEGUN_ANEW_MAX: u32 = 2;
+
 /// Whether a running job runs.
 #[derive(Debug, Default, PartialEq)]
 pub(super) enum Hold {
@@ -44,7 +47,7 @@ pub(super) fn is_urgent(views: &[admit::Function], step: Step) -> bool {
 impl Job {
     fn may_yield(&self) -> bool {
         let unseen = self.events.is_empty() && (!self.spoke || self.terms.unseen);
-        let asked = matches!(self.hold, Hold::Yielding(_)) || self.cancelled;
+        let asked = matches!(self.hold, Hold::Yielding(_)) || self.cancelled || self.begun_anew >= BEGUN_ANEW_MAX;
         unseen && !asked && matches!(self.work, Work::Generate(_))
     }
 }
@@ -62,7 +65,7 @@ impl Scheduler {
         match preemption {
             Preemption::Requeue { .. } => self.requeue_one(now, id),
             Preemption::Pause { .. } => self.pause(id),
-            Preemption::Resume { .. } => self.resume_all(id),
+            Preemption::Resume { .. } => self.resume_all(now, id),
         }
         true
     }
@@ -72,7 +75,8 @@ impl Scheduler {
             instance.running.iter().filter_map(|ticket| self.jobs.get(ticket)).filter(|job| is(job)).count() as u32
         };
         let busy = instance.running.len() as u32;
-        let (slots, is_batch) = (instance.slots, |job: &Job| job.terms.class == Class::Batch);
+        // One whose time is up is to go on, whatever it is.
+        let (slots, is_batch) = (instance.slots, |job: &Job| job.terms.class == Class::Batch && !job.overdue);
         if self.batch == 0 {
             return admit::Instance { slots, busy, batch: 0, paused: 0, unseen: 0, yielding: 0 };
         }
@@ -95,7 +99,7 @@ impl Scheduler {
     pub(super) fn pause(&mut self, id: InstanceId) {
         for ticket in self.batch_of(id) {
             let job = self.jobs.get_mut(&ticket).expect("listed above");
-            if job.hold == Hold::None {
+            if job.hold == Hold::None && !job.overdue {
                 job.hold = Hold::Paused;
                 self.effects.push(Effect::Send { instance: id, message: ToRunner::Pause { id: ticket } });
             }
@@ -103,8 +107,13 @@ impl Scheduler {
     }
 
     /// Has all batch of an instance compute again.
-    pub(super) fn resume_all(&mut self, id: InstanceId) {
+    pub(super) fn resume_all(&mut self, now: Instant, id: InstanceId) {
+        let paused = |ticket: &Ticket| self.jobs.get(ticket).is_some_and(|job| job.hold == Hold::Paused);
+        if !self.instances.get(&id).is_some_and(|instance| instance.running.iter().any(paused)) {
+            return;
+        }
         self.take_cores(id);
+        self.heard(now, id);
         self.batch_of(id).into_iter().for_each(|ticket| self.resume(ticket, id));
     }
 
@@ -147,6 +156,7 @@ impl Scheduler {
         let yielded = is_cancelled(&message);
         if yielded && !job.cancelled {
             (job.spoke, job.bytes_left) = (false, job.work.reply_bytes_max());
+            job.begun_anew += 1;
             self.leave(now, ticket, from);
             return None;
         }
@@ -172,7 +182,11 @@ impl Scheduler {
         };
         let instance = *instance;
         self.take_cores(instance);
+        self.heard(now, instance);
         self.resume(ticket, instance);
+        if let Some(job) = self.jobs.get_mut(&ticket) {
+            job.overdue = true;
+        }
         self.set_timer(ticket, Timer::Run(ticket), now + HANG_GRACE);
         true
     }

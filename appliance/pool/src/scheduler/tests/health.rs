@@ -111,3 +111,48 @@ fn a_runner_that_is_nothing_but_alive_is_stopped() {
     }
     assert_eq!(scheduler.handle(now, alive()), [Effect::Stop(7)]);
 }
+
+#[test]
+fn a_runner_that_closes_its_socket_and_lives_is_ended() {
+    let (mut scheduler, now, _events) = running(4);
+    assert!(scheduler.handle(now, Input::Lost { instance: 7, fault: None }).is_empty(), "it may be dying");
+    let due = now + DYING_MAX;
+    assert_eq!(scheduler.next_due(), Some(due));
+    assert_eq!(scheduler.tick(due), [Effect::Stop(7)]);
+    let effects = scheduler.handle(due, Input::Exited { instance: 7, cause: ExitCause::Stopped });
+    assert!(matches!(effects[..], [Effect::Wake { .. }]), "nobody saw anything, it is tried elsewhere: {effects:?}");
+}
+
+#[test]
+fn a_failed_extra_wake_costs_nobody_his_place() {
+    let (mut scheduler, now) = (Scheduler::new(2, u64::MAX), Instant::now());
+    scheduler.handle(now, Input::Configure(Box::new(FunctionConfig { instances_max: 2, ..config(4) })));
+    let (_, _first) = submit(&mut scheduler, now, 1);
+    wake(&mut scheduler, now, 1, 7);
+    let (effects, second) = submit(&mut scheduler, now, 2);
+    assert!(matches!(effects[..], [Effect::Send { .. }, ..]) || effects.is_empty(), "a core is asked for: {effects:?}");
+    scheduler.handle(now, Input::Said { instance: 7, message: FromRunner::Threads { count: 1 } });
+    let result = Err(WardenError::InstancesMax { limit: 1 });
+    let effects = scheduler.handle(now, Input::Woken { wake: 2, result });
+    assert!(effects.iter().all(|effect| !matches!(effect, Effect::Wake { .. })), "not again at once: {effects:?}");
+    assert!(second.is_empty(), "it waits for the one that is up");
+    let answer = FromRunner::Rendered { id: 1, text: String::new() };
+    scheduler.handle(now, Input::Said { instance: 7, message: answer });
+    assert!(matches!(second.try_recv(), Ok(Event::Dispatched(_))));
+}
+
+#[test]
+fn a_wake_by_hand_that_waits_for_memory_does_not_wait_for_ever() {
+    let (mut scheduler, now) = (Scheduler::new(2, 2 << 20), Instant::now());
+    scheduler.handle(now, Input::Configure(Box::new(config(4))));
+    let mut other = config(4);
+    other.spec.function = "g".parse().unwrap();
+    scheduler.handle(now, Input::Configure(Box::new(other)));
+    let (_, _first) = submit(&mut scheduler, now, 1);
+    wake(&mut scheduler, now, 1, 7);
+    let (_, events) = submit_to(&mut scheduler, now, "g".parse().unwrap(), 2, Work::Wake, Terms::default());
+    let message = FromRunner::Threads { count: 1 };
+    assert!(scheduler.handle(now, Input::Said { instance: 7, message }).is_empty(), "a core, but no memory");
+    scheduler.tick(now + RESERVE_WAIT);
+    assert!(matches!(fails(&events), Failed::QueueTimeout { waited_ms: 60_000, .. }));
+}

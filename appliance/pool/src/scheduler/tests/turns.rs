@@ -78,6 +78,7 @@ fn add(
     let function: FunctionName = function.parse().unwrap();
     let mut config = config(queue_max);
     config.spec.function = function.clone();
+    config.spec.slots = slots;
     scheduler.handle(now, Input::Configure(Box::new(config)));
     submit_to(scheduler, now, function, 1_000 + wake, Work::Wake, Terms::default());
     let model = ModelInfo { slots, ..ModelInfo::default() };
