@@ -40,6 +40,8 @@ pub(crate) struct Answer {
     times: Vec<Instant>,
     headers: HeaderMap,
     usage: Option<Usage>,
+    /// The code of the error that ended the stream.
+    pub(crate) error: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -47,6 +49,12 @@ struct Chunk {
     #[serde(default)]
     choices: Vec<Choice>,
     usage: Option<Usage>,
+    error: Option<Told>,
+}
+
+#[derive(Deserialize)]
+struct Told {
+    code: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -103,8 +111,16 @@ impl Chat {
         let (asked, asked_at) = (Instant::now(), SystemTime::now());
         let reply = connection.post("/v1/chat/completions", request).await?;
         let headers = reply.headers().clone();
-        let mut answer =
-            Answer { began, asked, asked_at, head: Instant::now(), times: Vec::new(), headers, usage: None };
+        let mut answer = Answer {
+            began,
+            asked,
+            asked_at,
+            head: Instant::now(),
+            times: Vec::new(),
+            headers,
+            usage: None,
+            error: None,
+        };
         let (mut body, mut unread) = (reply.into_body(), Vec::new());
         while let Some(frame) = body.frame().await {
             let now = Instant::now();
@@ -144,6 +160,7 @@ impl Answer {
             self.times.push(now);
         }
         self.usage = chunk.usage.or(self.usage.take());
+        self.error = chunk.error.and_then(|told| told.code).or(self.error.take());
     }
 
     /// From `since` to the first piece of text.
@@ -198,6 +215,7 @@ mod tests {
             times: Vec::new(),
             headers: HeaderMap::new(),
             usage: None,
+            error: None,
         }
     }
 
@@ -213,6 +231,7 @@ mod tests {
         at(1_200, r#"data: {"choices":[{"delta":{}}]}"#);
         at(1_200, r#"data: {"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":101}}"#);
         at(1_300, "data: [DONE]");
+        assert_eq!(answer.error, None);
         assert!((answer.tokens_per_second(16).unwrap() - 100.0).abs() < 1e-9);
         assert!((answer.first_piece_ms(start).unwrap() - 100.0).abs() < 1e-9);
         assert_eq!((answer.prompt_tokens(), answer.completion_tokens()), (7, 101));

@@ -8,7 +8,8 @@
 //!  └── first token ──────────────┘ └ gap ─┘                        all counted from when it was due
 //! ```
 //! Times count from when a request was due, not from when it could be sent, so that a server that stalls cannot hide it
-//! by stalling its callers (G. Tene's "coordinated omission"). Every request ends as answered, refused (429, 503) or failed;
+//! by stalling its callers (G. Tene's "coordinated omission"). Every request ends as answered, refused (429, 503), turned
+//! away after its stream had begun, or failed;
 //! memory is that of Ember and all its children, before and after.
 
 use crate::{
@@ -35,6 +36,7 @@ struct Level {
     asked: usize,
     answered: usize,
     refused: usize,
+    turned_away: usize,
     failed: usize,
     /// Of those answered, ms.
     first: Vec<f64>,
@@ -46,8 +48,15 @@ struct Level {
 
 /// How a request ended.
 enum Ended {
-    Answered { first: f64, gaps: Vec<f64> },
-    Refused { took: f64 },
+    Answered {
+        first: f64,
+        gaps: Vec<f64>,
+    },
+    Refused {
+        took: f64,
+    },
+    /// Refused after its stream had begun, since it waited.
+    TurnedAway,
     Failed(String),
 }
 
@@ -64,8 +73,8 @@ pub(crate) fn run(model: &Path, seconds: u64) -> Result<(), Error> {
     let capacity = in_thread(None, async || capacity(server, span / 2).await)?;
     println!("capacity {capacity:.2} answers/s of {TOKENS} tokens, {SLOTS} at once");
     println!(
-        "{:>5} {:>6} {:>8} {:>7} {:>6}  first token p50 p99 ms   gap p50 p99 ms   refusal p50 p99 ms   memory MiB",
-        "load", "asked", "answered", "refused", "failed"
+        "{:>5} {:>6} {:>8} {:>7} {:>11} {:>6}  first token p50 p99 ms   gap p50 p99 ms   refusal p50 p99 ms   memory MiB",
+        "load", "asked", "answered", "refused", "turned away", "failed"
     );
     for load in LEVELS {
         let before = ember.process.family_pss_mib()?;
@@ -113,6 +122,7 @@ async fn level(server: &Server, load: f64, rate: f64, span: Duration) -> Result<
         asked: asking.len(),
         answered: 0,
         refused: 0,
+        turned_away: 0,
         failed: 0,
         first: Vec::new(),
         gaps: Vec::new(),
@@ -130,6 +140,7 @@ async fn level(server: &Server, load: f64, rate: f64, span: Duration) -> Result<
                 level.refused += 1;
                 level.refusals.push(took);
             }
+            Ended::TurnedAway => level.turned_away += 1,
             Ended::Failed(reason) => {
                 level.failed += 1;
                 eprintln!("a request failed: {reason}");
@@ -148,8 +159,8 @@ async fn ask(server: &Server, number: usize, due: Instant) -> Ended {
     match chat(number).ask_over(connected, server).await {
         Ok((answer, gaps)) => match answer.first_piece_ms(due) {
             Ok(first) => Ended::Answered { first, gaps },
-            // The stream began, since it waited long, and ended with the refusal.
-            Err(error) => Ended::Failed(error.to_string()),
+            Err(_) if answer.error.as_deref() == Some("unavailable") => Ended::TurnedAway,
+            Err(error) => Ended::Failed(format!("{error}; it ended with {:?}", answer.error)),
         },
         Err(Error::Status { status: 429 | 503, .. }) => Ended::Refused { took: ms(sent.elapsed()) },
         Err(error) => Ended::Failed(error.to_string()),
@@ -166,11 +177,12 @@ impl fmt::Display for Level {
         let pair = |samples: &[f64]| format!("{:.1} {:.1}", quantile(samples, 0.5), quantile(samples, 0.99));
         write!(
             f,
-            "{:>4.0}% {:>6} {:>8} {:>7} {:>6}  {:>22}   {:>14}   {:>18}   {:.0} -> {:.0}",
+            "{:>4.0}% {:>6} {:>8} {:>7} {:>11} {:>6}  {:>22}   {:>14}   {:>18}   {:.0} -> {:.0}",
             self.load * 100.0,
             self.asked,
             self.answered,
             self.refused,
+            self.turned_away,
             self.failed,
             pair(&self.first),
             pair(&self.gaps),

@@ -185,3 +185,19 @@ fn a_function_that_fails_again_and_again_is_left_alone_for_a_while() {
     assert_eq!(failing(), Value::Null);
     ember.stop();
 }
+
+#[test]
+fn what_is_kept_up_is_woken_uncalled_and_again_after_it_was_lost() {
+    let mut ember = Ember::serving(&assistant().scale("min = 1"));
+    let up = |ember: &mut Ember| until("an instance is up", || ember.processes(Role::Runner).pop());
+    let first = up(&mut ember);
+    first.kill();
+    let ps = || ember.client().get("/ember/v1/instances").expect(200).json()["data"].clone();
+    let another = || ps().as_array()?.iter().find(|row| row["tier"] == "running" && row["instance"] != 1).cloned();
+    until("another instance is up", another);
+    answers_again(&ember);
+    ember.kill();
+    ember.start_again();
+    up(&mut ember);
+    ember.stop();
+}

@@ -87,6 +87,14 @@ impl<K, T> Default for Queue<K, T> {
     }
 }
 
+impl<K, T> Queue<K, T> {
+    /// An empty queue whose places are after `arrival`: of two queues that follow each other under one name, a request of
+    /// the first can be restored into the second and takes nobody's place.
+    pub fn after(arrival: u64) -> Self {
+        Self { arrivals: arrival, ..Self::default() }
+    }
+}
+
 impl<K: Clone + Eq + Hash, T: Copy> Queue<K, T> {
     /// Adds a request of `key`, whose turns come `weight` times as often as those of weight 1.
     pub fn push(&mut self, key: &K, weight: u32, class: Class, ticket: T) -> Place {

@@ -49,8 +49,9 @@ pub(crate) type Ticket = u64;
 /// A wake's number.
 pub(crate) type WakeId = u64;
 
-/// Time that a runner has to answer a cancel or a deadline before it counts as hung: its longest step.
-const HANG_GRACE: Duration = health::SILENCE_MAX;
+/// Time that a runner has to answer a cancel or a deadline before it counts as hung: a step of a large model on one core
+/// takes many seconds.
+const HANG_GRACE: Duration = Duration::from_secs(30);
 /// Time that a runner whose socket is closed has to end.
 const DYING_MAX: Duration = Duration::from_secs(5);
 /// Longest that an operator's command waits for memory.
@@ -344,7 +345,7 @@ impl Scheduler {
         let fresh = Function {
             slots: 1,
             generation,
-            waiting: Queue::default(),
+            waiting: Queue::after(generation << 32),
             service: None,
             wakes_ms: VecDeque::new(),
             image: Image::default(),
@@ -793,9 +794,13 @@ impl Scheduler {
         let out_of_memory = matches!(cause, ExitCause::OutOfMemory { .. });
         let crashed = instance.blame.is_some() || !matches!(cause, ExitCause::Stopped);
         let reason = instance.blame.unwrap_or_else(|| cause.to_string());
+        let timeout = self.functions.get(&instance.function).map_or(Duration::ZERO, |f| f.config.timeout);
         for ticket in instance.running {
             let Some(job) = self.jobs.get_mut(&ticket) else { continue };
-            if job.cancelled || job.spoke || job.retried || out_of_memory {
+            // Another instance would give it more time than its function allows.
+            let late =
+                matches!(job.state, State::Running { since, .. } if now.saturating_duration_since(since) >= timeout);
+            if job.cancelled || job.spoke || job.retried || out_of_memory || late {
                 self.fail(ticket, Failed::InstanceLost { reason: reason.clone() });
             } else {
                 self.retry(now, ticket);

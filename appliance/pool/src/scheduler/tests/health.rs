@@ -156,3 +156,14 @@ fn a_wake_by_hand_that_waits_for_memory_does_not_wait_for_ever() {
     scheduler.tick(now + RESERVE_WAIT);
     assert!(matches!(fails(&events), Failed::QueueTimeout { waited_ms: 60_000, .. }));
 }
+
+#[test]
+fn who_is_tried_again_after_a_removal_takes_nobodys_place() {
+    let (mut scheduler, now, _first) = running(4);
+    scheduler.handle(now, Input::Remove(name()));
+    scheduler.handle(now, Input::Configure(Box::new(config(4))));
+    let (_, second) = submit(&mut scheduler, now, 2);
+    scheduler.handle(now, Input::Exited { instance: 7, cause: ExitCause::Signal(9) });
+    assert_eq!(scheduler.functions[&name()].waiting.len(), 2);
+    drop(second);
+}
