@@ -5,13 +5,14 @@
 #   make build           target/release/{emberd,ember,ember-runner}
 #   make model           the default model, checked
 #   make bench [ONLY=S5,S10] [GGUF=FILE]   figures against their peers, into bench/runs/
+#   make overload [GGUF=FILE]   what callers see at 50, 80 and 400 % of what can be done
 #
 # Every recipe is one bash script that stops at its first failure.
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := build
-.PHONY: build model run test bench packages sources
+.PHONY: build model run test bench overload packages sources
 
 PACKAGES := clang cmake curl g++ git libclang-dev pkg-config python3-pip unzip
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
@@ -101,3 +102,6 @@ test: build model
 bench: PACKAGES += crun
 bench: build model
 	@$(BUILT)/bench run $(if $(ONLY),--only $(ONLY)) --model "$(GGUF)"
+
+overload: build model
+	@$(BUILT)/bench overload --model "$(GGUF)"
