@@ -118,9 +118,10 @@ impl Ledger {
 }
 
 impl Image {
-    /// It is in memory, or will be. `bytes`, where that is known.
+    /// It is in memory, or will be; but nothing is where it takes no bytes. `bytes`, where that is known.
     pub(crate) fn hold(&mut self, bytes: Option<u64>) {
-        *self = Self { bytes: bytes.or(self.bytes), state: ImageState::Held };
+        let state = if bytes == Some(0) { ImageState::None } else { ImageState::Held };
+        *self = Self { bytes: bytes.filter(|bytes| *bytes > 0).or(self.bytes), state };
     }
 
     pub(crate) fn storing(&mut self) {
