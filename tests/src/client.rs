@@ -93,16 +93,25 @@ impl Client {
     /// Posts JSON with `stream: true`; the reply must be a stream.
     #[track_caller]
     pub fn stream(&self, path: &str, request: &Value) -> Stream {
+        self.try_stream(path, request).unwrap_or_else(|reply| panic!("no stream: {reply:?}"))
+    }
+
+    /// Posts JSON with `stream: true`.
+    ///
+    /// # Errors
+    /// The whole reply, where its status is not 200.
+    #[track_caller]
+    pub fn try_stream(&self, path: &str, request: &Value) -> Result<Stream, Reply> {
         let mut request = request.clone();
         request["stream"] = true.into();
         let body = request.to_string();
         let response = self.run("POST", path, &[("content-type", "application/json")], body.as_bytes());
         let response = response.unwrap_or_else(|error| panic!("POST {path}: {error}"));
         if response.status() != 200 {
-            panic!("no stream: {:?}", whole(response));
+            return Err(whole(response).unwrap_or_else(|error| panic!("POST {path}: {error}")));
         }
         assert!(response.headers()["content-type"].to_str().is_ok_and(|kind| kind.starts_with("text/event-stream")));
-        Stream::new(response)
+        Ok(Stream::new(response))
     }
 
     /// Asks for a chat; the error when no whole reply came.

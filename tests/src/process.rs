@@ -91,6 +91,13 @@ impl Process {
         until(&format!("{self:?} is dead"), || (!self.is_alive()).then_some(()));
     }
 
+    /// Ends it at once unless it has just ended by itself; does not wait.
+    pub fn end(&self) {
+        if self.is_alive() {
+            let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
+        }
+    }
+
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
         assert!(self.is_alive(), "{self:?} is gone before {signal}");

@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, thread};
-use tests::{Ember, Function, chat};
+use tests::{Ember, Function, Random, chat};
 
 const FUNCTIONS: usize = 10;
 const CLIENTS: usize = 6;
@@ -25,12 +25,6 @@ fn request(function: usize) -> Value {
     chat(&name(function), "Who are you?", json!({"max_tokens": 8, "temperature": 0}))
 }
 
-/// A step of a linear congruential generator: the same load in every run.
-fn next(state: &mut u64) -> usize {
-    *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-    (*state >> 33) as usize
-}
-
 #[test]
 fn ten_functions_in_a_third_of_their_memory_all_answer() {
     let mut ember = Ember::start_with(MEMORY);
@@ -38,9 +32,9 @@ fn ten_functions_in_a_third_of_their_memory_all_answer() {
         ember = ember.with(&function(number));
     }
     let clients = (0..CLIENTS).map(|client| {
-        let (ember, mut state) = (ember.client(), client as u64);
+        let (ember, mut random) = (ember.client(), Random::seeded(client as u64));
         thread::spawn(move || {
-            let chosen = std::iter::repeat_with(|| next(&mut state) % FUNCTIONS).take(REQUESTS_EACH);
+            let chosen = std::iter::repeat_with(|| random.below(FUNCTIONS)).take(REQUESTS_EACH);
             let ask = |number| (number, ember.ask(&request(number)).expect(200).json()["choices"].clone());
             chosen.map(ask).collect::<Vec<_>>()
         })
