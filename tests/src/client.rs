@@ -101,14 +101,14 @@ impl Client {
     /// # Errors
     /// The whole reply, where its status is not 200.
     #[track_caller]
-    pub fn try_stream(&self, path: &str, request: &Value) -> Result<Stream, Reply> {
+    pub fn try_stream(&self, path: &str, request: &Value) -> Result<Stream, Box<Reply>> {
         let mut request = request.clone();
         request["stream"] = true.into();
         let body = request.to_string();
         let response = self.run("POST", path, &[("content-type", "application/json")], body.as_bytes());
         let response = response.unwrap_or_else(|error| panic!("POST {path}: {error}"));
         if response.status() != 200 {
-            return Err(whole(response).unwrap_or_else(|error| panic!("POST {path}: {error}")));
+            return Err(Box::new(whole(response).unwrap_or_else(|error| panic!("POST {path}: {error}"))));
         }
         assert!(response.headers()["content-type"].to_str().is_ok_and(|kind| kind.starts_with("text/event-stream")));
         Ok(Stream::new(response))

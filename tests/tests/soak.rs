@@ -190,7 +190,7 @@ fn whole(reply: Reply) -> (Option<String>, End) {
 /// Asks for a stream and reads so many events of it.
 fn streamed(client: &Client, request: &Value, events_max: usize) -> (Option<String>, End) {
     match client.try_stream("/v1/chat/completions", request) {
-        Err(reply) => whole(reply),
+        Err(reply) => whole(*reply),
         Ok(mut stream) => (Some(id(&stream)), read(&mut stream, events_max)),
     }
 }
