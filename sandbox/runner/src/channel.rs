@@ -28,8 +28,8 @@ pub(crate) struct Channel {
     decoder: Decoder,
     incoming: Vec<u8>,
     outgoing: Vec<u8>,
-    /// When something was last sent.
-    spoke: Instant,
+    /// When something was last sent or received.
+    quiet_since: Instant,
 }
 
 /// What a look at the socket found.
@@ -46,12 +46,12 @@ pub(crate) enum Received {
 impl Channel {
     pub(crate) fn new(socket: UnixStream) -> Self {
         let decoder = Decoder::new(sandbox_wire::frame::TO_RUNNER_BYTES_MAX);
-        Self { socket, decoder, incoming: vec![0; READ_BYTES_MAX], outgoing: Vec::new(), spoke: Instant::now() }
+        Self { socket, decoder, incoming: vec![0; READ_BYTES_MAX], outgoing: Vec::new(), quiet_since: Instant::now() }
     }
 
-    /// How long nothing was sent.
+    /// How long nothing was sent or received.
     pub(crate) fn silent_for(&self) -> Duration {
-        self.spoke.elapsed()
+        self.quiet_since.elapsed()
     }
 
     /// Waits for a message; never [`Received::Nothing`].
@@ -68,7 +68,7 @@ impl Channel {
 
     /// Sends a message, or in place of one too long for a frame, that it is.
     pub(crate) fn send(&mut self, message: &FromRunner) -> Result<(), RunnerError> {
-        self.spoke = Instant::now();
+        self.quiet_since = Instant::now();
         self.outgoing.clear();
         self.outgoing.shrink_to(WRITE_BYTES_KEPT);
         if let Err(error) = self.encode(message) {
@@ -87,6 +87,7 @@ impl Channel {
     fn receive(&mut self, mut read: impl FnMut(&mut Self) -> io::Result<usize>) -> Result<Received, RunnerError> {
         loop {
             if let Some(message) = self.decoder.next_message()? {
+                self.quiet_since = Instant::now();
                 return Ok(Received::Message(message));
             }
             match read(self) {

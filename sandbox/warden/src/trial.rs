@@ -82,6 +82,7 @@ fn attempt(woken: &mut Woken, ready: &Ready, task: Task) -> Result<Vec<Span>, Lo
 /// Waits for the last message. What it says does not matter, as long as it is an answer.
 fn understand(answer: FromRunner, _: &Decoder) -> Result<Option<()>, LoadError> {
     match answer.id() {
+        None if answer == FromRunner::Alive => Ok(None),
         Some(ID) => Ok(answer.is_last().then_some(())),
         _ => Err(refused("the runner answered a request that nobody made")),
     }
@@ -116,6 +117,17 @@ fn request(task: Task) -> ToRunner {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_message_ends_a_trial_and_a_sign_of_life_does_not() {
+        let decoder = Decoder::new(1 << 10);
+        let understood = |answer| understand(answer, &decoder);
+        assert_eq!(understood(FromRunner::Alive), Ok(None));
+        assert_eq!(understood(FromRunner::Started { id: ID, prompt_tokens: 1, cached_tokens: 0 }), Ok(None));
+        assert_eq!(understood(FromRunner::Rendered { id: ID, text: String::new() }), Ok(Some(())));
+        assert!(understood(FromRunner::Rendered { id: ID + 1, text: String::new() }).is_err());
+        assert!(understood(FromRunner::Threads { count: 1 }).is_err());
+    }
 
     #[test]
     fn what_is_written_ahead_is_bounded() {
