@@ -8,7 +8,7 @@
 //! ```
 //!
 //! With a history, `r` and `p` are those that would have cost least in it: each wake's time, and memory × time at
-//! [`Price`]. Both are found among the edges of the history's bins, at which alone the cost can be least. Without one
+//! [`Price`]. Both times end at edges of the history's bins, or of their terms: there alone the cost can be least. Without one
 //! they are the times at which memory has cost as much as the wake that it spares: that is ski rental, and never costs
 //! more than twice what one who knows the next call would pay (A. Karlin et al., "Competitive snoopy caching", 1988).
 //! Keeping what history asks for instead of a fixed time: M. Shahrad et al., "Serverless in the Wild", USENIX ATC 2020.
@@ -152,7 +152,7 @@ fn cheapest(gaps: &Gaps, costs: &Costs, price: Price, running: Term, parked: Ter
     // The second part hangs on the sum of both times, so its candidates are looked at for each of the first.
     let sums: Vec<_> = shares.iter().map(|(edge, _)| (*edge, rates.held(&shares, *edge))).collect();
     let mut best: Option<(f64, Hold)> = None;
-    for time in candidates(&shares, running, Duration::ZERO) {
+    for time in candidates(&shares, running, parked) {
         let first = rates.running(&shares, time);
         let known = sums.iter().filter(|(edge, _)| within(*edge, parked, time)).copied();
         let ends = [time + parked.least(), time + parked.most()].map(|end| (end, rates.held(&shares, end)));
@@ -165,10 +165,13 @@ fn cheapest(gaps: &Gaps, costs: &Costs, price: Price, running: Term, parked: Ter
     best.map_or_else(|| break_even(costs, price, running, parked), |(_, hold)| hold)
 }
 
-/// Where the cost can be least: at an edge, or at an end of the term.
-fn candidates(shares: &Shares, term: Term, from: Duration) -> Vec<Duration> {
-    let edges = shares.iter().map(|(edge, _)| *edge).filter(|edge| within(*edge, term, from));
-    [term.least(), term.most()].into_iter().chain(edges).collect()
+/// When leaving `running` can cost least: at an end of its term, at an edge, or where memory is then left at an edge,
+/// parked for the shortest or the longest.
+fn candidates(shares: &Shares, running: Term, parked: Term) -> Vec<Duration> {
+    let ends = [Duration::ZERO, parked.least(), parked.most()];
+    let edges = shares.iter().flat_map(|(edge, _)| ends.map(|end| edge.checked_sub(end)));
+    let edges = edges.flatten().filter(|time| within(*time, running, Duration::ZERO));
+    [running.least(), running.most()].into_iter().chain(edges).collect()
 }
 
 fn within(time: Duration, term: Term, from: Duration) -> bool {
