@@ -188,6 +188,8 @@ struct Instance {
     idle_stop: Option<Instant>,
     /// Takes nothing more: it is being stopped, or is lost.
     ending: bool,
+    /// When it is ended, its socket being closed, should it not have died of that.
+    dies_by: Option<Instant>,
     blame: Option<String>,
 }
 
@@ -709,6 +711,7 @@ impl Scheduler {
             running: Vec::new(),
             idle_stop: None,
             ending: false,
+            dies_by: None,
             blame: None,
         };
         self.instances.insert(awake.instance, instance);
@@ -771,8 +774,9 @@ impl Scheduler {
             None => {
                 if let Some(instance) = self.instances.get_mut(&id) {
                     instance.ending = true;
-                    self.clear_idle(id);
+                    instance.dies_by = Some(now + DYING_MAX);
                     self.timers.insert((now + DYING_MAX, Timer::Dying(id)));
+                    self.clear_idle(id);
                 }
             }
         }
@@ -791,6 +795,9 @@ impl Scheduler {
         self.drop_cores(id);
         self.deafen(id);
         let Some(instance) = self.instances.remove(&id) else { return };
+        if let Some(due) = instance.dies_by {
+            self.timers.remove(&(due, Timer::Dying(id)));
+        }
         let out_of_memory = matches!(cause, ExitCause::OutOfMemory { .. });
         let crashed = instance.blame.is_some() || !matches!(cause, ExitCause::Stopped);
         let reason = instance.blame.unwrap_or_else(|| cause.to_string());

@@ -125,7 +125,9 @@ impl Image {
     }
 
     pub(crate) fn storing(&mut self) {
-        self.state = ImageState::Storing;
+        if self.state == ImageState::Held {
+            self.state = ImageState::Storing;
+        }
     }
 
     /// Whether it is gone, now that the warden has stored it: not if it was wanted again meanwhile.

@@ -198,7 +198,9 @@ fn a_model_is_counted_once() {
 fn what_is_on_disk_only_takes_nothing_and_its_wake_what_it_may() {
     let mut world = World::new(2 * WHOLE, 1);
     world.put(Input::Hold(name(0), 0));
+    world.put(Input::Storing(name(0)));
     assert_eq!(world.scheduler.memory().held, 0);
+    world.put(Input::Stored(name(0)));
     world.ask(0);
     assert_eq!(world.scheduler.memory().held, WHOLE, "its image is not known to be nothing");
     world.woken(0);

@@ -124,6 +124,16 @@ fn a_runner_that_closes_its_socket_and_lives_is_ended() {
 }
 
 #[test]
+fn nothing_is_left_of_an_instance_whose_socket_closed_as_it_ended() {
+    let (mut scheduler, now, _events) = running(4);
+    let message = FromRunner::Rendered { id: 1, text: String::new() };
+    scheduler.handle(now, Input::Said { instance: 7, message });
+    scheduler.handle(now, Input::Lost { instance: 7, fault: None });
+    scheduler.handle(now, Input::Exited { instance: 7, cause: ExitCause::Stopped });
+    assert_eq!(scheduler.timers.iter().map(|(_, timer)| timer).collect::<Vec<_>>(), [&Timer::Park(name())]);
+}
+
+#[test]
 fn a_failed_extra_wake_costs_nobody_his_place() {
     let (mut scheduler, now) = (Scheduler::new(2, u64::MAX), Instant::now());
     scheduler.handle(now, Input::Configure(Box::new(FunctionConfig { instances_max: 2, ..config(4) })));
