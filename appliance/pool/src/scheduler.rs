@@ -17,9 +17,14 @@
 //! What it does without being asked is in [`scale`].
 
 mod cores;
+mod endings;
 mod health;
+mod jobs;
 mod memory;
+mod preempt;
 mod scale;
+mod terms;
+mod tiers;
 
 use crate::job::{
     Dispatched, Event, Failed, FunctionConfig, HeldView, InstanceView, Terms, View, Waits, Work, midway_bytes,
@@ -33,6 +38,7 @@ use cores::Cores;
 use health::{Health, Heard};
 pub(crate) use memory::HoldId;
 use memory::{Image, Ledger, Worth};
+use preempt::{Hold, is_urgent};
 use sandbox_wire::{
     runner::{FromRunner, ModelInfo, ToRunner},
     warden::{Awake, ExitCause, InstanceId, RunnerSpec, WardenError},
@@ -52,12 +58,8 @@ pub(crate) type WakeId = u64;
 /// Time that a runner has to answer a cancel or a deadline before it counts as hung: a step of a large model on one core
 /// takes many seconds.
 const HANG_GRACE: Duration = Duration::from_secs(30);
-/// Time that a runner whose socket is closed has to end.
-const DYING_MAX: Duration = Duration::from_secs(5);
 /// Longest that an operator's command waits for memory.
 const RESERVE_WAIT: Duration = Duration::from_secs(60);
-/// Wakes remembered for the median.
-const WAKES_KEPT: usize = 32;
 
 /// What happened.
 #[derive(Debug)]
@@ -392,90 +394,6 @@ impl Scheduler {
         }
     }
 
-    fn submit(
-        &mut self,
-        now: Instant,
-        ticket: Ticket,
-        name: FunctionName,
-        work: Work,
-        terms: Terms,
-        events: flume::Sender<Event>,
-    ) {
-        if work == Work::Wake && self.is_awake(now, &name, &events) {
-            return;
-        }
-        if work == Work::Wake {
-            self.try_again(&name);
-        }
-        if let Some(failed) = self.is_failing(now, &name).or_else(|| self.too_late(now, &name, &terms)) {
-            drop(events.try_send(Event::Failed(failed)));
-            return;
-        }
-        self.called(&name);
-        let Some(function) = self.functions.get_mut(&name) else {
-            drop(events.try_send(Event::Failed(Failed::NoFunction)));
-            return;
-        };
-        let place = function.waiting.push(&terms.key, terms.weight, terms.class, ticket);
-        let due = match work {
-            Work::Wake => now + RESERVE_WAIT,
-            _ => terms.wait_until(now, function.config.queue_timeout),
-        };
-        if function.held_until.is_some() {
-            self.hold(now, &name);
-        }
-        let found_up = self.is_up(&name);
-        let bytes_left = work.reply_bytes_max();
-        let job = Job {
-            function: name.clone(),
-            work,
-            terms,
-            events,
-            place,
-            came: now,
-            found_up,
-            state: State::Waiting,
-            timer: Some(due),
-            retried: false,
-            had_slot: false,
-            cancelled: false,
-            bytes_left,
-            spoke: false,
-            hold: Hold::None,
-            begun_anew: 0,
-            overdue: false,
-        };
-        self.batch += usize::from(job.terms.class == Class::Batch);
-        self.jobs.insert(ticket, job);
-        self.timers.insert((due, Timer::Queue(ticket)));
-        self.advance(now);
-        self.refuse_overflow(&name);
-    }
-
-    /// Answers a wake at once where an instance is up, busy or not. An idle one stays up as if it had been called.
-    fn is_awake(&mut self, now: Instant, name: &FunctionName, events: &flume::Sender<Event>) -> bool {
-        let Some((id, up)) = self.ready(name).next() else { return false };
-        let (id, tier, memory_bytes, model) = (*id, Tier::Running, up.memory_bytes, Arc::clone(&up.model));
-        drop(events.try_send(Event::Dispatched(Dispatched { tier, queue_us: 0, wake_us: 0, memory_bytes, model })));
-        self.rest(now, id);
-        true
-    }
-
-    /// Refuses the request that would be served last when more wait than may, so that who floods is turned away, and not
-    /// who comes after. What had a slot before is not refused.
-    fn refuse_overflow(&mut self, name: &FunctionName) {
-        let Some(function) = self.functions.get(name) else { return };
-        let queue_max = function.config.queue_max;
-        if admit::queue_has_room(&self.view(name, function), queue_max) {
-            return;
-        }
-        let is_new = |ticket| self.jobs.get(&ticket).is_some_and(|job| !job.had_slot && job.work != Work::Wake);
-        let (last, retry_after_s) = (function.waiting.last(is_new), function.retry_after_s());
-        if let Some(ticket) = last {
-            self.fail(ticket, Failed::QueueFull { queue_max, retry_after_s });
-        }
-    }
-
     fn is_up(&self, name: &FunctionName) -> bool {
         self.instances.values().any(|i| i.function == *name && self.takes_work(i))
     }
@@ -483,239 +401,6 @@ impl Scheduler {
     fn takes_work(&self, instance: &Instance) -> bool {
         let current = self.functions.get(&instance.function).is_some_and(|f| f.generation == instance.generation);
         current && !instance.ending
-    }
-
-    fn cancel(&mut self, now: Instant, ticket: Ticket) {
-        let Some(job) = self.jobs.get_mut(&ticket) else { return };
-        job.cancelled = true;
-        match job.state {
-            State::Waiting => drop(self.forget(ticket)),
-            State::Running { instance, .. } => {
-                self.effects.push(Effect::Send { instance, message: ToRunner::Cancel { id: ticket } });
-                self.set_timer(ticket, Timer::Run(ticket), now + HANG_GRACE);
-            }
-        }
-    }
-
-    fn set_timer(&mut self, ticket: Ticket, timer: Timer, due: Instant) {
-        let Some(job) = self.jobs.get_mut(&ticket) else { return };
-        if let Some(old) = job.timer.replace(due) {
-            self.timers.remove(&(old, Timer::Queue(ticket)));
-            self.timers.remove(&(old, Timer::Run(ticket)));
-        }
-        self.timers.insert((due, timer));
-    }
-
-    /// Removes a job, its timer, its place in the queue and its slot.
-    fn forget(&mut self, ticket: Ticket) -> Option<Job> {
-        let job = self.jobs.remove(&ticket)?;
-        self.batch -= usize::from(job.terms.class == Class::Batch);
-        if let Some(due) = job.timer {
-            self.timers.remove(&(due, Timer::Queue(ticket)));
-            self.timers.remove(&(due, Timer::Run(ticket)));
-        }
-        match job.state {
-            State::Waiting => {
-                if let Some(function) = self.functions.get_mut(&job.function) {
-                    function.waiting.remove(&job.place);
-                }
-            }
-            State::Running { instance, .. } => {
-                if let Some(instance) = self.instances.get_mut(&instance) {
-                    instance.running.retain(|t| *t != ticket);
-                }
-            }
-        }
-        Some(job)
-    }
-
-    fn fail(&mut self, ticket: Ticket, failed: Failed) {
-        if let Some(job) = self.forget(ticket) {
-            drop(job.events.try_send(Event::Failed(failed)));
-        }
-    }
-
-    fn queue_timeout(&mut self, now: Instant, ticket: Ticket) {
-        let Some(job) = self.jobs.get(&ticket) else { return };
-        // A load has a time limit of its own.
-        if job.work == Work::Wake && self.wakes.values().any(|wake| wake.function == job.function) {
-            return self.set_timer(ticket, Timer::Queue(ticket), now + RESERVE_WAIT);
-        }
-        let waited_ms = (now - job.came).as_millis() as u64;
-        let retry_after_s = self.functions.get(&job.function).map_or(1, Function::retry_after_s);
-        self.fail(ticket, Failed::QueueTimeout { waited_ms, retry_after_s });
-    }
-
-    fn hung(&mut self, now: Instant, ticket: Ticket) {
-        if self.ends_its_pause(now, ticket) {
-            return;
-        }
-        let Some(job) = self.jobs.get_mut(&ticket) else { return };
-        let State::Running { instance, .. } = job.state else { return };
-        // It has had all its time: another instance would give it more than its function allows.
-        job.retried = true;
-        self.blame(instance, "it did not end a request by its deadline".to_owned());
-    }
-
-    /// Ends an instance for what it did.
-    fn blame(&mut self, id: InstanceId, fault: String) {
-        if let Some(instance) = self.instances.get_mut(&id) {
-            tracing::warn!(instance = id, function = %instance.function, fault, "instance at fault");
-            instance.blame.get_or_insert(fault);
-            self.stop(id);
-        }
-    }
-
-    fn stop(&mut self, id: InstanceId) {
-        let Some(instance) = self.instances.get_mut(&id) else { return };
-        if !std::mem::replace(&mut instance.ending, true) {
-            self.effects.push(Effect::Stop(id));
-        }
-        self.clear_idle(id);
-        self.drop_cores(id);
-    }
-
-    fn clear_idle(&mut self, id: InstanceId) {
-        if let Some(due) = self.instances.get_mut(&id).and_then(|i| i.idle_stop.take()) {
-            self.timers.remove(&(due, Timer::Idle(id)));
-        }
-    }
-
-    /// An instance has nothing to do: it stops now when it is of yesterday, later when nobody calls.
-    fn rest(&mut self, now: Instant, id: InstanceId) {
-        let Some(instance) = self.instances.get(&id) else { return };
-        if !instance.running.is_empty() || instance.ending {
-            return;
-        }
-        if !self.takes_work(instance) {
-            return self.stop(id);
-        }
-        let name = instance.function.clone();
-        self.deafen(id);
-        let due = now + self.holding(&name).running;
-        self.clear_idle(id);
-        self.instances.get_mut(&id).expect("looked up above").idle_stop = Some(due);
-        self.timers.insert((due, Timer::Idle(id)));
-    }
-
-    fn idle(&mut self, now: Instant, id: InstanceId) {
-        let Some(instance) = self.instances.get_mut(&id) else { return };
-        instance.idle_stop = None;
-        let name = instance.function.clone();
-        let up = self.instances.values().filter(|i| i.function == name && self.takes_work(i)).count();
-        let kept = self.functions.get(&name).map_or(0, |f| self.instances_kept(now, f));
-        if up > kept {
-            self.stop(id);
-        }
-    }
-
-    /// No instance of the function is left: for its time of `park` from now on, it is held for the next call.
-    fn hold(&mut self, now: Instant, name: &FunctionName) {
-        self.unhold(name);
-        if self.is_present(name) {
-            return;
-        }
-        let due = now + self.parking(now, name);
-        let Some(function) = self.functions.get_mut(name) else { return };
-        function.held_until = Some(due);
-        self.timers.insert((due, Timer::Park(name.clone())));
-    }
-
-    /// The warden holds a function in memory, though no instance of it was there.
-    fn hold_image(&mut self, now: Instant, name: &FunctionName, bytes: u64) {
-        if let Some(function) = self.functions.get_mut(name) {
-            function.image.hold(Some(bytes));
-        }
-        self.hold(now, name);
-    }
-
-    fn unhold(&mut self, name: &FunctionName) {
-        if let Some(due) = self.functions.get_mut(name).and_then(|f| f.held_until.take()) {
-            self.timers.remove(&(due, Timer::Park(name.clone())));
-        }
-    }
-
-    /// Nobody called for so long that the function's memory is better used for others.
-    fn store(&mut self, name: FunctionName) {
-        self.storing(&name);
-        self.effects.push(Effect::Store(name));
-    }
-
-    fn storing(&mut self, name: &FunctionName) {
-        self.unhold(name);
-        if let Some(function) = self.functions.get_mut(name) {
-            function.image.storing();
-        }
-    }
-
-    fn stored(&mut self, name: &FunctionName) {
-        if self.functions.get_mut(name).is_some_and(|function| function.image.stored()) {
-            self.unhold(name);
-        }
-    }
-
-    /// Whether the function has an instance, or will have one.
-    fn is_present(&self, name: &FunctionName) -> bool {
-        self.instances.values().any(|i| i.function == *name) || self.wakes.values().any(|w| w.function == *name)
-    }
-
-    fn woken(&mut self, now: Instant, wake: WakeId, result: Result<Awake, WardenError>) {
-        let Some(wake) = self.wakes.remove(&wake) else { return };
-        match result {
-            Ok(awake) => self.add(now, wake, awake),
-            Err(error) => {
-                tracing::warn!(function = %wake.function, %error, "wake failed");
-                self.hold(now, &wake.function);
-                // Of an earlier form: says nothing of this one.
-                if self.functions.get(&wake.function).is_none_or(|f| f.generation != wake.generation) {
-                    return;
-                }
-                if !self.is_present(&wake.function) {
-                    for ticket in self.functions[&wake.function].waiting.iter().collect::<Vec<_>>() {
-                        self.fail(ticket, Failed::WakeFailed(error.clone()));
-                    }
-                }
-                // That the box is full is no fault of the function's.
-                match error {
-                    WardenError::InstancesMax { .. } => self.rests(now, &wake.function, error.to_string()),
-                    error => self.ails(now, &wake.function, error.to_string()),
-                }
-            }
-        }
-    }
-
-    fn add(&mut self, now: Instant, wake: Wake, awake: Awake) {
-        let woke_in = now - wake.began;
-        let slots =
-            self.functions.get(&wake.function).map_or(1, |f| awake.model.slots.clamp(1, f.config.spec.slots.max(1)));
-        if let Some(function) = self.functions.get_mut(&wake.function) {
-            function.slots = slots;
-            function.image.hold(Some(awake.image_bytes));
-            function.worth.woke(awake.tier, woke_in);
-            function.wakes_ms.truncate(WAKES_KEPT - 1);
-            function.wakes_ms.push_front(woke_in.as_millis() as u64);
-            function.past.woke(woke_in);
-        }
-        let instance = Instance {
-            function: wake.function,
-            generation: wake.generation,
-            cores: wake.cores,
-            slots,
-            memory_bytes: wake.memory_bytes,
-            weights: wake.weights,
-            model: Arc::new(awake.model),
-            woken_from: awake.tier,
-            up_since: now,
-            heard: Heard::new(now),
-            woke_in,
-            running: Vec::new(),
-            idle_stop: None,
-            ending: false,
-            dies_by: None,
-            blame: None,
-        };
-        self.instances.insert(awake.instance, instance);
-        self.rest(now, awake.instance);
     }
 
     fn said(&mut self, now: Instant, from: InstanceId, message: FromRunner) {
@@ -765,78 +450,6 @@ impl Scheduler {
             self.works(&job.function);
         }
         self.rest(now, from);
-    }
-
-    fn lost(&mut self, now: Instant, id: InstanceId, fault: Option<String>) {
-        match fault {
-            Some(fault) => self.blame(id, fault),
-            // It is dying; the warden will tell of what.
-            None => {
-                if let Some(instance) = self.instances.get_mut(&id) {
-                    instance.ending = true;
-                    instance.dies_by = Some(now + DYING_MAX);
-                    self.timers.insert((now + DYING_MAX, Timer::Dying(id)));
-                    self.clear_idle(id);
-                }
-            }
-        }
-    }
-
-    /// It closed its socket, and lives.
-    fn outlives(&mut self, id: InstanceId) {
-        if let Some(instance) = self.instances.get_mut(&id) {
-            instance.blame.get_or_insert_with(|| "it closed its socket and went on".to_owned());
-            self.effects.push(Effect::Stop(id));
-        }
-    }
-
-    fn exited(&mut self, now: Instant, id: InstanceId, cause: &ExitCause) {
-        self.clear_idle(id);
-        self.drop_cores(id);
-        self.deafen(id);
-        let Some(instance) = self.instances.remove(&id) else { return };
-        if let Some(due) = instance.dies_by {
-            self.timers.remove(&(due, Timer::Dying(id)));
-        }
-        let out_of_memory = matches!(cause, ExitCause::OutOfMemory { .. });
-        let crashed = instance.blame.is_some() || !matches!(cause, ExitCause::Stopped);
-        let reason = instance.blame.unwrap_or_else(|| cause.to_string());
-        let timeout = self.functions.get(&instance.function).map_or(Duration::ZERO, |f| f.config.timeout);
-        for ticket in instance.running {
-            let Some(job) = self.jobs.get_mut(&ticket) else { continue };
-            // Another instance would give it more time than its function allows.
-            let late =
-                matches!(job.state, State::Running { since, .. } if now.saturating_duration_since(since) >= timeout);
-            if job.cancelled || job.spoke || job.retried || out_of_memory || late {
-                self.fail(ticket, Failed::InstanceLost { reason: reason.clone() });
-            } else {
-                self.retry(now, ticket);
-            }
-        }
-        self.hold(now, &instance.function);
-        let current = self.functions.get(&instance.function).is_some_and(|f| f.generation == instance.generation);
-        if crashed && current {
-            self.ails(now, &instance.function, reason);
-        }
-    }
-
-    /// Nothing of the answer was seen: another instance may give it.
-    fn retry(&mut self, now: Instant, ticket: Ticket) {
-        let job = self.jobs.get_mut(&ticket).expect("looked up by the caller");
-        job.retried = true;
-        self.wait_again(now, ticket);
-    }
-
-    /// A job without a slot takes its place in the queue again.
-    fn wait_again(&mut self, now: Instant, ticket: Ticket) {
-        let Some(job) = self.jobs.get_mut(&ticket) else { return };
-        (job.state, job.hold) = (State::Waiting, Hold::None);
-        let Some(function) = self.functions.get_mut(&job.function) else {
-            return self.fail(ticket, Failed::NoFunction);
-        };
-        function.waiting.restore(job.place, &job.terms.key, ticket);
-        let due = job.terms.wait_until(now, function.config.queue_timeout);
-        self.set_timer(ticket, Timer::Queue(ticket), due);
     }
 
     /// Takes every step that can be taken now.
@@ -993,11 +606,6 @@ impl Function {
         sorted.get(sorted.len() / 2).copied()
     }
 }
-
-mod preempt;
-mod terms;
-
-use preempt::{Hold, is_urgent};
 
 /// Whether an input is a runner's in the middle of its work, which frees nothing that somebody could wait for. There are as
 /// many as tokens.

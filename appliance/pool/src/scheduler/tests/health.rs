@@ -1,7 +1,7 @@
 //! Functions that fail, and runners that say nothing.
 
 use super::*;
-use crate::scheduler::health::SILENCE_MAX;
+use crate::scheduler::{endings::DYING_MAX, health::SILENCE_MAX};
 
 const SECOND: Duration = Duration::from_secs(1);
 
