@@ -107,23 +107,17 @@ pub(crate) mod tests {
 
     pub(crate) fn record() -> Record {
         Record {
-            request: RequestId::from_random(0xabc),
-            ended_unix_ms: 1_700_000_000_000,
-            key: "admin".parse().unwrap(),
-            function: "assistant".parse().unwrap(),
             outcome: Outcome::Completed,
             status: 200,
-            tier: Tier::Cold,
-            queue_us: 10,
             wake_us: 100_001,
+            queue_us: 10,
             prefill_us: 20_000,
             decode_us: 300_500,
             tokens_in: 30,
             tokens_cached: 10,
             tokens_out: 60,
             memory_bytes: 1 << 30,
-            bytes_in: 1,
-            bytes_out: 1,
+            ..Record::new(RequestId::from_random(0xabc), "admin".parse().unwrap(), "assistant".parse().unwrap())
         }
     }
 

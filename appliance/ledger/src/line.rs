@@ -85,23 +85,10 @@ pub(crate) mod tests {
 
     pub(crate) fn record(number: u64) -> Record {
         Record {
-            request: RequestId::from_random(number.into()),
             ended_unix_ms: number,
-            key: "key".parse().unwrap(),
-            function: "assistant".parse().unwrap(),
             outcome: Outcome::Completed,
             status: 200,
-            tier: Tier::Cold,
-            queue_us: 1,
-            wake_us: 2,
-            prefill_us: 3,
-            decode_us: 4,
-            tokens_in: 5,
-            tokens_cached: 6,
-            tokens_out: 7,
-            memory_bytes: 8,
-            bytes_in: 9,
-            bytes_out: 10,
+            ..Record::new(RequestId::from_random(number.into()), "key".parse().unwrap(), "assistant".parse().unwrap())
         }
     }
 
@@ -117,6 +104,7 @@ pub(crate) mod tests {
         let name = "x".repeat(63);
         let longest = Record {
             request: RequestId::from_random(u128::MAX),
+            came_unix_ms: u64::MAX,
             ended_unix_ms: u64::MAX,
             key: name.parse().unwrap(),
             function: name.parse().unwrap(),
@@ -127,6 +115,7 @@ pub(crate) mod tests {
             wake_us: u64::MAX,
             prefill_us: u64::MAX,
             decode_us: u64::MAX,
+            first_text_us: u64::MAX,
             tokens_in: u32::MAX,
             tokens_cached: u32::MAX,
             tokens_out: u32::MAX,

@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a panic is the report; clippy knows unit tests only")]
 
 use appliance_ledger::{Sender, pair, read, run};
-use appliance_types::{Outcome, Record, RequestId, Tier};
+use appliance_types::{Outcome, Record, RequestId};
 use nix::{
     sys::signal::{SigSet, Signal, kill},
     unistd::Pid,
@@ -19,23 +19,10 @@ const FOLDER: &str = "LEDGER_TEST_FOLDER";
 
 fn record(number: u64) -> Record {
     Record {
-        request: RequestId::from_random(number.into()),
         ended_unix_ms: number,
-        key: "key".parse().unwrap(),
-        function: "assistant".parse().unwrap(),
         outcome: Outcome::Completed,
         status: 200,
-        tier: Tier::Cold,
-        queue_us: 0,
-        wake_us: 0,
-        prefill_us: 0,
-        decode_us: 0,
-        tokens_in: 0,
-        tokens_cached: 0,
-        tokens_out: 0,
-        memory_bytes: 0,
-        bytes_in: 0,
-        bytes_out: 0,
+        ..Record::new(RequestId::from_random(number.into()), "key".parse().unwrap(), "assistant".parse().unwrap())
     }
 }
 

@@ -11,7 +11,7 @@ mod record;
 pub use digest::{ModelDigest, ParseDigestError};
 pub use name::{FunctionName, KeyName, NAME_BYTES_MAX, ParseNameError};
 pub use provisioned::{DAY_MINUTES, ParseDayError, ParseTimeError, Provisioned, TimeOfDay, Weekday};
-pub use record::{Outcome, Record, RequestId};
+pub use record::{Entry, Outcome, Record, RequestId, Stage};
 
 use serde::{Deserialize, Serialize};
 use std::fmt;

@@ -71,6 +71,9 @@ pub enum Outcome {
 pub struct Record {
     /// The request.
     pub request: RequestId,
+    /// Wall clock when it came, milliseconds since the Unix epoch.
+    #[serde(default)]
+    pub came_unix_ms: u64,
     /// Wall clock at the end, milliseconds since the Unix epoch.
     pub ended_unix_ms: u64,
     /// The key that pays.
@@ -91,6 +94,9 @@ pub struct Record {
     pub prefill_us: u64,
     /// Time producing tokens, µs.
     pub decode_us: u64,
+    /// From when it came to its first text, µs; 0 where it had none.
+    #[serde(default)]
+    pub first_text_us: u64,
     /// Tokens of the prompt.
     pub tokens_in: u32,
     /// Of these, tokens found in the KV cache.
@@ -103,6 +109,63 @@ pub struct Record {
     pub bytes_in: u64,
     /// Bytes of the response body.
     pub bytes_out: u64,
+}
+
+/// How far a request has come when an entry of it is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// It is admitted and has used nothing yet.
+    Open,
+    /// It goes on; its record says what it has used until now. What is known of it should its end never be told.
+    Progress,
+    /// It has ended; its record is final.
+    Closed,
+}
+
+/// What one core of the server says of a request, on its way to the ledger and in it.
+///
+/// `(boot, core, sequence)` names an entry for ever: within a boot of the server each core counts up from 0 by one. So a
+/// reader that was interrupted knows what it has, and whether something is missing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Random, of one start of the server process.
+    pub boot: u64,
+    /// The core's number within the server.
+    pub core: u16,
+    /// The entry's number within boot and core.
+    pub sequence: u64,
+    /// How far the request has come.
+    pub stage: Stage,
+    /// What is known of it.
+    pub record: Record,
+}
+
+impl Record {
+    /// What is known of a request when it comes: it has used nothing, and counts as cancelled until it ends otherwise.
+    pub const fn new(request: RequestId, key: KeyName, function: FunctionName) -> Self {
+        Self {
+            request,
+            came_unix_ms: 0,
+            ended_unix_ms: 0,
+            key,
+            function,
+            outcome: Outcome::Cancelled,
+            status: 0,
+            tier: Tier::Cold,
+            queue_us: 0,
+            wake_us: 0,
+            prefill_us: 0,
+            decode_us: 0,
+            first_text_us: 0,
+            tokens_in: 0,
+            tokens_cached: 0,
+            tokens_out: 0,
+            memory_bytes: 0,
+            bytes_in: 0,
+            bytes_out: 0,
+        }
+    }
 }
 
 #[cfg(test)]

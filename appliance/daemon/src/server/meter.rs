@@ -13,7 +13,7 @@
 use super::{allowance::Allowance, state::State};
 use appliance_api::{ApiError, Timings, Usage};
 use appliance_pool::Dispatched;
-use appliance_types::{FunctionName, KeyName, Outcome, Record, RequestId, Tier};
+use appliance_types::{FunctionName, KeyName, Outcome, Record, RequestId};
 use sandbox_wire::runner::Finished;
 use std::{
     sync::Arc,
@@ -58,23 +58,10 @@ impl Meter {
         bytes_in: usize,
     ) -> Self {
         let record = Record {
-            request,
-            ended_unix_ms: 0,
-            key: key.clone(),
-            function: function.clone(),
-            outcome: Outcome::Cancelled,
+            came_unix_ms: unix_ms(),
             status: CLIENT_LEFT,
-            tier: Tier::Cold,
-            queue_us: 0,
-            wake_us: 0,
-            prefill_us: 0,
-            decode_us: 0,
-            tokens_in: 0,
-            tokens_cached: 0,
-            tokens_out: 0,
-            memory_bytes: 0,
             bytes_in: bytes_in as u64,
-            bytes_out: 0,
+            ..Record::new(request, key.clone(), function.clone())
         };
         Self { state, record, job: None, began: Instant::now(), context_tokens, dispatched: false, allowance: None }
     }
@@ -112,7 +99,10 @@ impl Meter {
     /// It produced text.
     pub(super) fn text(&mut self, tokens: u32) {
         if let Some(job) = &mut self.job {
-            job.first_text.get_or_insert_with(Instant::now);
+            let first = *job.first_text.get_or_insert_with(Instant::now);
+            if self.record.first_text_us == 0 {
+                self.record.first_text_us = us(self.began, first);
+            }
             job.tokens_out = job.tokens_out.saturating_add(tokens);
         }
     }
@@ -214,11 +204,10 @@ impl Drop for Meter {
             add(&mut record.prefill_us, us(job.began, decoding));
             add(&mut record.decode_us, us(decoding, now));
         });
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         if let Some(allowance) = &mut self.allowance {
             allowance.used(self.record.tokens_in.saturating_add(self.record.tokens_out));
         }
-        self.record.ended_unix_ms = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
+        self.record.ended_unix_ms = unix_ms();
         self.state.record(&self.record);
     }
 }
@@ -229,4 +218,10 @@ fn add(total: &mut u64, more: u64) {
 
 fn us(from: Instant, to: Instant) -> u64 {
     u64::try_from(to.saturating_duration_since(from).as_micros()).unwrap_or(u64::MAX)
+}
+
+/// The wall clock, milliseconds since the Unix epoch.
+fn unix_ms() -> u64 {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
 }
