@@ -220,6 +220,9 @@ fn wake(shared: &Arc<Shared>, lease: Lease, spec: &RunnerSpec) -> Result<Woken, 
         taking::retire(shared, &spec.function, reason);
     }
     let woken = place.boot(shared, spec)?;
+    if shared.snapshots.is_ahead_of(&identity) {
+        return Ok(woken);
+    }
     match taking::take(shared, &woken.instance.child, identity, &place.model, &woken.info) {
         Ok(ready) => taking::keep(shared, ready),
         Err(reason) => tracing::warn!(function = %spec.function, reason, "no snapshot could be taken"),

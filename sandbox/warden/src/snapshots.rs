@@ -11,6 +11,9 @@
 //! ```
 //! Invariants: what is found here is authentic, of the identity asked for, and whole; a function has one snapshot. One
 //! thread decodes a function's file while others that want the same wait for it.
+//!
+//! A deploy has its snapshot taken before its manifest is in force. Who wakes the function in between asks for what was
+//! before: the new snapshot is not retired for that, nor replaced, until it is asked for itself ([`Announced`]).
 
 use crate::{
     disk,
@@ -42,12 +45,16 @@ use std::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 const KEY: &str = ".key";
 const INCOMING: &str = ".incoming-";
 const RAW: &str = "raw";
 const SUFFIX: &str = ".snap";
+/// How long a snapshot may be ahead of its manifest. What a deploy does in between is to write a small file.
+const ANNOUNCED_MAX: Duration = Duration::from_secs(30);
+
 
 /// A snapshot in memory, ready to be restored.
 #[derive(Debug)]
@@ -95,6 +102,27 @@ struct Slot {
     held: Option<Arc<Ready>>,
     /// Counts snapshots taken and removed: one whose turn has passed is not written any more.
     turn: u64,
+    announced: Option<Announced>,
+}
+
+/// What was taken of a function by call, and has not been asked for yet.
+#[derive(Debug)]
+struct Announced {
+    identity: Identity,
+    until: Instant,
+}
+
+impl Slot {
+    /// Whether a snapshot of another manifest or model is about to be asked for.
+    fn is_ahead_of(&self, identity: &Identity, now: Instant) -> bool {
+        self.announced.as_ref().is_some_and(|coming| coming.identity != *identity && now < coming.until)
+    }
+
+    /// Holds what was asked for, which is then ahead of nothing.
+    fn hold(&mut self, ready: &Arc<Ready>) {
+        self.held = Some(Arc::clone(ready));
+        self.announced = None;
+    }
 }
 
 /// A snapshot's place in the order of those of its function.
@@ -198,10 +226,22 @@ impl Snapshots {
                 tracing::warn!(function = %identity.function, %error, "the snapshot cannot be read now");
                 return Ok(None);
             }
+            Err(_) if slot.is_ahead_of(identity, Instant::now()) => return Ok(None),
             Err(error) => return Err(error.to_string()),
         };
-        slot.held = Some(Arc::clone(&ready));
+        slot.hold(&ready);
         Ok(Some((ready, Tier::Stored)))
+    }
+
+    /// Says that a snapshot of this identity is about to come, and to be asked for.
+    pub(crate) fn announce(&self, identity: Identity) {
+        let place = self.place(&identity.function);
+        lock(&place).announced = Some(Announced { identity, until: Instant::now() + ANNOUNCED_MAX });
+    }
+
+    /// Whether there is a snapshot of the function that this one is not to replace.
+    pub(crate) fn is_ahead_of(&self, identity: &Identity) -> bool {
+        lock(&self.place(&identity.function)).is_ahead_of(identity, Instant::now())
     }
 
     /// A function's snapshot if it is in memory and of this identity.
@@ -290,6 +330,7 @@ impl Snapshots {
     pub(crate) fn remove(&self, function: &FunctionName) -> Result<(), WardenError> {
         // Before the file goes: one that is being written must not come after.
         self.next(function, None);
+        lock(&self.place(function)).announced = None;
         let path = self.path(function);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(storage("remove", &path, &error)),
