@@ -21,6 +21,7 @@ mod ember;
 mod error;
 mod figure;
 mod http_client;
+mod larger;
 mod llama_server;
 mod load;
 mod machine;
@@ -56,6 +57,8 @@ enum Command {
     Run(Run),
     /// Load Ember to half, to four fifths and to four times what it can do, and print what callers see
     Overload(Overload),
+    /// Write a model of 1.2 GB with random weights: what a larger one costs, where none is at hand
+    Larger(Larger),
     /// Serve S10's work with Ember's edge
     #[command(hide = true)]
     ServeEdge(peers::Serve),
@@ -90,9 +93,21 @@ struct Overload {
     seconds: u64,
 }
 
+#[derive(Debug, clap::Args)]
+struct Larger {
+    /// The GGUF whose architecture (llama) and vocabulary it has
+    #[arg(long, value_name = "FILE", default_value = "models/SmolLM2-135M-Instruct.Q4_1.gguf")]
+    from: PathBuf,
+    /// The GGUF to write
+    #[arg(value_name = "FILE")]
+    to: PathBuf,
+}
+
 fn main() -> ExitCode {
     let done = match Args::parse().command {
         Command::Run(run) => measure(&run),
+        Command::Larger(larger) => larger::write(&larger.from, &larger.to)
+            .map(|bytes| println!("{} MB in {}", bytes / 1_000_000, larger.to.display())),
         Command::Overload(overload) => overload::run(&overload.model, overload.seconds),
         Command::ServeEdge(serve) => peers::edge(&serve),
         Command::ServeHyper(serve) => peers::hyper(&serve),
