@@ -31,7 +31,7 @@ use nix::{
         stat::{Mode, umask},
     },
 };
-use sandbox_kernel::process::{die_with_parent, drop_privileges, leave_network};
+use sandbox_kernel::process::{die_with_parent, drop_privileges, leave_network, run_at_once};
 use sandbox_warden::{RunError, WardenConfig};
 use std::{
     env::set_current_dir,
@@ -105,6 +105,9 @@ fn serve(control: OwnedFd, mut gifts: Gifts, start: Start) -> Result<(), Failure
     raise_limits(&config)?;
     become_user(SERVER_ID)?;
     stay_with(&start)?;
+    if let Err(error) = run_at_once() {
+        tracing::debug!(%error, "the server is scheduled as any other");
+    }
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)

@@ -2,7 +2,13 @@
 //! is rare: where all slots are taken, the end of spares makes room.
 
 use crate::{
-    instance, registry::Lease, shared::Shared, snapshots::Ready, spares, spawner::sandbox_error, taking, trial,
+    instance,
+    registry::Lease,
+    shared::Shared,
+    snapshots::{Needed, Ready},
+    spares,
+    spawner::sandbox_error,
+    taking, trial,
 };
 use appliance_types::{FunctionName, ModelDigest};
 use sandbox_kernel::socket::has_an_end;
@@ -180,10 +186,13 @@ fn take_and_write(
 /// Holds a function's snapshot in memory.
 fn park(shared: &Shared, spec: &RunnerSpec) -> Result<SnapshotEntry, WardenError> {
     let identity = instance::identity(shared, spec)?;
-    let found = shared.snapshots.find(&identity).unwrap_or_else(|reason| {
-        taking::retire(shared, &spec.function, reason);
-        None
-    });
+    let model = shared.store.model(&spec.model)?;
+    let found = shared.snapshots.find(&identity, &Needed { program: &shared.program, model: &model }).unwrap_or_else(
+        |reason| {
+            taking::retire(shared, &spec.function, reason);
+            None
+        },
+    );
     if found.is_none() && !shared.snapshots.is_ahead_of(&identity) {
         take_and_write(shared, spec, |ready| Some(Arc::clone(ready)))?;
     }
