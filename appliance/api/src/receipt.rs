@@ -31,10 +31,11 @@ impl Default for Prices {
 }
 
 impl Prices {
-    /// Milliseconds of `record` to pay for, rounded up to a whole one.
+    /// Milliseconds of `record` to pay for, rounded up to a whole one: its part of its instances' time, and of the wakes that
+    /// it waited for.
     pub fn billed_ms(&self, record: &Record) -> u64 {
-        let wake_us = if self.bill_wake { record.wake_us } else { 0 };
-        wake_us.saturating_add(record.prefill_us).saturating_add(record.decode_us).div_ceil(1_000)
+        let wake_us = if self.bill_wake { record.wake_share_us } else { 0 };
+        wake_us.saturating_add(record.share_us).div_ceil(1_000)
     }
 
     /// What `record` costs, nano-units.
@@ -113,6 +114,8 @@ pub(crate) mod tests {
             queue_us: 10,
             prefill_us: 20_000,
             decode_us: 300_500,
+            share_us: 320_500,
+            wake_share_us: 100_001,
             tokens_in: 30,
             tokens_cached: 10,
             tokens_out: 60,
@@ -139,15 +142,15 @@ pub(crate) mod tests {
         check(&|record, _| record.memory_bytes = 0, 200);
         check(&|record, _| record.memory_bytes = 1, 201);
         check(&|_, prices| prices.bill_wake = false, 200 + 5351);
-        check(&|record, _| record.decode_us = u64::MAX, 200 + 307_451_883_476_517_104);
-        check(&|record, prices| (record.decode_us, prices.gib_second) = (u64::MAX, u64::MAX), u64::MAX);
-        check(&|record, _| (record.decode_us, record.memory_bytes) = (u64::MAX, u64::MAX), u64::MAX);
+        check(&|record, _| record.share_us = u64::MAX, 200 + 307_451_883_476_517_104);
+        check(&|record, prices| (record.share_us, prices.gib_second) = (u64::MAX, u64::MAX), u64::MAX);
+        check(&|record, _| (record.share_us, record.memory_bytes) = (u64::MAX, u64::MAX), u64::MAX);
     }
 
     proptest! {
         #[test]
         fn a_bill_is_at_least_exact_and_less_than_one_above(us in 0u64..1 << 40, bytes in 0u64..1 << 42, price in 0u64..1 << 30) {
-            let record = Record { wake_us: 0, prefill_us: 0, decode_us: us, memory_bytes: bytes, ..record() };
+            let record = Record { wake_share_us: 0, share_us: us, memory_bytes: bytes, ..record() };
             let prices = Prices { gib_second: price, request: 0, ..Prices::default() };
             let exact = u128::from(us.div_ceil(1_000)) * u128::from(bytes) * u128::from(price);
             let charged = u128::from(prices.cost_nanos(&record)) * (1_000 << 30);

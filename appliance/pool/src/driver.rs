@@ -4,13 +4,15 @@ use crate::{
     connection::Connection,
     handle::Inputs,
     pressure,
-    scheduler::{Effect, Input, Scheduler},
+    scheduler::{Effect, Input, Reading, Scheduler, Sensor},
     warden::Warden,
 };
 use appliance_runtime::{spawn, timeout};
+use sandbox_kernel::cgroup::Gauges;
 use sandbox_wire::warden::{Call, InstanceId, ModelEntry, Reply, WardenError};
 use std::{
     collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -25,8 +27,10 @@ pub struct Resources {
 
 /// Runs the pool on the current core until every handle and the warden are gone.
 pub async fn run(inputs: Inputs, warden: Warden, resources: Resources) {
-    let mut driver = Driver { warden, connections: HashMap::new(), inputs };
-    let mut scheduler = Scheduler::new(resources.cores, resources.memory);
+    let gauges = SharedGauges::default();
+    let mut driver = Driver { warden, connections: HashMap::new(), gauges: gauges.clone(), inputs };
+    let sensor = Sensor::new(move |instance| gauges.read(instance));
+    let mut scheduler = Scheduler::new(resources.cores, resources.memory).with_sensor(sensor);
     driver.warden.report_to(driver.inputs.sender());
     driver.models().await.into_iter().for_each(|model| scheduler.learn(model.digest, model.bytes));
     pressure::watch(driver.inputs.sender());
@@ -56,6 +60,7 @@ enum Turn {
 struct Driver {
     warden: Warden,
     connections: HashMap<InstanceId, Connection>,
+    gauges: SharedGauges,
     inputs: Inputs,
 }
 
@@ -88,6 +93,9 @@ impl Driver {
     fn before(&mut self, input: &mut Input) {
         match input {
             Input::Woken { result: Ok(awake), .. } => {
+                if let Some(gauges) = self.warden.take_gauges(awake.instance) {
+                    self.gauges.lock().insert(awake.instance, gauges);
+                }
                 let socket = self.warden.take_socket(awake.instance);
                 let opened = socket.map(|fd| Connection::open(awake.instance, fd, self.inputs.sender()));
                 match opened {
@@ -95,7 +103,10 @@ impl Driver {
                     Some(Err(_)) | None => self.perform(Effect::Stop(awake.instance)),
                 }
             }
-            Input::Exited { instance, .. } => drop(self.connections.remove(instance)),
+            Input::Exited { instance, .. } => {
+                self.connections.remove(instance);
+                self.gauges.lock().remove(instance);
+            }
             _ => {}
         }
     }
@@ -129,6 +140,22 @@ impl Driver {
                 });
             }
         }
+    }
+}
+
+/// Where to read what instances use.
+#[derive(Clone, Debug, Default)]
+struct SharedGauges(Arc<Mutex<HashMap<InstanceId, Gauges>>>);
+
+impl SharedGauges {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<InstanceId, Gauges>> {
+        // No code here can panic halfway through a change.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read(&self, instance: InstanceId) -> Option<Reading> {
+        let (cpu_us, used_bytes) = self.lock().get(&instance)?.read().ok()?;
+        Some(Reading { cpu_us, used_bytes })
     }
 }
 

@@ -4,6 +4,7 @@ use crate::{
     JOBS_MAX,
     job::{Event, Failed, FunctionConfig, Terms, View, Waits, Work},
     scheduler::{HoldId, Input, Ticket},
+    tab::Tab,
 };
 use appliance_types::FunctionName;
 use sandbox_wire::warden::RunnerSpec;
@@ -118,8 +119,9 @@ impl Pool {
         let ticket = self.shared.tickets.fetch_add(1, Ordering::Relaxed);
         // A dispatch, at most one more after a retry, what the runner says, and one failure.
         let (sender, events) = flume::bounded(work.replies_max() + 3);
-        let submission = Submission { ticket, events, pool: self.clone(), ended: false };
-        let _ = self.inputs.send(Input::Submit { ticket, function, work, terms, events: sender });
+        let tab = Arc::<Tab>::default();
+        let submission = Submission { ticket, events, tab: Arc::clone(&tab), pool: self.clone(), ended: false };
+        let _ = self.inputs.send(Input::Submit { ticket, function, work, terms, tab, events: sender });
         Ok(submission)
     }
 
@@ -152,6 +154,7 @@ impl Drop for Reservation {
 pub struct Submission {
     ticket: Ticket,
     events: flume::Receiver<Event>,
+    tab: Arc<Tab>,
     pool: Pool,
     ended: bool,
 }
@@ -173,6 +176,11 @@ impl Submission {
 }
 
 impl Submission {
+    /// What it uses, for its bill. Final once its last event came.
+    pub fn tab(&self) -> Arc<Tab> {
+        Arc::clone(&self.tab)
+    }
+
     /// Where it waits; `None` when it does not, or the server is ending.
     pub async fn waits(&self) -> Option<Waits> {
         let (sender, receiver) = flume::bounded(1);

@@ -1,5 +1,6 @@
 //! What is asked of the pool, and what comes back.
 
+use crate::scheduler::System;
 use appliance_admit::Class;
 use appliance_scale::hold::Term;
 use appliance_types::{FunctionName, KeyName, Provisioned, Tier};
@@ -8,6 +9,7 @@ use sandbox_wire::{
     warden::{InstanceId, RunnerSpec, WardenError},
 };
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -260,6 +262,8 @@ pub struct View {
     pub held: Vec<HeldView>,
     /// Functions that fail, and are not woken for now.
     pub failing: Vec<FailingView>,
+    /// What nobody is billed for, by function, since the server began.
+    pub system: BTreeMap<FunctionName, System>,
 }
 
 /// A function that fails again and again, for lists.

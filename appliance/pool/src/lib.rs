@@ -21,6 +21,7 @@ mod job;
 mod pressure;
 mod scheduler;
 pub mod simulate;
+mod tab;
 mod warden;
 
 pub use driver::{Resources, run};
@@ -28,4 +29,6 @@ pub use handle::{Inputs, Lost, Pool, Reservation, Submission, pool};
 pub use job::{
     Dispatched, Event, Failed, FailingView, FunctionConfig, HeldView, InstanceView, JOBS_MAX, Terms, View, Waits, Work,
 };
+pub use scheduler::System;
+pub use tab::{Share, Tab, Used};
 pub use warden::{Warden, WardenLost};

@@ -16,6 +16,7 @@
 //! last message came; every timer of something that is gone has been removed; what is held fits into memory ([`memory`]).
 //! What it does without being asked is in [`scale`].
 
+mod account;
 mod cores;
 mod endings;
 mod health;
@@ -25,10 +26,15 @@ mod preempt;
 mod scale;
 mod terms;
 mod tiers;
+mod work;
 
 use crate::job::{
     Dispatched, Event, Failed, FunctionConfig, HeldView, InstanceView, Terms, View, Waits, Work, midway_bytes,
 };
+use crate::tab::Tab;
+pub use account::System;
+use account::{Account, Books};
+pub(crate) use account::{Reading, Sensor};
 use appliance_admit::{
     self as admit, Class, Step,
     queue::{Place, Queue},
@@ -36,6 +42,7 @@ use appliance_admit::{
 use appliance_types::{FunctionName, KeyName, ModelDigest, Tier};
 use cores::Cores;
 use health::{Health, Heard};
+use jobs::Told;
 pub(crate) use memory::HoldId;
 use memory::{Image, Ledger, Worth};
 use preempt::{Hold, is_urgent};
@@ -89,6 +96,7 @@ pub(crate) enum Input {
         function: FunctionName,
         work: Work,
         terms: Terms,
+        tab: Arc<Tab>,
         events: flume::Sender<Event>,
     },
     Cancel(Ticket),
@@ -114,6 +122,11 @@ pub(crate) enum Input {
     Exited {
         instance: InstanceId,
         cause: ExitCause,
+    },
+    /// The last that was read of an instance before its exit.
+    Gauged {
+        instance: InstanceId,
+        cpu_us: u64,
     },
 }
 
@@ -193,6 +206,7 @@ struct Instance {
     /// When it is ended, its socket being closed, should it not have died of that.
     dies_by: Option<Instant>,
     blame: Option<String>,
+    account: Account,
 }
 
 #[derive(Debug)]
@@ -200,6 +214,7 @@ struct Job {
     function: FunctionName,
     work: Work,
     terms: Terms,
+    tab: Arc<Tab>,
     events: flume::Sender<Event>,
     /// Its place in the queue, also when it has left it.
     place: Place,
@@ -246,6 +261,8 @@ pub(crate) struct Scheduler {
     /// What the wall clock showed, and when.
     wall: Option<(Instant, u64)>,
     scale_due: Option<Instant>,
+    sensor: Sensor,
+    books: Books,
 }
 
 impl Scheduler {
@@ -266,6 +283,8 @@ impl Scheduler {
             rules: Rules::default(),
             wall: None,
             scale_due: None,
+            sensor: Sensor::default(),
+            books: Books::default(),
         }
     }
 
@@ -299,16 +318,20 @@ impl Scheduler {
             Input::Reserve { id, spec, model_bytes, reply } => self.reserve(now, id, &spec, model_bytes, reply),
             Input::Release(id) => self.release(id),
             Input::Pressed(percent) => self.pressed(now, percent),
-            Input::Submit { ticket, function, work, terms, events } => {
-                self.submit(now, ticket, function, work, terms, events)
+            Input::Submit { ticket, function, work, terms, tab, events } => {
+                self.submit(now, ticket, function, work, terms, Told { tab, events })
             }
             Input::Cancel(ticket) => self.cancel(now, ticket),
             Input::Place { ticket, reply } => drop(self.waits(ticket).map(|waits| reply.try_send(waits))),
-            Input::List(reply) => drop(reply.try_send(self.list(now))),
+            Input::List(reply) => {
+                self.settle_all(now);
+                drop(reply.try_send(self.list(now)));
+            }
             Input::Woken { wake, result } => self.woken(now, wake, result),
             Input::Said { instance, message } => self.said(now, instance, message),
             Input::Lost { instance, fault } => self.lost(now, instance, fault),
             Input::Exited { instance, cause } => self.exited(now, instance, &cause),
+            Input::Gauged { instance, cpu_us } => self.gauged(now, instance, cpu_us),
         }
         if frees_nothing && self.effects.is_empty() {
             return Vec::new();
@@ -406,6 +429,7 @@ impl Scheduler {
     fn said(&mut self, now: Instant, from: InstanceId, message: FromRunner) {
         self.heard(now, from);
         if message == FromRunner::Alive {
+            self.settle_due(now, from);
             if !self.is_alive(now, from) {
                 self.blame(from, "it says too often that it is alive".to_owned());
             }
@@ -429,7 +453,12 @@ impl Scheduler {
             None => return self.blame(from, "it said more than was asked for".to_owned()),
         }
         let last = message.is_last();
+        self.count(now, from, ticket, &message);
         let Some(message) = self.kept_back(now, ticket, from, message) else { return };
+        if last {
+            // Its bill is final before its end is told.
+            self.leave_work(now, from, ticket);
+        }
         let Some(job) = self.jobs.get_mut(&ticket) else { return };
         match job.events.try_send(Event::Reply(message)) {
             Err(flume::TrySendError::Full(_)) => self.blame(from, "it said more than was asked for".to_owned()),
@@ -536,6 +565,7 @@ impl Scheduler {
         let function = self.functions.get_mut(name).expect("has a waiting job");
         let ticket = function.waiting.pop().expect("has a waiting job");
         let timeout = function.config.timeout;
+        self.join_work(now, id, ticket);
         let instance = self.instances.get_mut(&id).expect("chosen from those that are ready");
         let job = self.jobs.get_mut(&ticket).expect("a waiting job exists");
         let waited = now - job.came;
@@ -556,7 +586,7 @@ impl Scheduler {
             Some(message) => {
                 let limit = job.run_limit(now, timeout);
                 if job.terms.class == Class::Interactive {
-                    self.pause(id);
+                    self.pause(now, id);
                 }
                 self.effects.push(Effect::Send { instance: id, message });
                 self.clear_idle(id);
@@ -565,7 +595,10 @@ impl Scheduler {
                 }
                 self.set_timer(ticket, Timer::Run(ticket), now + limit + HANG_GRACE);
             }
-            None => self.done(now, ticket, id),
+            None => {
+                self.leave_work(now, id, ticket);
+                self.done(now, ticket, id);
+            }
         }
     }
 
@@ -588,6 +621,7 @@ impl Scheduler {
             instances: self.instances.iter().filter(|(_, i)| !i.ending).map(up).collect(),
             held: self.functions.iter().filter_map(held).collect(),
             failing: self.failing(now),
+            system: self.books.all(),
         }
     }
 }

@@ -15,6 +15,7 @@ use sandbox_wire::{
 };
 use std::{
     collections::BTreeMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -94,7 +95,7 @@ impl Simulation {
         let work = Work::Detokenize(Vec::new());
         let (events, receiver) = flume::bounded(work.replies_max() + 3);
         self.waiting.insert(ticket, receiver);
-        self.put(at, Input::Submit { ticket, function, work, terms: Terms::default(), events })
+        self.put(at, Input::Submit { ticket, function, work, terms: Terms::default(), tab: Arc::default(), events })
     }
 
     /// A wake has made an instance that does `slots` requests at once, and found its function in `tier`.

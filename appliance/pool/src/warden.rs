@@ -5,10 +5,13 @@
 //! and exits reach the pool in the order in which the warden sent them, so an exit never overtakes its instance.
 
 use crate::scheduler::{Input, WakeId};
-use sandbox_kernel::socket::{receive_packet, send_packet};
+use sandbox_kernel::{
+    cgroup::Gauges,
+    socket::{receive_packet, send_packet},
+};
 use sandbox_wire::{
     frame::{decode_packet, encode_packet},
-    warden::{Call, InstanceId, Message, PACKET_BYTES_MAX, Reply, Request, RunnerSpec, WardenError},
+    warden::{Call, GaugeKind, InstanceId, Message, PACKET_BYTES_MAX, Reply, Request, RunnerSpec, WardenError},
 };
 use std::{
     collections::HashMap,
@@ -44,6 +47,8 @@ struct Shared {
 struct State {
     pending: HashMap<u64, Pending>,
     sockets: HashMap<InstanceId, OwnedFd>,
+    /// Where to read what instances use: CPU time, memory.
+    gauges: HashMap<InstanceId, [Option<OwnedFd>; 2]>,
     pool: Option<flume::Sender<Input>>,
     lost: bool,
 }
@@ -101,6 +106,12 @@ impl Warden {
         self.shared.lock().sockets.remove(&instance)
     }
 
+    /// Where to read what an instance that woke uses; once.
+    pub(crate) fn take_gauges(&self, instance: InstanceId) -> Option<Gauges> {
+        let [cpu, memory] = self.shared.lock().gauges.remove(&instance)?;
+        Some(Gauges::from_descriptors(cpu?, memory?))
+    }
+
     fn send(&self, call: Call, descriptor: Option<OwnedFd>, pending: Pending) {
         let id = self.shared.ids.fetch_add(1, Ordering::Relaxed);
         let mut state = self.shared.lock();
@@ -147,7 +158,18 @@ impl Shared {
                 Some(Pending::Wake(wake)) => state.woken(wake, result, descriptor),
                 None => tracing::error!(id, "the warden answered what was not asked"),
             },
-            Message::Exited { instance, cause } => state.tell(Input::Exited { instance, cause }),
+            Message::Gauge { instance, kind } => {
+                let [cpu, memory] = state.gauges.entry(instance).or_default();
+                match kind {
+                    GaugeKind::Cpu => *cpu = descriptor,
+                    GaugeKind::Memory => *memory = descriptor,
+                }
+            }
+            Message::Used { instance, cpu_us } => state.tell(Input::Gauged { instance, cpu_us }),
+            Message::Exited { instance, cause } => {
+                state.gauges.remove(&instance);
+                state.tell(Input::Exited { instance, cause });
+            }
             Message::SnapshotRetired { function, reason } => {
                 let retired = self.snapshots_retired.fetch_add(1, Ordering::Relaxed) + 1;
                 tracing::warn!(%function, reason, retired, "a snapshot could not be used and is no more");
@@ -159,6 +181,7 @@ impl Shared {
         let mut state = self.lock();
         state.lost = true;
         state.sockets.clear();
+        state.gauges.clear();
         for (_, pending) in std::mem::take(&mut state.pending) {
             match pending {
                 Pending::Wake(wake) => state.tell(Input::Woken { wake, result: Err(gone()) }),

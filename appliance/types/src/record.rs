@@ -94,6 +94,21 @@ pub struct Record {
     pub prefill_us: u64,
     /// Time producing tokens, µs.
     pub decode_us: u64,
+    /// Time of its instances that is this request's, µs: where several run in one, that is divided among them.
+    #[serde(default)]
+    pub share_us: u64,
+    /// Its part of the wakes that it waited for, µs.
+    #[serde(default)]
+    pub wake_share_us: u64,
+    /// CPU time of its instances that is this request's, µs.
+    #[serde(default)]
+    pub cpu_us: u64,
+    /// Memory reserved for its instances over its part of their time, byte·ms.
+    #[serde(default)]
+    pub reserved_byte_ms: u64,
+    /// Memory used by its instances over its part of their time, byte·ms.
+    #[serde(default)]
+    pub used_byte_ms: u64,
     /// From when it came to its first text, µs; 0 where it had none.
     #[serde(default)]
     pub first_text_us: u64,
@@ -157,6 +172,11 @@ impl Record {
             wake_us: 0,
             prefill_us: 0,
             decode_us: 0,
+            share_us: 0,
+            wake_share_us: 0,
+            cpu_us: 0,
+            reserved_byte_ms: 0,
+            used_byte_ms: 0,
             first_text_us: 0,
             tokens_in: 0,
             tokens_cached: 0,

@@ -14,9 +14,11 @@
 //! ([`settings`]); v2's branch is tested on a folder that looks like one.
 
 mod files;
+mod gauges;
 mod hierarchy;
 mod settings;
 
+pub use gauges::Gauges;
 pub use hierarchy::Hierarchy;
 pub use settings::Limits;
 
@@ -288,6 +290,14 @@ impl Cgroup {
     /// The kernel's, with the file.
     pub fn usage(&self) -> Result<Usage, CgroupError> {
         Ok(Usage { oom_kills: self.oom_kills()?, ..self.measure()? })
+    }
+
+    /// Files that say what it uses, for others to read.
+    ///
+    /// # Errors
+    /// The kernel's, with the file.
+    pub fn gauges(&self) -> Result<Gauges, CgroupError> {
+        Gauges::open(&self.hierarchy)
     }
 
     fn measure(&self) -> Result<Usage, CgroupError> {

@@ -41,7 +41,7 @@ use sandbox_snapshot::image::Identity;
 use sandbox_wire::{
     frame::Decoder,
     runner::{FromRunner, Load, ModelInfo, ToRunner},
-    warden::{Awake, ExitCause, Reply, RunnerSpec, WardenError},
+    warden::{Awake, ExitCause, GaugeKind, Reply, RunnerSpec, WardenError},
 };
 use std::{
     fs::File,
@@ -117,6 +117,7 @@ pub(crate) fn restored(
 /// Hands an instance over to the server, and waits for its end.
 fn serve(shared: &Shared, function: &FunctionName, woken: Woken, request: u64, begun: Instant) -> ExitCause {
     let Woken { mut instance, info, socket, tier } = woken;
+    instance.show_gauges(shared);
     let image_bytes = shared.snapshots.entry(function).parked_bytes;
     let awake = instance.awake(info, tier, image_bytes, begun);
     tracing::info!(instance = awake.instance, %tier, wake_us = awake.wake_us, "awake");
@@ -506,6 +507,18 @@ impl Instance {
         Awake { instance: self.lease.instance, tier, wake_us, threads: self.grant.threads, image_bytes, model }
     }
 
+    /// Lets the server read what it uses.
+    fn show_gauges(&self, shared: &Shared) {
+        match self.cgroup.gauges() {
+            Ok(gauges) => {
+                let [cpu, memory] = gauges.files();
+                shared.outbox.gauge(self.lease.instance, GaugeKind::Cpu, cpu.as_fd());
+                shared.outbox.gauge(self.lease.instance, GaugeKind::Memory, memory.as_fd());
+            }
+            Err(error) => tracing::warn!(instance = self.lease.instance, %error, "what it uses cannot be read"),
+        }
+    }
+
     /// Waits until the process has ended, and takes what it writes meanwhile. Whether it has.
     fn await_end(&mut self, deadline: Option<Instant>) -> bool {
         loop {
@@ -524,6 +537,10 @@ impl Instance {
         // A child of ours that nobody else waits for: the kernel has no reason to refuse.
         let ended = self.child.wait().unwrap_or(Ended::Signal(0));
         let oom_kills = self.cgroup.oom_kills().unwrap_or(0);
+        match self.cgroup.usage() {
+            Ok(usage) => shared.outbox.used(self.lease.instance, usage.cpu_us),
+            Err(error) => tracing::warn!(instance = self.lease.instance, %error, "its last CPU time is not known"),
+        }
         let stopping = shared.registry.is_stopping(self.lease.instance);
         let cause = cause(ended, oom_kills, stopping, self.grant.memory_bytes);
         clear(&self.cgroup, self.lease);

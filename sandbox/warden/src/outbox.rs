@@ -4,7 +4,7 @@ use appliance_types::FunctionName;
 use sandbox_kernel::socket::send_packet;
 use sandbox_wire::{
     frame::encode_packet,
-    warden::{ExitCause, InstanceId, Message, PACKET_BYTES_MAX, Reply, WardenError},
+    warden::{ExitCause, GaugeKind, InstanceId, Message, PACKET_BYTES_MAX, Reply, WardenError},
 };
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -28,6 +28,16 @@ impl Outbox {
     /// Answers a request and hands a descriptor over.
     pub(crate) fn hand_over(&self, id: u64, reply: Reply, descriptor: BorrowedFd<'_>) {
         self.send(id, Message::Reply { id, result: Ok(reply) }, Some(descriptor));
+    }
+
+    /// Hands over where to read what an instance uses.
+    pub(crate) fn gauge(&self, instance: InstanceId, kind: GaugeKind, file: BorrowedFd<'_>) {
+        self.send(instance, Message::Gauge { instance, kind }, Some(file));
+    }
+
+    /// Tells what an instance used to its end.
+    pub(crate) fn used(&self, instance: InstanceId, cpu_us: u64) {
+        self.send(instance, Message::Used { instance, cpu_us }, None);
     }
 
     /// Tells that an instance is gone.

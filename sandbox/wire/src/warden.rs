@@ -110,6 +110,20 @@ pub enum Message {
         /// What ended it.
         cause: ExitCause,
     },
+    /// A descriptor comes along, to read what an instance has used; one of each kind comes before its [`Awake`].
+    Gauge {
+        /// The instance.
+        instance: InstanceId,
+        /// What it tells.
+        kind: GaugeKind,
+    },
+    /// What an instance used to its end; comes before its [`Message::Exited`].
+    Used {
+        /// The instance.
+        instance: InstanceId,
+        /// CPU time, µs.
+        cpu_us: u64,
+    },
     /// A snapshot could not be used and is no more; its function was, or will be, woken cold and gets another.
     SnapshotRetired {
         /// Whose it was.
@@ -117,6 +131,15 @@ pub enum Message {
         /// What was wrong with it.
         reason: String,
     },
+}
+
+/// What a descriptor tells of an instance; a file of its cgroup, as the kernel writes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GaugeKind {
+    /// CPU time since it began.
+    Cpu,
+    /// Memory that it uses.
+    Memory,
 }
 
 /// Answers, one a call.

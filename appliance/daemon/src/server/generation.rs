@@ -142,7 +142,9 @@ impl Generation {
         }
         let work = Work::Generate(Box::new(Generate { deadline_ms: left.as_millis() as u64, ..generate }));
         let name = self.function.manifest.name.clone();
-        self.current = Some(self.state.pool.submit_on(name, work, self.terms.clone()).map_err(refused)?);
+        let submission = self.state.pool.submit_on(name, work, self.terms.clone()).map_err(refused)?;
+        self.meter.submitted(submission.tab());
+        self.current = Some(submission);
         Ok(())
     }
 
@@ -192,6 +194,7 @@ pub(super) async fn ask(
     call.asked.check_time()?;
     let terms = call.asked.terms(&call.caller.key, true);
     let mut submission = call.state.pool.submit_on(function.manifest.name.clone(), work, terms).map_err(refused)?;
+    meter.submitted(submission.tab());
     let mut how = None;
     loop {
         let event = match call.asked.left() {

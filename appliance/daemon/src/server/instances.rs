@@ -9,7 +9,7 @@ use super::{
     snapshots,
 };
 use appliance_api::ApiError;
-use appliance_pool::{Event, FailingView, InstanceView, View, Work};
+use appliance_pool::{Event, FailingView, InstanceView, Share, System, View, Work};
 use appliance_runtime::sleep;
 use appliance_types::{FunctionName, Tier};
 use sandbox_wire::warden::{Call as WardenCall, InstanceStatus, Reply as WardenReply};
@@ -25,7 +25,7 @@ const GONE_STEP: Duration = Duration::from_millis(10);
 
 /// `GET /ember/v1/instances`
 pub(super) async fn list(call: &Call) -> Answered {
-    let View { instances, held, .. } = view(call).await?;
+    let View { instances, held, system, .. } = view(call).await?;
     let (statuses, snapshots) = (statuses(call).await?, snapshots::by_function(call).await?);
     let up = instances.iter().map(|view| {
         let status = statuses.iter().find(|status| status.instance == view.instance);
@@ -58,7 +58,30 @@ pub(super) async fn list(call: &Call) -> Answered {
             "wake_p50_ms": held.and_then(|held| held.wake_p50_ms),
         })
     });
-    Ok(reply::list(&up.chain(parked).collect::<Vec<_>>()))
+    let data: Vec<_> = up.chain(parked).collect();
+    let system: Vec<_> = system.iter().map(own_account).collect();
+    Ok(reply::json(&json!({ "data": data, "system": system })))
+}
+
+/// What nobody is billed for, of a function's instances since the server began: with what its requests are billed, that
+/// is the instances' lives.
+fn own_account((function, system): (&FunctionName, &System)) -> serde_json::Value {
+    let share = |share: &Share| {
+        json!({
+            "us": share.us,
+            "cpu_us": share.cpu_us,
+            "reserved_byte_ms": (share.reserved_byte_us / 1_000) as u64,
+            "used_byte_ms": (share.used_byte_us / 1_000) as u64,
+        })
+    };
+    json!({
+        "function": function,
+        "wakes": system.instances,
+        "idle": share(&system.idle),
+        "provision": share(&system.provision),
+        "waste": share(&system.waste),
+        "life": share(&system.life),
+    })
 }
 
 /// `POST /ember/v1/functions/{name}/wake`: returns when an instance is up.

@@ -5,14 +5,16 @@
 //!                 └──────────── dropped at any point: cancelled, with what was used until then
 //! ```
 //!
-//! What a runner says of its work is believed up to what there can be: tokens up to the context, time up to what has passed.
+//! What is paid for is the server's own count: time by the pool's account of the instance, tokens of text at least as many as
+//! pieces came. What a runner says beyond that is shown, up to what there can be: tokens up to the context, time up to what
+//! has passed. Lengths are of the monotonic clock; the wall clock only stamps, and may show anything.
 //!
 //! Invariant: exactly one record for each meter, sent by its drop; so a client that leaves, which drops the request's
 //! future or its reply's stream, is accounted for like any other.
 
 use super::{allowance::Allowance, state::State};
 use appliance_api::{ApiError, Timings, Usage};
-use appliance_pool::Dispatched;
+use appliance_pool::{Dispatched, Tab};
 use appliance_types::{FunctionName, KeyName, Outcome, Record, RequestId};
 use sandbox_wire::runner::Finished;
 use std::{
@@ -29,6 +31,8 @@ pub(super) struct Meter {
     /// What ended jobs used.
     record: Record,
     job: Option<Job>,
+    /// What the current job uses of its instance.
+    tab: Option<Arc<Tab>>,
     began: Instant,
     /// Tokens that a sequence may hold.
     context_tokens: u32,
@@ -46,6 +50,8 @@ struct Job {
     tokens_in: u32,
     tokens_cached: u32,
     tokens_out: u32,
+    /// Pieces of text that came.
+    pieces: u32,
 }
 
 impl Meter {
@@ -63,12 +69,27 @@ impl Meter {
             bytes_in: bytes_in as u64,
             ..Record::new(request, key.clone(), function.clone())
         };
-        Self { state, record, job: None, began: Instant::now(), context_tokens, dispatched: false, allowance: None }
+        Self {
+            state,
+            record,
+            job: None,
+            tab: None,
+            began: Instant::now(),
+            context_tokens,
+            dispatched: false,
+            allowance: None,
+        }
     }
 
     /// Its key was granted this for it.
     pub(super) fn allowed(&mut self, allowance: Option<Allowance>) {
         self.allowance = allowance;
+    }
+
+    /// A job is asked for, which uses this.
+    pub(super) fn submitted(&mut self, tab: Arc<Tab>) {
+        self.take_tab();
+        self.tab = Some(tab);
     }
 
     /// A job has its slot. Said again when its instance died and another took over: then the later counts.
@@ -86,6 +107,7 @@ impl Meter {
             tokens_in: 0,
             tokens_cached: 0,
             tokens_out: 0,
+            pieces: 0,
         });
     }
 
@@ -104,6 +126,7 @@ impl Meter {
                 self.record.first_text_us = us(self.began, first);
             }
             job.tokens_out = job.tokens_out.saturating_add(tokens);
+            job.pieces = job.pieces.saturating_add(1);
         }
     }
 
@@ -116,7 +139,8 @@ impl Meter {
             add(&mut record.decode_us, finished.decode_us.min(passed_us - prefill_us));
             job.tokens_in = finished.prompt_tokens;
             job.tokens_cached = finished.cached_tokens;
-            job.tokens_out = finished.completion_tokens;
+            // A token makes one piece at most, but for one that was held back to the end.
+            job.tokens_out = finished.completion_tokens.max(job.tokens_out).max(job.pieces.saturating_sub(1));
         });
     }
 
@@ -183,7 +207,20 @@ impl Meter {
         Timings::from_record(&self.record)
     }
 
+    /// Takes the current job's part of its instance over to the record; what it uses later is not billed.
+    fn take_tab(&mut self) {
+        let Some(tab) = self.tab.take() else { return };
+        let used = tab.close(Instant::now());
+        let (record, total) = (&mut self.record, used.total());
+        add(&mut record.share_us, used.run.us);
+        add(&mut record.wake_share_us, used.wake.us);
+        add(&mut record.cpu_us, total.cpu_us);
+        add(&mut record.reserved_byte_ms, per_ms(total.reserved_byte_us));
+        add(&mut record.used_byte_ms, per_ms(total.used_byte_us));
+    }
+
     fn close(&mut self, end: impl FnOnce(&mut Record, &mut Job)) {
+        self.take_tab();
         let Some(mut job) = self.job.take() else { return };
         let record = &mut self.record;
         end(record, &mut job);
@@ -218,6 +255,11 @@ fn add(total: &mut u64, more: u64) {
 
 fn us(from: Instant, to: Instant) -> u64 {
     u64::try_from(to.saturating_duration_since(from).as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Of byte·µs, whole byte·ms.
+fn per_ms(byte_us: u128) -> u64 {
+    u64::try_from(byte_us / 1_000).unwrap_or(u64::MAX)
 }
 
 /// The wall clock, milliseconds since the Unix epoch.

@@ -70,7 +70,9 @@ impl Scheduler {
         self.clear_idle(id);
         self.drop_cores(id);
         self.deafen(id);
-        let Some(instance) = self.instances.remove(&id) else { return };
+        self.settle(now, id);
+        let Some(mut instance) = self.instances.remove(&id) else { return };
+        instance.running.iter().for_each(|ticket| instance.account.leave(*ticket));
         if let Some(due) = instance.dies_by {
             self.timers.remove(&(due, Timer::Dying(id)));
         }
@@ -107,6 +109,8 @@ impl Scheduler {
     pub(super) fn wait_again(&mut self, now: Instant, ticket: Ticket) {
         let Some(job) = self.jobs.get_mut(&ticket) else { return };
         (job.state, job.hold) = (State::Waiting, Hold::None);
+        let void = job.tab.void();
+        self.books.of(&job.function).waste.add(void);
         let Some(function) = self.functions.get_mut(&job.function) else {
             return self.fail(ticket, Failed::NoFunction);
         };

@@ -5,11 +5,20 @@
 use super::{
     Effect, Event, Failed, Function, HANG_GRACE, Hold, Job, RESERVE_WAIT, Scheduler, State, Ticket, Timer, Work,
 };
-use crate::job::{Dispatched, Terms};
+use crate::{
+    job::{Dispatched, Terms},
+    tab::Tab,
+};
 use appliance_admit::{self as admit, Class};
 use appliance_types::{FunctionName, Tier};
 use sandbox_wire::runner::ToRunner;
 use std::{sync::Arc, time::Instant};
+
+/// Where what comes of a job is told, and what it uses is counted.
+pub(super) struct Told {
+    pub(super) tab: Arc<Tab>,
+    pub(super) events: flume::Sender<Event>,
+}
 
 impl Scheduler {
     pub(super) fn submit(
@@ -19,8 +28,9 @@ impl Scheduler {
         name: FunctionName,
         work: Work,
         terms: Terms,
-        events: flume::Sender<Event>,
+        told: Told,
     ) {
+        let Told { tab, events } = told;
         if work == Work::Wake && self.is_awake(now, &name, &events) {
             return;
         }
@@ -50,6 +60,7 @@ impl Scheduler {
             function: name.clone(),
             work,
             terms,
+            tab,
             events,
             place,
             came: now,
@@ -104,6 +115,7 @@ impl Scheduler {
             State::Running { instance, .. } => {
                 self.effects.push(Effect::Send { instance, message: ToRunner::Cancel { id: ticket } });
                 self.set_timer(ticket, Timer::Run(ticket), now + HANG_GRACE);
+                self.settle(now, instance);
             }
         }
     }
@@ -121,6 +133,8 @@ impl Scheduler {
     pub(super) fn forget(&mut self, ticket: Ticket) -> Option<Job> {
         let job = self.jobs.remove(&ticket)?;
         self.batch -= usize::from(job.terms.class == Class::Batch);
+        let unbilled = job.tab.unbilled();
+        self.books.of(&job.function).waste.add(unbilled);
         if let Some(due) = job.timer {
             self.timers.remove(&(due, Timer::Queue(ticket)));
             self.timers.remove(&(due, Timer::Run(ticket)));
@@ -134,6 +148,7 @@ impl Scheduler {
             State::Running { instance, .. } => {
                 if let Some(instance) = self.instances.get_mut(&instance) {
                     instance.running.retain(|t| *t != ticket);
+                    instance.account.leave(ticket);
                 }
             }
         }

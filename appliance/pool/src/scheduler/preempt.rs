@@ -64,7 +64,7 @@ impl Scheduler {
         let id = self.ready(&names[function]).nth(instance).map(|(id, _)| *id).expect("as in the view");
         match preemption {
             Preemption::Requeue { .. } => self.requeue_one(now, id),
-            Preemption::Pause { .. } => self.pause(id),
+            Preemption::Pause { .. } => self.pause(now, id),
             Preemption::Resume { .. } => self.resume_all(now, id),
         }
         true
@@ -96,11 +96,12 @@ impl Scheduler {
     }
 
     /// Has all batch of an instance compute nothing.
-    pub(super) fn pause(&mut self, id: InstanceId) {
+    pub(super) fn pause(&mut self, now: Instant, id: InstanceId) {
         for ticket in self.batch_of(id) {
             let job = self.jobs.get_mut(&ticket).expect("listed above");
             if job.hold == Hold::None && !job.overdue {
                 job.hold = Hold::Paused;
+                self.pause_work(now, id, ticket, true);
                 self.effects.push(Effect::Send { instance: id, message: ToRunner::Pause { id: ticket } });
             }
         }
@@ -114,13 +115,14 @@ impl Scheduler {
         }
         self.take_cores(id);
         self.heard(now, id);
-        self.batch_of(id).into_iter().for_each(|ticket| self.resume(ticket, id));
+        self.batch_of(id).into_iter().for_each(|ticket| self.resume(now, ticket, id));
     }
 
-    fn resume(&mut self, ticket: Ticket, id: InstanceId) {
+    fn resume(&mut self, now: Instant, ticket: Ticket, id: InstanceId) {
         let Some(job) = self.jobs.get_mut(&ticket) else { return };
         if job.hold == Hold::Paused {
             job.hold = Hold::None;
+            self.pause_work(now, id, ticket, false);
             self.effects.push(Effect::Send { instance: id, message: ToRunner::Resume { id: ticket } });
         }
     }
@@ -167,6 +169,7 @@ impl Scheduler {
 
     /// A job that was asked to has left its slot.
     fn leave(&mut self, now: Instant, ticket: Ticket, from: InstanceId) {
+        self.leave_work(now, from, ticket);
         if let Some(instance) = self.instances.get_mut(&from) {
             instance.running.retain(|running| *running != ticket);
         }
@@ -183,7 +186,7 @@ impl Scheduler {
         let instance = *instance;
         self.take_cores(instance);
         self.heard(now, instance);
-        self.resume(ticket, instance);
+        self.resume(now, ticket, instance);
         if let Some(job) = self.jobs.get_mut(&ticket) {
             job.overdue = true;
         }

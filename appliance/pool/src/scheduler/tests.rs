@@ -5,6 +5,7 @@ use appliance_scale::hold::Term;
 use appliance_types::{ModelDigest, Task};
 use sandbox_wire::runner::{Failure, Text};
 
+mod bills;
 mod health;
 mod turns;
 
@@ -71,7 +72,10 @@ fn submit_to(
     terms: Terms,
 ) -> (Vec<Effect>, flume::Receiver<Event>) {
     let (sender, events) = flume::bounded(work.replies_max() + 3);
-    (scheduler.handle(now, Input::Submit { ticket, function, work, terms, events: sender }), events)
+    (
+        scheduler.handle(now, Input::Submit { ticket, function, work, terms, tab: Arc::default(), events: sender }),
+        events,
+    )
 }
 
 fn wake(scheduler: &mut Scheduler, now: Instant, wake: WakeId, instance: InstanceId) -> Vec<Effect> {
@@ -246,7 +250,10 @@ fn a_function_that_nobody_calls_is_stored_once() {
     let (sender, views) = flume::bounded(1);
     scheduler.handle(gone + PARK / 4, Input::List(sender));
     let held = HeldView { function: name(), store_in: PARK * 3 / 4, wake_p50_ms: Some(0) };
-    assert_eq!(views.try_recv(), Ok(View { instances: Vec::new(), held: vec![held], failing: Vec::new() }));
+    assert_eq!(
+        views.try_recv(),
+        Ok(View { instances: Vec::new(), held: vec![held], failing: Vec::new(), system: scheduler.books.all() })
+    );
     assert!(scheduler.tick(gone + PARK - Duration::from_millis(1)).is_empty());
     assert_eq!(scheduler.tick(gone + PARK), [Effect::Store(name())]);
     assert_eq!(scheduler.next_due(), None);

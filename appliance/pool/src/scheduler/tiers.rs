@@ -2,7 +2,7 @@
 //!
 //! Invariant: a function with an instance, or a wake, is not held; one without either is held or stored.
 
-use super::{Effect, Failed, FunctionName, Heard, Instance, Scheduler, Timer, Wake, WakeId};
+use super::{Effect, Failed, FunctionName, Heard, Instance, Scheduler, Timer, Wake, WakeId, account::failed_wake};
 use sandbox_wire::warden::{Awake, InstanceId, WardenError};
 use std::{sync::Arc, time::Instant};
 
@@ -15,6 +15,7 @@ impl Scheduler {
         match result {
             Ok(awake) => self.add(now, wake, awake),
             Err(error) => {
+                failed_wake(wake.began, now, wake.memory_bytes, self.books.of(&wake.function));
                 tracing::warn!(function = %wake.function, %error, "wake failed");
                 self.hold(now, &wake.function);
                 // Of an earlier form: says nothing of this one.
@@ -47,6 +48,7 @@ impl Scheduler {
             function.wakes_ms.push_front(woke_in.as_millis() as u64);
             function.past.woke(woke_in);
         }
+        let account = self.open_account(now, &wake, awake.instance);
         let instance = Instance {
             function: wake.function,
             generation: wake.generation,
@@ -64,6 +66,7 @@ impl Scheduler {
             ending: false,
             dies_by: None,
             blame: None,
+            account,
         };
         self.instances.insert(awake.instance, instance);
         self.rest(now, awake.instance);

@@ -88,7 +88,14 @@ impl World {
         self.events.push(events);
         self.tickets += 1;
         let (ticket, function) = (self.tickets, name(function));
-        self.put(Input::Submit { ticket, function, work, terms: Terms::default(), events: sender });
+        self.put(Input::Submit {
+            ticket,
+            function,
+            work,
+            terms: Terms::default(),
+            tab: std::sync::Arc::default(),
+            events: sender,
+        });
     }
 
     fn ask(&mut self, function: u64) {

@@ -104,7 +104,14 @@ impl World {
         let ticket = self.jobs.len() as Ticket;
         self.jobs.push(events);
         let work = Work::Detokenize(vec![1]);
-        self.put(Input::Submit { ticket, function: name(function), work, terms: Terms::default(), events: sender });
+        self.put(Input::Submit {
+            ticket,
+            function: name(function),
+            work,
+            terms: Terms::default(),
+            tab: std::sync::Arc::default(),
+            events: sender,
+        });
     }
 
     fn woken(&mut self, which: usize) {

@@ -1,0 +1,100 @@
+//! Which instances' accounts an event ends an interval of. The accounts themselves: [`super::account`].
+//!
+//! Invariant: an interval ends whenever who is in work in an instance changes, before the change.
+
+use super::{
+    Account, InstanceId, Reading, Scheduler, Ticket, Wake, Work,
+    account::{Sensor, Waiter},
+};
+use sandbox_wire::runner::FromRunner;
+use std::time::Instant;
+
+impl Scheduler {
+    /// The same, reading instances by `sensor`.
+    pub(crate) fn with_sensor(self, sensor: Sensor) -> Self {
+        Self { sensor, ..self }
+    }
+
+    pub(super) fn settle(&mut self, now: Instant, id: InstanceId) {
+        let Some(instance) = self.instances.get_mut(&id) else { return };
+        instance.account.settle(now, self.sensor.read(id), self.books.of(&instance.function));
+    }
+
+    /// Ends an interval that has become long.
+    pub(super) fn settle_due(&mut self, now: Instant, id: InstanceId) {
+        if self.instances.get(&id).is_some_and(|instance| instance.account.is_due(now)) {
+            self.settle(now, id);
+        }
+    }
+
+    pub(super) fn settle_all(&mut self, now: Instant) {
+        let ids: Vec<_> = self.instances.keys().copied().collect();
+        ids.into_iter().for_each(|id| self.settle(now, id));
+    }
+
+    /// The warden's last word of an instance's CPU time.
+    pub(super) fn gauged(&mut self, now: Instant, id: InstanceId, cpu_us: u64) {
+        let Some(instance) = self.instances.get_mut(&id) else { return };
+        let used_bytes = instance.account.used_bytes();
+        instance.account.settle(now, Some(Reading { cpu_us, used_bytes }), self.books.of(&instance.function));
+    }
+
+    /// Opens the account of an instance that is up now; those who waited for it bear its wake.
+    pub(super) fn open_account(&mut self, now: Instant, wake: &Wake, id: InstanceId) -> Account {
+        let waiting = self.functions.get(&wake.function).map(|function| &function.waiting);
+        let jobs = waiting.into_iter().flat_map(|waiting| waiting.iter()).filter_map(|ticket| self.jobs.get(&ticket));
+        let waiters: Vec<_> = jobs
+            .map(|job| Waiter {
+                tab: &job.tab,
+                came: job.came,
+                billed: job.terms.key.is_some() && job.work != Work::Wake,
+            })
+            .collect();
+        let reading = self.sensor.read(id);
+        Account::woken(wake.began, now, wake.memory_bytes, reading, &waiters, self.books.of(&wake.function))
+    }
+
+    /// A job takes a slot.
+    pub(super) fn join_work(&mut self, now: Instant, id: InstanceId, ticket: Ticket) {
+        self.settle(now, id);
+        let (Some(instance), Some(job)) = (self.instances.get_mut(&id), self.jobs.get(&ticket)) else { return };
+        let context = self.functions.get(&instance.function).map_or(0, |f| f.config.spec.context_tokens);
+        let text_max = match &job.work {
+            Work::Generate(generate) => generate.tokens_max.into(),
+            _ => 0,
+        };
+        let billed = job.terms.key.is_some() && job.work != Work::Wake;
+        instance.account.join(ticket, &job.tab, billed, context.into(), text_max);
+        instance.account.publish(now);
+    }
+
+    /// A job has left its slot, or is about to.
+    pub(super) fn leave_work(&mut self, now: Instant, id: InstanceId, ticket: Ticket) {
+        self.settle(now, id);
+        if let Some(instance) = self.instances.get_mut(&id) {
+            instance.account.leave(ticket);
+            instance.account.publish(now);
+        }
+    }
+
+    pub(super) fn pause_work(&mut self, now: Instant, id: InstanceId, ticket: Ticket, paused: bool) {
+        self.settle(now, id);
+        if let Some(instance) = self.instances.get_mut(&id) {
+            instance.account.pause(ticket, paused);
+            instance.account.publish(now);
+        }
+    }
+
+    /// Counts what a runner shows to have computed.
+    pub(super) fn count(&mut self, now: Instant, id: InstanceId, ticket: Ticket, message: &FromRunner) {
+        let Some(instance) = self.instances.get_mut(&id) else { return };
+        match message {
+            FromRunner::Started { prompt_tokens, cached_tokens, .. } => {
+                instance.account.prompt(ticket, prompt_tokens.saturating_sub(*cached_tokens));
+            }
+            FromRunner::Text { text, .. } => instance.account.text(ticket, text.tokens),
+            _ => {}
+        }
+        self.settle_due(now, id);
+    }
+}
