@@ -13,6 +13,7 @@
 pub mod line;
 mod log;
 mod process;
+pub mod query;
 mod queue;
 
 pub use log::{Corrupt, FILE_NAME, Log, LogError, ReadError, Records, Recovery, read};
