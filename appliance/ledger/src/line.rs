@@ -122,6 +122,10 @@ pub(crate) mod tests {
             memory_bytes: u64::MAX,
             bytes_in: u64::MAX,
             bytes_out: u64::MAX,
+            batch: false,
+            budget_reached: false,
+            cost_nanos: u64::MAX,
+            price_version: u32::MAX,
         };
         assert!(encode(&longest).len() <= LINE_BYTES_MAX / 2);
         let packet = sandbox_wire::frame::encode_packet(&longest, crate::queue::PACKET_BYTES_MAX).unwrap();

@@ -109,6 +109,18 @@ pub struct Record {
     pub bytes_in: u64,
     /// Bytes of the response body.
     pub bytes_out: u64,
+    /// Whether it ran when nothing else did, at that price.
+    #[serde(default)]
+    pub batch: bool,
+    /// Whether it was stopped because a budget was used up.
+    #[serde(default)]
+    pub budget_reached: bool,
+    /// What it costs, 10^-9 of the price book's currency.
+    #[serde(default)]
+    pub cost_nanos: u64,
+    /// The version of the prices that this is by; 0 of a request that was never priced.
+    #[serde(default)]
+    pub price_version: u32,
 }
 
 /// How far a request has come when an entry of it is made.
@@ -164,6 +176,10 @@ impl Record {
             memory_bytes: 0,
             bytes_in: 0,
             bytes_out: 0,
+            batch: false,
+            budget_reached: false,
+            cost_nanos: 0,
+            price_version: 0,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Which crate may name which.
 //!
 //! ```text
-//!  types ◀── wire ◀── pure ◀── fences ◀── mechanisms ◀── stages ◀── simulators ◀── programs
+//!  types ◀── wire ◀── money ◀── pure ◀── fences ◀── mechanisms ◀── stages ◀── simulators ◀── programs
 //!                                              an arrow goes down a layer or more, never along or up
 //! ```
 //!
@@ -17,6 +17,7 @@ use serde_json::Value;
 const LAYERS: &[(&str, &[&str])] = &[
     ("types", &["appliance-types"]),
     ("wire", &["sandbox-wire"]),
+    ("money", &["appliance-price"]),
     ("pure", &["appliance-config", "appliance-api", "appliance-admit", "appliance-scale", "sandbox-snapshot"]),
     ("fences", &["appliance-runtime", "sandbox-kernel", "sandbox-model"]),
     ("mechanisms", &["sandbox-image"]),
