@@ -4,7 +4,7 @@
 //! | child | user | network | working directory | holds |
 //! |---|---|---|---|---|
 //! | warden | root | own, empty | `/` | its end of the pair to the server |
-//! | server | [`SERVER_ID`] | the host's | `DIR` | listeners, its end of the pair, the queue's sending end |
+//! | server | [`SERVER_ID`] | the host's | `DIR` | listeners, its end of the pair, the queue's sending end, the ledger's file to read |
 //! | ledger | [`LEDGER_ID`] | own, empty | `DIR/ledger` | the queue's receiving end |
 //!
 //! `DIR` may lie below a folder that these users cannot go through, so each child moves there while it is root and goes
@@ -17,6 +17,7 @@ use crate::{
     control::{self, Beginning, Role, Start, What},
     data::{LEDGER, LEDGER_ID, MODELS, SERVER_ID, SNAPSHOTS},
     exit::Failure,
+    files,
     resources::resources,
     server,
     setup::{SERVER_FILES, ServerSetup},
@@ -102,6 +103,7 @@ fn warden_failure(error: RunError) -> Failure {
 fn serve(control: OwnedFd, mut gifts: Gifts, start: Start) -> Result<(), Failure> {
     let config = start.source.resolve()?;
     set_current_dir(&start.data).map_err(Failure::of("go to", &start.data))?;
+    let past = files::open_past(Path::new(LEDGER)).map_err(Failure::of("open", LEDGER))?;
     raise_limits(&config)?;
     become_user(SERVER_ID)?;
     stay_with(&start)?;
@@ -116,6 +118,7 @@ fn serve(control: OwnedFd, mut gifts: Gifts, start: Start) -> Result<(), Failure
         address: start.address,
         warden: gifts.take(What::Peer)?,
         ledger: appliance_ledger::Sender::new(gifts.take(What::Ledger)?),
+        past,
         ready,
         orders,
         config,

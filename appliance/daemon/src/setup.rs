@@ -12,6 +12,7 @@ use crate::control::{Orders, Ready};
 use appliance_config::ServeConfig;
 use appliance_ledger::Sender;
 use std::{
+    fs::File,
     net::{SocketAddr, TcpListener},
     os::fd::OwnedFd,
 };
@@ -27,6 +28,8 @@ pub(crate) struct ServerSetup {
     pub(crate) warden: OwnedFd,
     /// Takes records without ever blocking.
     pub(crate) ledger: Sender,
+    /// What the ledger wrote, to be read.
+    pub(crate) past: File,
     /// Says once that requests are answered.
     pub(crate) ready: Ready,
     /// What the supervisor wants next. [`Orders::next`] blocks: give it a thread of its own.
@@ -48,6 +51,8 @@ pub(crate) struct ServerFiles {
     pub(crate) certificate: &'static str,
     /// Its private key, PEM; likewise.
     pub(crate) certificate_key: &'static str,
+    /// The price book; the supervisor has seen to it that there is one, the server reads it again at a reload.
+    pub(crate) prices: &'static str,
 }
 
 /// The layout below `DIR` that the server knows.
@@ -56,4 +61,5 @@ pub(crate) const SERVER_FILES: ServerFiles = ServerFiles {
     functions: "server/functions",
     certificate: "tls/server.pem",
     certificate_key: "tls/server.key",
+    prices: "prices.toml",
 };

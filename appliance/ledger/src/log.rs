@@ -241,6 +241,13 @@ pub fn read(folder: &Path) -> Result<Records, LogError> {
     Ok(Records { pieces: Pieces::new(file), path, failed: false })
 }
 
+impl Records {
+    /// Reads what `file` holds from its beginning, as far as it is written.
+    pub fn of(file: File) -> Self {
+        Self { pieces: Pieces::new(file), path: PathBuf::from(FILE_NAME), failed: false }
+    }
+}
+
 impl Iterator for Records {
     type Item = Result<Record, ReadError>;
 

@@ -168,6 +168,19 @@ impl Prices {
         for_time.checked_div(a_ms).and_then(|ms| u64::try_from(ms).ok()).unwrap_or(u64::MAX)
     }
 
+    /// Writes into `record` what it costs, of which at most `cap_nanos` is charged.
+    pub fn charge(&self, record: &mut Record, cap_nanos: Option<u64>) {
+        let total = self.cost_nanos(&Measured::from(&*record));
+        record.price_version = self.version;
+        record.cost_nanos = cap_nanos.map_or(total, |cap| total.min(cap));
+        record.budget_reached |= record.cost_nanos < total;
+    }
+
+    /// The bill of a record that was charged.
+    pub fn bill_of(&self, record: &Record) -> Bill {
+        self.bill(&Measured::from(record), record.budget_reached.then_some(record.cost_nanos))
+    }
+
     fn lines(&self, used: &Measured) -> [Line; LINES_MAX] {
         let tokens = if used.batch { &self.batch } else { &self.tokens };
         let begun = u64::from(used.begun);

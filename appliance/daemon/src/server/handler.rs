@@ -2,15 +2,18 @@
 
 use super::{
     allowance::{self, Allowance},
+    budgets,
     functions::{self, Function},
     inference, instances, keys,
     meter::Meter,
     models,
+    purse::{Purse, Tokens},
     reply::{self, Answered, Reply},
     route::{Admin, Miss, Route, route},
     snapshots,
     state::State,
     terms::Asked,
+    usage,
 };
 use appliance_api::{ApiError, Head};
 use appliance_edge::{Failure, Handler, Request};
@@ -137,16 +140,26 @@ impl Call {
     pub(super) fn meter(&self, function: &Function, bytes_in: usize) -> Meter {
         let (state, manifest) = (Arc::clone(&self.state), &function.manifest);
         let context_tokens = manifest.limits.context_tokens;
-        Meter::new(state, self.id, &self.caller.key.name, &manifest.name, context_tokens, bytes_in)
+        let meter = Meter::new(state, self.id, &self.caller.key.name, &manifest.name, context_tokens, bytes_in);
+        meter.of_class(self.asked.class())
     }
 
-    /// Has the key's limits say whether it may go on, using `tokens` at most.
+    /// Has the key's limits say whether it may go on, using `tokens` at most, and all budgets, paying for `most`.
     ///
     /// # Errors
     /// 429.
-    pub(super) fn allow(&self, meter: &mut Meter, tokens: u32) -> Result<(), ApiError> {
+    pub(super) fn allow(
+        &self,
+        meter: &mut Meter,
+        function: &Function,
+        tokens: u32,
+        most: Tokens,
+    ) -> Result<(), ApiError> {
         let allowance = meter.check(Allowance::ask(&self.caller, tokens))?;
         meter.allowed(allowance);
+        let purse = Purse::ask(self, function, meter.prices(), most);
+        let purse = meter.check(purse)?;
+        meter.afforded(purse);
         Ok(())
     }
 
@@ -166,6 +179,12 @@ pub(super) fn random() -> u128 {
 /// Seconds since the Unix epoch.
 pub(super) fn unix_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// Milliseconds since the Unix epoch.
+pub(super) fn unix_ms() -> u64 {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
 }
 
 async fn operate(call: &Call, admin: Admin<'_>, request: Request) -> Answered {
@@ -191,6 +210,12 @@ async fn operate(call: &Call, admin: Admin<'_>, request: Request) -> Answered {
         Admin::Keys => Ok(reply::list(&call.state.keys.list())),
         Admin::CreateKey => keys::create(call, request).await,
         Admin::RevokeKey(name) => keys::revoke(call, name).await,
+        Admin::Budgets => budgets::list(call),
+        Admin::SetBudget(kind, name) => budgets::set(call, kind, name, request).await,
+        Admin::RemoveBudget(kind, name) => budgets::remove(call, kind, name).await,
+        Admin::Usage => usage::sums(call, request.head.uri.query()).await,
+        Admin::UsageRecords => usage::records(call, request.head.uri.query()).await,
+        Admin::Explain(id) => usage::explain(call, id).await,
     }
 }
 

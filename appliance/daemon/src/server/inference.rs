@@ -16,6 +16,7 @@ use super::{
     generation::{Generation, Step, ask, out_of_place},
     handler::{Call, random},
     meter::Meter,
+    purse::Tokens,
     reply::{self, Answered, Reply},
 };
 use appliance_api::{
@@ -54,7 +55,7 @@ pub(super) async fn chat(call: &Call, request: Request) -> Answered {
     let (function, mut meter) = begin(call, call.function(&request.model)?, &body)?;
     let how = How { shape: Shape::Chat, stream: request.stream, include_usage: request.include_usage };
     let prompts = [meter.check(request.into_generate(&bounds(call, &function)))?];
-    call.allow(&mut meter, tokens_of(&prompts, function.manifest.limits.context_tokens))?;
+    allow(call, &mut meter, &function, &prompts)?;
     answer(call, how, generation(call, &how, function, meter, chat::PROMPT_PARAM, prompts.into())).await
 }
 
@@ -65,7 +66,7 @@ pub(super) async fn completion(call: &Call, request: Request) -> Answered {
     let (function, mut meter) = begin(call, call.function(&request.model)?, &body)?;
     let how = How { shape: Shape::Text, stream: request.stream, include_usage: request.include_usage };
     let prompts = meter.check(request.into_generates(&bounds(call, &function)))?;
-    call.allow(&mut meter, tokens_of(&prompts, function.manifest.limits.context_tokens))?;
+    allow(call, &mut meter, &function, &prompts)?;
     answer(call, how, generation(call, &how, function, meter, completion::PROMPT_PARAM, prompts)).await
 }
 
@@ -75,7 +76,9 @@ pub(super) async fn embedding(call: &Call, request: Request) -> Answered {
     let request = EmbeddingRequest::parse(&body)?;
     let (function, mut meter) = begin(call, call.function(&request.model)?, &body)?;
     let tokens = request.inputs.iter().map(prompt_tokens).fold(0, u32::saturating_add);
-    call.allow(&mut meter, tokens)?;
+    let context_tokens = function.manifest.limits.context_tokens;
+    let prompts = u32::try_from(request.inputs.len()).unwrap_or(u32::MAX).saturating_mul(context_tokens);
+    call.allow(&mut meter, &function, tokens, Tokens { prompts, answers: 0 })?;
     let vectors = vectors(call, &function, &request, &mut meter).await;
     let vectors = meter.check(vectors)?;
     let body = embedding::reply(function.manifest.name.as_str(), &vectors, request.encoding, &meter.usage());
@@ -121,6 +124,14 @@ fn begin(call: &Call, function: Arc<Function>, body: &Bytes) -> Result<(Arc<Func
     let mut meter = call.meter(&function, body.len());
     meter.check(body::within(body, function.manifest.limits.request_bytes))?;
     Ok((function, meter))
+}
+
+/// Asks limits and budgets for what answering `prompts` may take.
+fn allow(call: &Call, meter: &mut Meter, function: &Function, prompts: &[Generate]) -> Result<(), ApiError> {
+    let context_tokens = function.manifest.limits.context_tokens;
+    let answers = prompts.iter().map(|generate| generate.tokens_max.min(context_tokens)).fold(0, u32::saturating_add);
+    let all_full = u32::try_from(prompts.len()).unwrap_or(u32::MAX).saturating_mul(context_tokens);
+    call.allow(meter, function, tokens_of(prompts, context_tokens), Tokens { prompts: all_full, answers })
 }
 
 fn bounds(call: &Call, function: &Function) -> Bounds {
@@ -324,7 +335,7 @@ async fn simple(
     render: impl FnOnce(FromRunner) -> Option<Vec<u8>>,
 ) -> Answered {
     let (function, mut meter) = begin(call, call.function_or_only(model)?, body)?;
-    call.allow(&mut meter, 0)?;
+    call.allow(&mut meter, &function, 0, Tokens::default())?;
     let answered = ask(call, &function, work, param, &mut meter).await;
     let rendered = answered.and_then(|(_, message)| render(message).ok_or_else(out_of_place));
     let body = meter.check(rendered)?;

@@ -10,15 +10,14 @@
 //! Invariant: exactly one record for each meter, sent by its drop; so a client that leaves, which drops the request's
 //! future or its reply's stream, is accounted for like any other.
 
-use super::{allowance::Allowance, state::State};
+use super::{allowance::Allowance, handler::unix_ms, purse::Purse, report::Report, state::State};
+use appliance_admit::Class;
 use appliance_api::{ApiError, Timings, Usage};
 use appliance_pool::Dispatched;
+use appliance_price::{Measured, Prices};
 use appliance_types::{FunctionName, KeyName, Outcome, Record, RequestId};
 use sandbox_wire::runner::Finished;
-use std::{
-    sync::Arc,
-    time::{Instant, SystemTime, UNIX_EPOCH},
-};
+use std::{sync::Arc, time::Instant};
 
 /// Stands for the status of a request whose client left before there was one, as it does in nginx's logs.
 const CLIENT_LEFT: u16 = 499;
@@ -35,6 +34,10 @@ pub(super) struct Meter {
     dispatched: bool,
     /// What its key was granted for it; settled with the record.
     allowance: Option<Allowance>,
+    /// Of when it came.
+    prices: Arc<Prices>,
+    /// What budgets granted for it; settled with the record.
+    purse: Option<Purse>,
 }
 
 /// What a job has used so far, by this side's clock: exact figures come with its end.
@@ -57,13 +60,66 @@ impl Meter {
         context_tokens: u32,
         bytes_in: usize,
     ) -> Self {
+        let came_unix_ms = unix_ms();
+        let prices = state.prices_at(came_unix_ms);
         let record = Record {
-            came_unix_ms: unix_ms(),
+            came_unix_ms,
             status: CLIENT_LEFT,
             bytes_in: bytes_in as u64,
             ..Record::new(request, key.clone(), function.clone())
         };
-        Self { state, record, job: None, began: Instant::now(), context_tokens, dispatched: false, allowance: None }
+        let (began, job, dispatched) = (Instant::now(), None, false);
+        Self { state, record, job, began, context_tokens, dispatched, allowance: None, prices, purse: None }
+    }
+
+    /// The same of a class.
+    pub(super) fn of_class(mut self, class: Class) -> Self {
+        self.record.batch = class == Class::Batch;
+        self
+    }
+
+    /// What it is charged by.
+    pub(super) fn prices(&self) -> &Prices {
+        &self.prices
+    }
+
+    /// Budgets granted this for it.
+    pub(super) fn afforded(&mut self, purse: Purse) {
+        self.purse = Some(purse);
+    }
+
+    /// How long its next job may take before its money is used up, ms; `None` where there is no budget.
+    pub(super) fn affordable_ms(&self, memory_bytes: u64) -> Option<u64> {
+        let cap = self.cap_nanos()?;
+        Some(self.prices.affordable_ms(cap, memory_bytes).saturating_sub(self.prices.billed_ms(&self.measured())))
+    }
+
+    /// Whether what it was granted is used up.
+    pub(super) fn is_spent(&self) -> bool {
+        self.cap_nanos().is_some_and(|cap| self.prices.cost_nanos(&self.measured()) >= cap)
+    }
+
+    /// It is stopped where it is because its money is used up.
+    pub(super) fn stopped_by_budget(&mut self) {
+        self.record.budget_reached = true;
+        self.break_off();
+    }
+
+    fn cap_nanos(&self) -> Option<u64> {
+        self.purse.as_ref().and_then(Purse::cap_nanos)
+    }
+
+    /// What it used until now, by this side's clock.
+    fn measured(&self) -> Measured {
+        let mut used = Measured::from(&self.record);
+        if let Some(job) = &self.job {
+            add(&mut used.wake_us, job.wake_us);
+            add(&mut used.work_us, us(job.began, Instant::now()));
+            used.tokens_in = used.tokens_in.saturating_add(job.tokens_in.saturating_sub(job.tokens_cached));
+            used.tokens_cached = used.tokens_cached.saturating_add(job.tokens_cached);
+            used.tokens_out = used.tokens_out.saturating_add(job.tokens_out);
+        }
+        used
     }
 
     /// Its key was granted this for it.
@@ -175,12 +231,24 @@ impl Meter {
 
     /// The reply's usage, receipt included.
     pub(super) fn usage(&self) -> Usage {
-        Usage::from_record(&self.record, &self.state.prices)
+        let mut record = self.record.clone();
+        self.prices.charge(&mut record, self.cap_nanos());
+        Usage::from_record(&record, &self.prices)
     }
 
     /// llama-server's timings.
     pub(super) fn timings(&self) -> Timings {
         Timings::from_record(&self.record)
+    }
+
+    /// A job that did not end by itself used the time until now.
+    fn break_off(&mut self) {
+        let now = Instant::now();
+        self.close(|record, job| {
+            let decoding = job.first_text.unwrap_or(now);
+            add(&mut record.prefill_us, us(job.began, decoding));
+            add(&mut record.decode_us, us(decoding, now));
+        });
     }
 
     fn close(&mut self, end: impl FnOnce(&mut Record, &mut Job)) {
@@ -198,16 +266,19 @@ impl Meter {
 
 impl Drop for Meter {
     fn drop(&mut self) {
-        let now = Instant::now();
-        self.close(|record, job| {
-            let decoding = job.first_text.unwrap_or(now);
-            add(&mut record.prefill_us, us(job.began, decoding));
-            add(&mut record.decode_us, us(decoding, now));
-        });
+        self.break_off();
+        let cap_nanos = self.cap_nanos();
+        self.prices.charge(&mut self.record, cap_nanos);
+        if let Some(purse) = &mut self.purse {
+            purse.settle(self.record.cost_nanos);
+        }
         if let Some(allowance) = &mut self.allowance {
             allowance.used(self.record.tokens_in.saturating_add(self.record.tokens_out));
         }
         self.record.ended_unix_ms = unix_ms();
+        if self.dispatched {
+            tracing::info!("{}", Report { record: &self.record, prices: &self.prices });
+        }
         self.state.record(&self.record);
     }
 }
@@ -218,10 +289,4 @@ fn add(total: &mut u64, more: u64) {
 
 fn us(from: Instant, to: Instant) -> u64 {
     u64::try_from(to.saturating_duration_since(from).as_micros()).unwrap_or(u64::MAX)
-}
-
-/// The wall clock, milliseconds since the Unix epoch.
-fn unix_ms() -> u64 {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
 }

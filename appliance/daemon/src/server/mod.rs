@@ -3,7 +3,8 @@
 //! ```text
 //!  edge ─▶ handler ─▶ route ─▶ key ─┬▶ inference ─▶ generation ─▶ pool ─▶ runner      model endpoints
 //!          (one a core)             │       └▶ meter ─▶ ledger
-//!                                   └▶ functions, models, instances, snapshots, keys ─▶ warden   operator's endpoints
+//!                                   ├▶ functions, models, instances, snapshots, keys ─▶ warden   operator's endpoints
+//!                                   └▶ budgets, usage ─▶ purse, ledger
 //! ```
 //!
 //! Life: `run` starts one executor a core, each serving its own listener; the pool's task lives on the first. It ends
@@ -16,6 +17,7 @@
 
 mod allowance;
 mod body;
+mod budgets;
 mod functions;
 mod generation;
 mod handler;
@@ -24,12 +26,15 @@ mod instances;
 mod keys;
 mod meter;
 mod models;
+mod purse;
 mod reply;
+mod report;
 mod route;
 mod snapshots;
 mod state;
 mod tenants;
 mod terms;
+mod usage;
 
 use crate::{
     control::{Order, Orders},
@@ -57,7 +62,7 @@ use std::{
 /// # Errors
 /// It could not begin, or a part that it cannot do without ended.
 pub(crate) fn run(setup: ServerSetup) -> Result<(), Failure> {
-    let ServerSetup { listeners, address, warden, ledger, ready, orders, config, files } = setup;
+    let ServerSetup { listeners, address, warden, ledger, past, ready, orders, config, files } = setup;
     let certificates = Arc::new(certificates(&files)?);
     let edge = Edge::new(Arc::clone(&certificates), limits(&config.limits)).map_err(Failure::of_tls)?;
     let end = End { edge: edge.clone(), fault: Arc::default() };
@@ -68,7 +73,7 @@ pub(crate) fn run(setup: ServerSetup) -> Result<(), Failure> {
     let (pool, inputs) = appliance_pool::pool();
     let cores = available_cores().map_err(Failure::of("count", "the cores"))?;
     let resources = resources(&config)?;
-    let state = State::open(&files, &config, resources.cores, pool, warden.clone(), ledger)?;
+    let state = State::open(&files, &config, resources.cores, pool, warden.clone(), ledger, past)?;
 
     let mut driver = Some(Driver { inputs, warden, resources, end: end.clone() });
     let mut listeners = listeners.into_iter();
@@ -81,7 +86,7 @@ pub(crate) fn run(setup: ServerSetup) -> Result<(), Failure> {
     });
     let running = running.map_err(|error| Failure::Service(error.to_string()))?;
     drop(alive);
-    follow(orders, end.clone(), certificates, files, config)?;
+    follow(orders, end.clone(), certificates, Arc::clone(&state), files, config)?;
     ready.announce().map_err(Failure::of("speak to", "the supervisor"))?;
     tracing::info!(%address, cores = cores.len(), functions = state.functions.all().len(), "serving");
 
@@ -155,6 +160,7 @@ fn follow(
     mut orders: Orders,
     end: End,
     certificates: Arc<Certificates>,
+    state: Arc<State>,
     files: ServerFiles,
     mut config: ServeConfig,
 ) -> Result<(), Failure> {
@@ -163,6 +169,7 @@ fn follow(
             match orders.next() {
                 Ok(Order::Reload(fresh)) => {
                     reload(&certificates, &files);
+                    state.reload_prices(&files);
                     let of_start =
                         |config: &ServeConfig| (config.limits.clone(), config.inference_cores, config.memory_bytes);
                     if of_start(&fresh) != of_start(&config) {
