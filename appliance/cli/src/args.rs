@@ -78,8 +78,36 @@ pub(crate) enum Command {
     Key(Key),
     /// Replay a trace of requests under scaling policies, the server's own and others; asks no server
     Sim(Box<Sim>),
+    /// The bootable image
+    #[command(subcommand)]
+    Image(Image),
     /// Check this machine and the server; says how to fix what is missing
     Doctor(Listing),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Image {
+    /// Build an image and its block map; needs no root
+    Build {
+        /// What goes into it
+        #[arg(long, value_name = "FILE", default_value = "images/appliance.toml")]
+        recipe: PathBuf,
+        /// Where it goes; its block map goes beside it
+        #[arg(long, value_name = "FILE", default_value = "target/image/ember.img")]
+        out: PathBuf,
+        /// Where Debian's packages are unpacked, and found again
+        #[arg(long, value_name = "DIR", default_value = "target/image/packages")]
+        cache: PathBuf,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// Show an image's partitions, versions and sizes
+    Inspect {
+        /// The image
+        file: PathBuf,
+        #[command(flatten)]
+        listing: Listing,
+    },
 }
 
 /// How a list is printed.

@@ -136,7 +136,7 @@ pub fn list_boot_files(file: &File, esp: &Slice, folder: &str) -> Result<Vec<Str
 
 fn check(contents: &Contents) -> Result<(), ImageError> {
     let bad = |what: String| Err(ImageError::Disk(what));
-    if contents.esp_bytes % MIB != 0 || contents.data_bytes % MIB != 0 {
+    if !contents.esp_bytes.is_multiple_of(MIB) || !contents.data_bytes.is_multiple_of(MIB) {
         return bad("partitions are whole MiB".to_owned());
     }
     if contents.esp_bytes < ESP_BYTES_MIN || contents.data_bytes < DATA_BYTES_MIN {

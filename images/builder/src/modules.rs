@@ -19,6 +19,7 @@ use std::{
     fs,
     io::Cursor,
     path::{Path, PathBuf},
+    slice::from_ref,
 };
 
 /// Modules at most, needs included.
@@ -63,7 +64,7 @@ pub fn select(folder: &Path, wanted: &[String]) -> Result<Vec<Module>, ImageErro
 
 /// The text of `modules/order`.
 pub fn order(modules: &[Module]) -> String {
-    modules.iter().map(|m| [&[m.name.clone()], m.needs.as_slice()].concat().join(" ") + "\n").collect()
+    modules.iter().map(|m| [from_ref(&m.name), m.needs.as_slice()].concat().join(" ") + "\n").collect()
 }
 
 /// The text of `modules/alias`.

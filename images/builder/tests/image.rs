@@ -29,12 +29,12 @@ fn uki() -> Vec<u8> {
     let (linux, initrd) = (vec![1; 3 << 20], vec![2; 2 << 20]);
     let parts =
         Parts { stub: &stub(), os_release, command_line: "quiet", release: "6.12.1", linux: &linux, initrd: &initrd };
-    uki::build(&parts).unwrap()
+    uki::build(&parts).expect("the parts fit")
 }
 
 fn write(path: &Path, uki: &[u8]) {
     let contents = Contents { loader: b"loader", uki, esp_bytes: 72 << 20, data_bytes: 32 << 20 };
-    disk::write(path, &contents).unwrap();
+    disk::write(path, &contents).expect("the contents fit");
 }
 
 fn passes(program: &str, arguments: &[&str]) -> String {

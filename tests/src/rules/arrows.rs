@@ -19,7 +19,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("wire", &["sandbox-wire"]),
     ("pure", &["appliance-config", "appliance-api", "appliance-admit", "appliance-scale", "sandbox-snapshot"]),
     ("fences", &["appliance-runtime", "sandbox-kernel", "sandbox-model"]),
-    ("mechanisms", &["sandbox-image"]),
+    ("mechanisms", &["sandbox-image", "images-builder"]),
     ("stages", &["appliance-edge", "appliance-keys", "appliance-pool", "appliance-ledger", "sandbox-warden"]),
     ("simulators", &["appliance-sim"]),
     ("programs", &["appliance-daemon", "appliance-cli", "sandbox-runner", "bench", "tests"]),
@@ -41,7 +41,7 @@ const CLIENT: &str = "speaks HTTPS as a client, and must choose whom to trust";
 pub const WORLDS: &[World] = &[
     World { crates: &["glommio"], owner: "appliance-runtime", also: &[] },
     World { crates: &["llama-cpp"], owner: "sandbox-model", also: &[] },
-    World { crates: &["zstd"], owner: "sandbox-snapshot", also: &[] },
+    World { crates: &["zstd"], owner: "sandbox-snapshot", also: &[("images-builder", "packs the initramfs for the kernel")] },
     World { crates: &["hyper"], owner: "appliance-edge", also: &[("bench", "is the load, and the peer on tokio")] },
     World {
         crates: &["rustls", "futures-rustls", "tokio-rustls"],
