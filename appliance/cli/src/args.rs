@@ -4,6 +4,7 @@ use appliance_config::{duration_ms, size_bytes};
 use appliance_sim::Synthetic;
 use appliance_types::{FunctionName, KeyName, ModelDigest};
 use clap::{Args as ArgGroup, Parser, Subcommand, value_parser};
+use images_builder::qemu::DiskKind;
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -100,6 +101,29 @@ pub(crate) enum Image {
         cache: PathBuf,
         #[command(flatten)]
         listing: Listing,
+    },
+    /// Run an image in QEMU, with its console here; the image itself stays as it is
+    Boot {
+        /// The image
+        file: PathBuf,
+        /// Port of this machine that reaches the image's
+        #[arg(long, value_name = "PORT", default_value_t = 8443)]
+        port: u16,
+        /// Memory
+        #[arg(long, value_name = "SIZE", default_value = "2GiB", value_parser = size_bytes)]
+        memory: u64,
+        /// Processors
+        #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=256))]
+        cpus: u32,
+        /// What the disk is: virtio, nvme, ahci or usb
+        #[arg(long, value_name = "KIND", default_value = "virtio")]
+        disk: DiskKind,
+        /// What the network interface is, as QEMU calls it: virtio-net-pci, e1000e, igb, vmxnet3, rtl8139
+        #[arg(long, value_name = "MODEL", default_value = "virtio-net-pci")]
+        nic: String,
+        /// Write to the image, as a machine would to its disk
+        #[arg(long)]
+        write: bool,
     },
     /// Show an image's partitions, versions and sizes
     Inspect {

@@ -1,11 +1,11 @@
-//! `ember image`: builds the bootable image, and says what is in one. Asks no server.
+//! `ember image`: builds the bootable image, says what is in one, and boots it in QEMU. Asks no server.
 
 use crate::{
     args::{Image, Listing},
     error::Error,
     output,
 };
-use images_builder::{Built, Inspection, Recipe, build, inspect};
+use images_builder::{Built, Inspection, Recipe, build, inspect, qemu::Machine};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 
@@ -13,8 +13,22 @@ pub(crate) fn command(command: &Image) -> Result<(), Error> {
     match command {
         Image::Build { recipe, out, cache, listing } => {
             let recipe = Recipe::read(recipe)?;
-            let built = build(&recipe, env!("CARGO_PKG_VERSION"), out, cache, |step| output::note(&format!("{step} ...")))?;
+            let built =
+                build(&recipe, env!("CARGO_PKG_VERSION"), out, cache, |step| output::note(&format!("{step} ...")))?;
             print_built(&built, *listing)
+        }
+        Image::Boot { file, port, memory, cpus, disk, nic, write } => {
+            let machine = Machine {
+                image: file.clone(),
+                port: *port,
+                memory: *memory,
+                cpus: *cpus,
+                disk: *disk,
+                nic: nic.clone(),
+                write: *write,
+            };
+            output::note(&format!("booting {}; it will answer on https://127.0.0.1:{port}", file.display()));
+            Ok(machine.run()?)
         }
         Image::Inspect { file, listing } => print_inspection(&inspect(file)?, *listing),
     }
@@ -27,7 +41,7 @@ fn print_built(built: &Built, listing: Listing) -> Result<(), Error> {
     });
     output::print(listing, &value, || {
         Ok(format!(
-            "{}: {} of {} to write; slot {}, Linux {}, {} modules\n",
+            "{}: {} of {} to write; slot {}, Linux {}, {} modules",
             built.image.display(),
             mib(built.written),
             mib(built.bytes),
@@ -73,7 +87,7 @@ fn text(inspection: &Inspection) -> String {
             line(format_args!("  section  {:>10}  {}", mib(section.size.into()), section.name));
         }
     }
-    text
+    text.trim_end().to_owned()
 }
 
 fn mib(bytes: u64) -> String {

@@ -20,6 +20,9 @@ use nix::{
 };
 use std::{
     env,
+    fs::{self, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
     path::Path,
     process::{Command, ExitCode},
     thread,
@@ -28,6 +31,9 @@ use std::{
 
 /// Who reads the console may see why, before the machine starts again.
 const LAST_WORDS: Duration = Duration::from_secs(3);
+
+/// The service's folder.
+const SERVICE_DATA: &str = "/data/ember";
 
 /// Everything, from the kernel's first process to a machine that is off or starts again. Returns only where it cannot end
 /// the machine, upon which the kernel panics, and starts it again.
@@ -40,9 +46,8 @@ pub fn run() -> ExitCode {
         RebootMode::RB_AUTOBOOT
     });
     shut_down();
-    if let Err(errno) = reboot(how) {
-        say(format_args!("cannot end: {}", errno.desc()));
-    }
+    let Err(errno) = reboot(how);
+    say(format_args!("cannot end: {}", errno.desc()));
     ExitCode::FAILURE
 }
 
@@ -62,12 +67,27 @@ fn live() -> Result<RebootMode, InitError> {
     let _ = set_cad_enabled(false);
     let given = machine.network.clone();
     thread::spawn(move || network::bring_up(given.as_ref()));
+    if let Some(key) = &machine.admin_key {
+        place_admin_key(key).map_err(InitError::io("the admin key"))?;
+    }
     let service = Command::new("/init")
-        .args(["serve", "--data", "/data/ember", "--listen"])
+        .args(["serve", "--data", SERVICE_DATA, "--listen"])
         .arg(machine.listen.to_string())
+        .env("NO_COLOR", "1")
         .spawn()
         .map_err(InitError::io("emberd serve"))?;
     Ok(watch(Pid::from_raw(service.id() as i32), signals))
+}
+
+/// A box that has a key keeps it.
+fn place_admin_key(key: &str) -> io::Result<()> {
+    fs::create_dir_all(SERVICE_DATA)?;
+    let path = Path::new(SERVICE_DATA).join("admin.key");
+    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Ok(mut file) => file.write_all(format!("{key}\n").as_bytes()).and_then(|()| file.sync_all()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Reaps whatever ends until the service does. A signal asks it to.

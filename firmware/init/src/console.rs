@@ -2,12 +2,14 @@
 
 use std::{fmt::Display, fs::OpenOptions, io::Write};
 
-/// Says something on every console. A console that cannot be written to is no reason to stop.
+/// The serial line or whatever the kernel was told last, and the screen. The kernel's own log is kept quiet, so it is no
+/// way to them.
+const CONSOLES: [&str; 2] = ["/dev/console", "/dev/tty0"];
+
+/// Says something on every console. One that is not there, or takes nothing, is no reason to stop.
 pub(crate) fn say(text: impl Display) {
     let line = format!("ember: {text}\r\n");
-    let written = OpenOptions::new().write(true).open("/dev/kmsg").and_then(|mut log| log.write_all(line.as_bytes()));
-    // Before /dev is there, the kernel has given PID 1 its console.
-    if written.is_err() {
-        drop(std::io::stderr().write_all(line.as_bytes()));
+    for path in CONSOLES {
+        let _ = OpenOptions::new().write(true).open(path).and_then(|mut console| console.write_all(line.as_bytes()));
     }
 }

@@ -3,6 +3,7 @@
 //! ```toml
 //! hostname = "ember-7"
 //! listen = "0.0.0.0:8443"
+//! admin_key = "…"               # without it one is made, on the data partition; of use at the first boot only
 //! [network]                     # without it: DHCP
 //! address = "192.168.1.7/24"
 //! gateway = "192.168.1.1"
@@ -27,6 +28,8 @@ pub(crate) struct Machine {
     pub(crate) hostname: String,
     /// Where requests are answered.
     pub(crate) listen: SocketAddr,
+    /// The admin key of a box that has none yet.
+    pub(crate) admin_key: Option<String>,
     /// Its address; DHCP without.
     pub(crate) network: Option<Static>,
 }
@@ -49,7 +52,7 @@ pub(crate) struct Prefixed {
 impl Default for Machine {
     fn default() -> Self {
         let listen = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8443));
-        Self { hostname: "ember".to_owned(), listen, network: None }
+        Self { hostname: "ember".to_owned(), listen, admin_key: None, network: None }
     }
 }
 
@@ -73,6 +76,9 @@ impl Machine {
         let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
         if name.is_empty() || name.len() > 63 || !name.bytes().all(fits) || name.starts_with('-') {
             return Err(format!("hostname is {name:?}; it may have letters, digits and -, 63 of them"));
+        }
+        if machine.admin_key.as_ref().is_some_and(|key| key.is_empty() || !key.bytes().all(|b| b.is_ascii_graphic())) {
+            return Err("admin_key is a key as `ember key create` prints it".to_owned());
         }
         Ok(machine)
     }

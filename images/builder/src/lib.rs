@@ -25,6 +25,7 @@ mod error;
 pub mod initramfs;
 mod inspect;
 pub mod modules;
+pub mod qemu;
 pub mod recipe;
 pub mod uki;
 
