@@ -15,6 +15,7 @@ mod deploy;
 mod doctor;
 mod error;
 mod function;
+mod image;
 mod instance;
 mod key;
 mod model;
@@ -55,6 +56,7 @@ fn command(args: Args) -> Result<(), Error> {
         Command::Snapshot(command) => snapshot::command(&client()?, command),
         Command::Key(key) => key::command(&client()?, key),
         Command::Sim(sim) => sim::sim(&sim),
+        Command::Image(command) => image::command(&command),
         Command::Doctor(listing) => doctor::doctor(target(), listing),
     }
 }
