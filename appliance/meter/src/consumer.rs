@@ -55,6 +55,11 @@ impl Consumer {
         Ok(Self { back: Back::attach(Mapping::new(ring)?), core, alone: PhantomData })
     }
 
+    /// The ring's core.
+    pub fn core(&self) -> u16 {
+        self.core
+    }
+
     /// The next item; `None` when there is none.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! The ring's algorithm under loom: all orders of two threads' steps, and all values that the memory model lets a load
 //! see, up to a bound on preemptions. Records of two words, so that one torn or read too early shows.
 //!
-//! More than `make test` has time for: `EMBER_LOOM_RECORDS=4 LOOM_MAX_PREEMPTIONS=4 cargo test --release --locked -p
+//! More than `make test` has time for: `EMBER_LOOM_RECORDS=6 LOOM_MAX_PREEMPTIONS=12 cargo test --release --locked -p
 //! appliance-meter explored`.
 
 use crate::cursor::{Back, Front, Memory, Word};
@@ -16,7 +16,7 @@ use loom::{
 const PLACES: usize = 2;
 const WORDS: usize = 2;
 const RECORDS: u64 = 3;
-const PREEMPTIONS_MAX: usize = 2;
+const PREEMPTIONS_MAX: usize = 5;
 
 impl Word for AtomicU64 {
     fn load(&self, order: Ordering) -> u64 {
