@@ -17,6 +17,7 @@ mod exit;
 mod files;
 mod logging;
 mod machine;
+mod meters;
 mod processes;
 mod resources;
 mod server;

@@ -1,20 +1,20 @@
-//! The ledger's process: takes records off the queue and appends them.
+//! The ledger's process: takes entries off the rings and makes them durable.
 //!
 //! ```text
-//!  open and verify ─▶ wait ─▶ take what is queued, up to a batch ─▶ append, sync ─▶ wait …
-//!                      │ SIGTERM or end of the queue
-//!                      └─▶ take all that is queued, append, sync ─▶ end
+//!  open and verify ─▶ take a batch, append, sync, release ─▶ … empty ─▶ sleep until the bell rings ─▶ take …
+//!                      │ SIGTERM, or nobody is left who could ring
+//!                      └─▶ take all there is ─▶ (nobody is left: what is open is interrupted) ─▶ end
 //! ```
 //!
-//! An error of the file is final: the process ends with it, and is started again to verify the file anew. The records
-//! of the batch at hand are lost then, and counted in the error; those still queued are not. Must run in a process that
-//! has no other thread that takes SIGTERM.
+//! An error of the file is final: the process ends with it, and is started again to verify the file anew. Nothing is lost
+//! by that: what was not synced is still in the rings. Must run in a process that has no other thread that takes SIGTERM.
 
 use crate::{
-    line,
-    log::{BATCH_BYTES_MAX, Log, LogError, Recovery},
-    queue::{Taken, take},
+    intake::Intake,
+    lines::Lines,
+    log::{LogError, Recovery},
 };
+use appliance_meter::{Heard, Hearing, RECORDS, RingError, entry::ENTRY_RECORDS};
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -24,61 +24,79 @@ use nix::{
     },
 };
 use std::{
+    io,
     os::fd::{AsFd, OwnedFd},
     path::Path,
 };
 
+/// Most batches that are taken once the ledger is to end: more than rings can hold.
+const LAST_BATCHES_MAX: usize = 1 << 12;
+
 /// Why the process ends before it is told to.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
-    /// The file cannot be taken over.
+    /// The file cannot be taken over, or a batch was not written; it is still in the rings.
     #[error(transparent)]
-    Open(LogError),
-    /// A batch was not written.
-    #[error("{records} records lost: {source}")]
-    Append {
-        /// Records of the batch.
-        records: usize,
-        /// What the file said.
-        source: LogError,
-    },
-    /// The queue or the signals cannot be waited for.
+    Log(#[from] LogError),
+    /// A ring cannot be used.
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    /// The bell or the signals cannot be waited for.
     #[error("{action}: {source}")]
     Kernel {
         /// What was attempted.
         action: &'static str,
         /// What the kernel said.
-        source: Errno,
+        source: io::Error,
     },
 }
 
-/// Appends records from `socket`, the second of [`crate::pair`], to the file in `folder`, until SIGTERM or until the
-/// other end is closed everywhere.
+/// Makes a line in `folder` of each request that ends, as the rings of all cores tell, until SIGTERM or until everybody
+/// who could ring the bell is gone.
 ///
 /// # Errors
 /// [`LedgerError`].
-pub fn run(folder: &Path, socket: OwnedFd) -> Result<(), LedgerError> {
+pub fn run(folder: &Path, rings: &[OwnedFd], bell: OwnedFd) -> Result<(), LedgerError> {
     let stop = stop_signal().map_err(kernel("watch SIGTERM"))?;
-    let (mut log, recovery) = Log::open(folder).map_err(LedgerError::Open)?;
+    let bell = Hearing::from(bell);
+    // Twice: what is open and what has ended may both be in the rings.
+    let requests_max = rings.len() * (2 * RECORDS / ENTRY_RECORDS) as usize;
+    let (mut lines, recovery) = Lines::open(folder, requests_max)?;
     report(&recovery);
-    let mut batch = Batch::default();
+    let mut intake = Intake::attach(rings)?;
     loop {
-        let stopping = wait(&stop, &socket).map_err(kernel("wait for records"))?;
-        loop {
-            let next = batch.fill(&socket).map_err(kernel("receive a record"))?;
-            batch.write(&mut log)?;
-            match next {
-                Next::Full => {}
-                Next::Empty if stopping => return Ok(()),
-                Next::Empty => break,
-                Next::Closed => return Ok(()),
-            }
+        let more = intake.pass(&mut lines)?;
+        let sleeps = !more && intake.may_sleep();
+        let stopping = wait(&stop, &bell, sleeps).map_err(kernel("wait for entries"))?;
+        intake.awake();
+        let gone = bell.clear().map_err(kernel("hear the bell"))? == Heard::Gone;
+        if stopping || gone {
+            return end(&mut intake, &mut lines, &bell);
         }
     }
 }
 
-fn kernel(action: &'static str) -> impl Fn(Errno) -> LedgerError {
-    move |source| LedgerError::Kernel { action, source }
+/// Takes what is left.
+fn end(intake: &mut Intake, lines: &mut Lines, bell: &Hearing) -> Result<(), LedgerError> {
+    for _ in 0..LAST_BATCHES_MAX {
+        if !intake.pass(lines)? {
+            break;
+        }
+    }
+    // It may have been rung before.
+    for _ in 0..LAST_BATCHES_MAX {
+        let mut fds = [PollFd::new(bell.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::ZERO).map_err(kernel("wait for entries"))? {
+            0 => break,
+            _ if bell.clear().map_err(kernel("hear the bell"))? == Heard::Gone => return Ok(lines.finish()?),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn kernel<E: Into<io::Error>>(action: &'static str) -> impl Fn(E) -> LedgerError {
+    move |source| LedgerError::Kernel { action, source: source.into() }
 }
 
 fn stop_signal() -> nix::Result<SignalFd> {
@@ -87,11 +105,11 @@ fn stop_signal() -> nix::Result<SignalFd> {
     SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC)
 }
 
-/// Waits until there is something to take, and tells whether it is to be the last.
-fn wait(stop: &SignalFd, socket: &OwnedFd) -> nix::Result<bool> {
-    let mut fds = [PollFd::new(stop.as_fd(), PollFlags::POLLIN), PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+/// Waits for the bell or SIGTERM, or only looks; tells whether it is to be the last time.
+fn wait(stop: &SignalFd, bell: &Hearing, sleeps: bool) -> nix::Result<bool> {
+    let mut fds = [PollFd::new(stop.as_fd(), PollFlags::POLLIN), PollFd::new(bell.as_fd(), PollFlags::POLLIN)];
     loop {
-        match poll(&mut fds, PollTimeout::NONE) {
+        match poll(&mut fds, if sleeps { PollTimeout::NONE } else { PollTimeout::ZERO }) {
             Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno),
             Ok(_) => return Ok(fds[0].any().unwrap_or(true)),
@@ -108,44 +126,4 @@ fn report(recovery: &Recovery) {
         tracing::error!(lines = corrupt.lines, offsets = ?corrupt.offsets, "the ledger holds corrupt lines");
     }
     tracing::info!(records, "ledger verified");
-}
-
-/// Why a batch is not filled further.
-enum Next {
-    Full,
-    Empty,
-    Closed,
-}
-
-/// Lines that are written and synced together.
-#[derive(Default)]
-struct Batch {
-    lines: Vec<u8>,
-    records: usize,
-}
-
-impl Batch {
-    fn fill(&mut self, socket: &OwnedFd) -> nix::Result<Next> {
-        while self.lines.len() + line::LINE_BYTES_MAX <= BATCH_BYTES_MAX {
-            match take(socket)? {
-                Taken::Record(record) => {
-                    self.lines.extend_from_slice(&line::encode(&record));
-                    self.records += 1;
-                }
-                Taken::Malformed(error) => tracing::error!(%error, "the server sent no record"),
-                Taken::Empty => return Ok(Next::Empty),
-                Taken::Closed => return Ok(Next::Closed),
-            }
-        }
-        Ok(Next::Full)
-    }
-
-    fn write(&mut self, log: &mut Log) -> Result<(), LedgerError> {
-        if self.records > 0 {
-            log.append(&self.lines).map_err(|source| LedgerError::Append { records: self.records, source })?;
-        }
-        self.lines.clear();
-        self.records = 0;
-        Ok(())
-    }
 }

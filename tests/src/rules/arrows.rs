@@ -18,7 +18,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("types", &["appliance-types"]),
     ("wire", &["sandbox-wire"]),
     ("pure", &["appliance-config", "appliance-api", "appliance-admit", "appliance-scale", "sandbox-snapshot"]),
-    ("fences", &["appliance-runtime", "sandbox-kernel", "sandbox-model"]),
+    ("fences", &["appliance-runtime", "appliance-meter", "sandbox-kernel", "sandbox-model"]),
     ("mechanisms", &["sandbox-image", "images-builder", "firmware-init"]),
     ("stages", &["appliance-edge", "appliance-keys", "appliance-pool", "appliance-ledger", "sandbox-warden"]),
     ("simulators", &["appliance-sim"]),
@@ -56,7 +56,8 @@ pub const WORLDS: &[World] = &[
         also: &[
             ("firmware-init", "mounts, loads modules, reaps, and ends the machine"),
             ("appliance-runtime", "awaits raw descriptors and pins its threads to cores"),
-            ("appliance-ledger", "takes records from a SOCK_SEQPACKET socket and locks its file"),
+            ("appliance-meter", "makes, seals and maps the rings' memory, and the pipe that is their bell"),
+            ("appliance-ledger", "waits for SIGTERM and for the rings' bell, and locks its file"),
             ("sandbox-image", "names the calls that a child runs by number, and seals files in memory"),
             ("sandbox-runner", "reads its socket between two steps without blocking"),
             ("appliance-daemon", "takes signals, locks its folder, gives files to the uids of its children"),

@@ -12,10 +12,10 @@
 use super::{
     allowance::{prompt_tokens, tokens_of},
     body,
+    desk::Meter,
     functions::Function,
     generation::{Generation, Step, ask, out_of_place},
     handler::{Call, random},
-    meter::Meter,
     reply::{self, Answered, Reply},
 };
 use appliance_api::{
@@ -51,7 +51,7 @@ const EMBEDDING_LENGTH_MAX: usize = 1 << 17;
 pub(super) async fn chat(call: &Call, request: Request) -> Answered {
     let body = body::json(request, call.state.request_bytes_max).await?;
     let request = ChatRequest::parse(&body)?;
-    let (function, mut meter) = begin(call, call.function(&request.model)?, &body)?;
+    let (function, mut meter) = begin(call, call.function(&request.model)?, &body).await?;
     let how = How { shape: Shape::Chat, stream: request.stream, include_usage: request.include_usage };
     let prompts = [meter.check(request.into_generate(&bounds(call, &function)))?];
     call.allow(&mut meter, tokens_of(&prompts, function.manifest.limits.context_tokens))?;
@@ -62,7 +62,7 @@ pub(super) async fn chat(call: &Call, request: Request) -> Answered {
 pub(super) async fn completion(call: &Call, request: Request) -> Answered {
     let body = body::json(request, call.state.request_bytes_max).await?;
     let request = CompletionRequest::parse(&body)?;
-    let (function, mut meter) = begin(call, call.function(&request.model)?, &body)?;
+    let (function, mut meter) = begin(call, call.function(&request.model)?, &body).await?;
     let how = How { shape: Shape::Text, stream: request.stream, include_usage: request.include_usage };
     let prompts = meter.check(request.into_generates(&bounds(call, &function)))?;
     call.allow(&mut meter, tokens_of(&prompts, function.manifest.limits.context_tokens))?;
@@ -73,7 +73,7 @@ pub(super) async fn completion(call: &Call, request: Request) -> Answered {
 pub(super) async fn embedding(call: &Call, request: Request) -> Answered {
     let body = body::json(request, call.state.request_bytes_max).await?;
     let request = EmbeddingRequest::parse(&body)?;
-    let (function, mut meter) = begin(call, call.function(&request.model)?, &body)?;
+    let (function, mut meter) = begin(call, call.function(&request.model)?, &body).await?;
     let tokens = request.inputs.iter().map(prompt_tokens).fold(0, u32::saturating_add);
     call.allow(&mut meter, tokens)?;
     let vectors = vectors(call, &function, &request, &mut meter).await;
@@ -117,8 +117,8 @@ pub(super) async fn apply_template(call: &Call, request: Request) -> Answered {
 }
 
 /// Begins the account of a call to `function`, which has its say about the body's length first.
-fn begin(call: &Call, function: Arc<Function>, body: &Bytes) -> Result<(Arc<Function>, Meter), ApiError> {
-    let mut meter = call.meter(&function, body.len());
+async fn begin(call: &Call, function: Arc<Function>, body: &Bytes) -> Result<(Arc<Function>, Meter), ApiError> {
+    let mut meter = call.meter(&function, body.len()).await?;
     meter.check(body::within(body, function.manifest.limits.request_bytes))?;
     Ok((function, meter))
 }
@@ -323,7 +323,7 @@ async fn simple(
     param: &str,
     render: impl FnOnce(FromRunner) -> Option<Vec<u8>>,
 ) -> Answered {
-    let (function, mut meter) = begin(call, call.function_or_only(model)?, body)?;
+    let (function, mut meter) = begin(call, call.function_or_only(model)?, body).await?;
     call.allow(&mut meter, 0)?;
     let answered = ask(call, &function, work, param, &mut meter).await;
     let rendered = answered.and_then(|(_, message)| render(message).ok_or_else(out_of_place));
