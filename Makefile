@@ -6,6 +6,7 @@
 #   make model           the default model, checked
 #   make bench [ONLY=S5,S10] [GGUF=FILE]   figures against their peers, into bench/runs/
 #   make image           target/image/ember.img and ember.img.bmap
+#   make image-test      boots the image in QEMU: virtio, NVMe, SATA
 #   make overload [GGUF=FILE]   what callers see at 50, 80 and 400 % of what can be done
 #
 # Every recipe is one bash script that stops at its first failure.
@@ -13,7 +14,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := build
-.PHONY: build model run test bench image overload packages sources
+.PHONY: build model run test bench image image-test overload packages sources
 
 PACKAGES := clang cmake curl g++ git libclang-dev pkg-config python3-pip unzip
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
@@ -114,6 +115,11 @@ image: build
 	@$(with_liburing)
 	CARGO_TARGET_DIR=$(IMAGE_BUILD) RUSTFLAGS="$(IMAGE_FLAGS)" $(CARGO) build --release --locked -p appliance-daemon -p sandbox-runner
 	$(BIN)/ember image build
+
+image-test: PACKAGES += mtools ovmf qemu-system-x86
+image-test: image
+	@$(with_liburing)
+	$(CARGO) test --release --locked --workspace --test boot -- --ignored --test-threads=1
 
 overload: build model
 	@$(BUILT)/bench overload --model "$(GGUF)"

@@ -7,9 +7,10 @@ use crate::ImageError;
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Child, Command, ExitStatus, Stdio},
     str::FromStr,
 };
+use tempfile::TempDir;
 
 /// Debian's build of the firmware.
 const FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
@@ -62,21 +63,56 @@ pub struct Machine {
     pub write: bool,
 }
 
-impl Machine {
-    /// Runs it until it is off, or QEMU is ended.
+/// A machine that is on. Dropped, it is cut off from its power.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    /// What its firmware remembers.
+    _variables: TempDir,
+}
+
+impl Running {
+    /// Waits until it is off.
     ///
     /// # Errors
-    /// [`ImageError::Program`] when QEMU or its firmware is missing, or QEMU fails.
-    pub fn run(&self) -> Result<(), ImageError> {
-        let failed = |reason: String| ImageError::Program { program: "qemu-system-x86_64", reason };
+    /// [`ImageError::Program`] when it cannot be waited for.
+    pub fn wait(&mut self) -> Result<ExitStatus, ImageError> {
+        self.child.wait().map_err(|error| failed(error.to_string()))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Machine {
+    /// Turns it on, with its console on `console`.
+    ///
+    /// # Errors
+    /// [`ImageError::Program`] when QEMU or its firmware is missing.
+    pub fn start(&self, console: Stdio) -> Result<Running, ImageError> {
         let folder = tempfile::tempdir().map_err(|error| failed(error.to_string()))?;
         let variables = folder.path().join("variables");
         let missing = |error: io::Error| failed(format!("{FIRMWARE_VARIABLES}: {error}; install the package ovmf"));
         fs::copy(FIRMWARE_VARIABLES, &variables).map_err(missing)?;
-        let mut command = Command::new("qemu-system-x86_64");
-        command.args(self.arguments(&variables, Path::new("/dev/kvm").exists()));
-        let status =
-            command.status().map_err(|error| failed(format!("{error}; install the package qemu-system-x86")))?;
+        let child = Command::new("qemu-system-x86_64")
+            .args(self.arguments(&variables, Path::new("/dev/kvm").exists()))
+            .stdin(Stdio::null())
+            .stdout(console)
+            .spawn()
+            .map_err(|error| failed(format!("{error}; install the package qemu-system-x86")))?;
+        Ok(Running { child, _variables: folder })
+    }
+
+    /// Runs it until it is off, with its console on stdout.
+    ///
+    /// # Errors
+    /// [`ImageError::Program`] when QEMU or its firmware is missing, or QEMU fails.
+    pub fn run(&self) -> Result<(), ImageError> {
+        let status = self.start(Stdio::inherit())?.wait()?;
         if status.success() { Ok(()) } else { Err(failed(status.to_string())) }
     }
 
@@ -109,6 +145,10 @@ impl Machine {
         arguments.extend(["-nodefaults", "-no-user-config"].map(str::to_owned));
         arguments
     }
+}
+
+fn failed(reason: String) -> ImageError {
+    ImageError::Program { program: "qemu-system-x86_64", reason }
 }
 
 /// A comma in a value is written twice.
