@@ -6,15 +6,17 @@
 //!                      └─▶ take all that is queued, append, sync ─▶ end
 //! ```
 //!
-//! An error of the file is final: the process ends with it, and is started again to verify the file anew. The records
+//! An error of the ledger is final: the process ends with it, and is started again to verify it anew. The records
 //! of the batch at hand are lost then, and counted in the error; those still queued are not. Must run in a process that
 //! has no other thread that takes SIGTERM.
 
 use crate::{
-    line,
-    log::{BATCH_BYTES_MAX, Log, LogError, Recovery},
+    log::{Log, LogError},
     queue::{Taken, take},
+    recover::Recovery,
+    service::Indexer,
 };
+use appliance_types::{Entry, Record, Stage};
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -24,14 +26,22 @@ use nix::{
     },
 };
 use std::{
+    hash::{BuildHasher, Hasher, RandomState},
+    io,
     os::fd::{AsFd, OwnedFd},
     path::Path,
+    time::{SystemTime, UNIX_EPOCH},
 };
+
+/// Most entries that are written and synced together.
+const BATCH_ENTRIES_MAX: usize = 256;
+/// How often the next segment, the oldest and the disk are looked at, ms.
+const TEND_MS: u16 = 1000;
 
 /// Why the process ends before it is told to.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
-    /// The file cannot be taken over.
+    /// The ledger cannot be taken over, or looked after.
     #[error(transparent)]
     Open(LogError),
     /// A batch was not written.
@@ -39,9 +49,12 @@ pub enum LedgerError {
     Append {
         /// Records of the batch.
         records: usize,
-        /// What the file said.
+        /// What the ledger said.
         source: LogError,
     },
+    /// The threads beside it cannot be started.
+    #[error("start the ledger's threads: {0}")]
+    Thread(io::Error),
     /// The queue or the signals cannot be waited for.
     #[error("{action}: {source}")]
     Kernel {
@@ -52,21 +65,24 @@ pub enum LedgerError {
     },
 }
 
-/// Appends records from `socket`, the second of [`crate::pair`], to the file in `folder`, until SIGTERM or until the
+/// Appends records from `socket`, the second of [`crate::pair`], to the ledger in `folder`, until SIGTERM or until the
 /// other end is closed everywhere.
 ///
 /// # Errors
 /// [`LedgerError`].
 pub fn run(folder: &Path, socket: OwnedFd) -> Result<(), LedgerError> {
     let stop = stop_signal().map_err(kernel("watch SIGTERM"))?;
-    let (mut log, recovery) = Log::open(folder).map_err(LedgerError::Open)?;
+    let (mut log, recovery) = Log::open(folder, unix_ms()).map_err(LedgerError::Open)?;
     report(&recovery);
-    let mut batch = Batch::default();
+    let indexer = Indexer::start(folder, None).map_err(LedgerError::Thread)?;
+    let mut batch = Batch::new(random());
     loop {
         let stopping = wait(&stop, &socket).map_err(kernel("wait for records"))?;
+        log.tend(unix_ms()).map_err(LedgerError::Open)?;
         loop {
             let next = batch.fill(&socket).map_err(kernel("receive a record"))?;
             batch.write(&mut log)?;
+            indexer.note(&log);
             match next {
                 Next::Full => {}
                 Next::Empty if stopping => return Ok(()),
@@ -87,11 +103,11 @@ fn stop_signal() -> nix::Result<SignalFd> {
     SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC)
 }
 
-/// Waits until there is something to take, and tells whether it is to be the last.
+/// Waits until there is something to take or to tend, and tells whether it is to be the last.
 fn wait(stop: &SignalFd, socket: &OwnedFd) -> nix::Result<bool> {
     let mut fds = [PollFd::new(stop.as_fd(), PollFlags::POLLIN), PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
     loop {
-        match poll(&mut fds, PollTimeout::NONE) {
+        match poll(&mut fds, PollTimeout::from(TEND_MS)) {
             Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno),
             Ok(_) => return Ok(fds[0].any().unwrap_or(true)),
@@ -100,14 +116,17 @@ fn wait(stop: &SignalFd, socket: &OwnedFd) -> nix::Result<bool> {
 }
 
 fn report(recovery: &Recovery) {
-    let Recovery { records, cut_bytes, corrupt } = recovery;
-    if *cut_bytes > 0 {
-        tracing::warn!(cut_bytes, "cut a torn tail off the ledger");
+    if let Some((at, bytes)) = recovery.cut {
+        tracing::warn!(%at, bytes, "cut a torn tail off the ledger");
     }
-    if corrupt.lines > 0 {
-        tracing::error!(lines = corrupt.lines, offsets = ?corrupt.offsets, "the ledger holds corrupt lines");
+    for damage in &recovery.damage {
+        tracing::error!(%damage, places = recovery.damaged, "the ledger is damaged");
     }
-    tracing::info!(records, "ledger verified");
+    if recovery.imported > 0 || !recovery.not_imported.is_empty() {
+        let corrupt = &recovery.not_imported;
+        tracing::warn!(records = recovery.imported, ?corrupt, "took in the ledger of an older version");
+    }
+    tracing::info!(entries = recovery.entries, "ledger verified");
 }
 
 /// Why a batch is not filled further.
@@ -117,21 +136,22 @@ enum Next {
     Closed,
 }
 
-/// Lines that are written and synced together.
-#[derive(Default)]
+/// Entries that are written and synced together.
 struct Batch {
-    lines: Vec<u8>,
-    records: usize,
+    entries: Vec<Entry>,
+    boot: u64,
+    sequence: u64,
 }
 
 impl Batch {
+    fn new(boot: u64) -> Self {
+        Self { entries: Vec::new(), boot, sequence: 0 }
+    }
+
     fn fill(&mut self, socket: &OwnedFd) -> nix::Result<Next> {
-        while self.lines.len() + line::LINE_BYTES_MAX <= BATCH_BYTES_MAX {
+        while self.entries.len() < BATCH_ENTRIES_MAX {
             match take(socket)? {
-                Taken::Record(record) => {
-                    self.lines.extend_from_slice(&line::encode(&record));
-                    self.records += 1;
-                }
+                Taken::Record(record) => self.push(*record),
                 Taken::Malformed(error) => tracing::error!(%error, "the server sent no record"),
                 Taken::Empty => return Ok(Next::Empty),
                 Taken::Closed => return Ok(Next::Closed),
@@ -140,12 +160,25 @@ impl Batch {
         Ok(Next::Full)
     }
 
+    /// The queue brings only records of requests that ended; each start of this process numbers them anew.
+    fn push(&mut self, record: Record) {
+        let Self { boot, sequence, .. } = *self;
+        self.entries.push(Entry { boot, core: 0, sequence, stage: Stage::Closed, record });
+        self.sequence += 1;
+    }
+
     fn write(&mut self, log: &mut Log) -> Result<(), LedgerError> {
-        if self.records > 0 {
-            log.append(&self.lines).map_err(|source| LedgerError::Append { records: self.records, source })?;
-        }
-        self.lines.clear();
-        self.records = 0;
+        log.append(&self.entries).map_err(|source| LedgerError::Append { records: self.entries.len(), source })?;
+        self.entries.clear();
         Ok(())
     }
+}
+
+fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+/// Names a start of this process.
+fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
 }

@@ -200,16 +200,16 @@ pub enum QueryError {
 
 /// A question on its way.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Ask {
+pub struct Ask {
     /// Chosen by who asks; comes back with the answer.
-    pub(crate) id: u64,
+    pub id: u64,
     /// The question.
-    pub(crate) query: Query,
+    pub query: Query,
 }
 
 /// What the ledger says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Said {
+pub enum Said {
     /// It has started.
     Ready,
     /// An answer.

@@ -95,7 +95,7 @@ pub(crate) fn take(socket: &OwnedFd) -> nix::Result<Taken> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::line::tests::record;
+    use crate::testing::record;
 
     #[test]
     fn a_full_queue_refuses_and_loses_nothing() {

@@ -64,6 +64,8 @@ pub enum Outcome {
     RunnerFailed,
     /// A fault of ours.
     Failed,
+    /// The server ended before the request did; its record says what it had used when last heard of.
+    Interrupted,
 }
 
 /// One request, ended.

@@ -42,6 +42,7 @@ pub const WORLDS: &[World] = &[
     World { crates: &["glommio"], owner: "appliance-runtime", also: &[] },
     World { crates: &["llama-cpp"], owner: "sandbox-model", also: &[] },
     World { crates: &["zstd"], owner: "sandbox-snapshot", also: &[] },
+    World { crates: &["rusqlite"], owner: "appliance-ledger", also: &[] },
     World { crates: &["hyper"], owner: "appliance-edge", also: &[("bench", "is the load, and the peer on tokio")] },
     World {
         crates: &["rustls", "futures-rustls", "tokio-rustls"],
@@ -55,7 +56,10 @@ pub const WORLDS: &[World] = &[
         owner: "sandbox-kernel",
         also: &[
             ("appliance-runtime", "awaits raw descriptors and pins its threads to cores"),
-            ("appliance-ledger", "takes records from a SOCK_SEQPACKET socket and locks its file"),
+            (
+                "appliance-ledger",
+                "takes records from a SOCK_SEQPACKET socket, locks its folder and allocates its files",
+            ),
             ("sandbox-image", "names the calls that a child runs by number, and seals files in memory"),
             ("sandbox-runner", "reads its socket between two steps without blocking"),
             ("appliance-daemon", "takes signals, locks its folder, gives files to the uids of its children"),
