@@ -120,6 +120,7 @@ fn serve(control: OwnedFd, mut gifts: Gifts, start: Start) -> Result<(), Failure
         warden: gifts.take(What::Peer)?,
         rings: gifts.take_all(What::Ring),
         bell: gifts.take(What::Bell)?,
+        questions: gifts.take(What::Questions)?,
         ready,
         orders,
         config,
@@ -133,7 +134,9 @@ fn ledger(mut gifts: Gifts, start: &Start) -> Result<(), Failure> {
     leave_network().map_err(Failure::of("leave", "the network"))?;
     become_user(LEDGER_ID)?;
     let (rings, bell) = (gifts.take_all(What::Ring), gifts.take(What::Bell)?);
-    appliance_ledger::run(Path::new("."), &rings, bell).map_err(|error| Failure::Service(format!("ledger: {error}")))
+    let questions = gifts.take(What::Questions)?;
+    appliance_ledger::run(Path::new("."), &rings, bell, Some(questions))
+        .map_err(|error| Failure::Service(format!("ledger: {error}")))
 }
 
 fn become_user(id: u32) -> Result<(), Failure> {

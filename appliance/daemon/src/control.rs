@@ -64,6 +64,8 @@ pub(crate) enum What {
     Ring,
     /// The pipe that wakes the ledger: the end that it needs.
     Bell,
+    /// Server ↔ ledger: questions and answers.
+    Questions,
     /// A listening socket.
     Listener,
 }

@@ -28,6 +28,8 @@ pub(crate) struct ServerSetup {
     pub(crate) rings: Vec<OwnedFd>,
     /// Wakes the ledger.
     pub(crate) bell: OwnedFd,
+    /// Asks the ledger; the supervisor keeps both ends.
+    pub(crate) questions: OwnedFd,
     /// Says once that requests are answered.
     pub(crate) ready: Ready,
     /// What the supervisor wants next. [`Orders::next`] blocks: give it a thread of its own.

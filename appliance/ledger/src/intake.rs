@@ -92,7 +92,7 @@ impl Intake {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::line::tests::record;
+    use crate::testing::record;
     use appliance_meter::{Producer, bell, create};
     use appliance_types::Stage;
 

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is the report; clippy knows unit tests only")]
 
-use appliance_ledger::{read, run};
+use appliance_ledger::{records, run};
 use appliance_meter::{Producer, bell, create};
 use appliance_types::{Outcome, Record, RequestId};
 use nix::{
@@ -25,7 +25,7 @@ use std::{
 const FOLDER: &str = "LEDGER_TEST_FOLDER";
 const RING: &str = "LEDGER_TEST_RING";
 /// Kills in the midst of appending.
-const KILLS: usize = 100;
+const KILLS: usize = 200;
 const BELL: &str = "LEDGER_TEST_BELL";
 
 fn record(number: u64) -> Record {
@@ -44,7 +44,7 @@ fn child() {
     let Some(folder) = env::var_os(FOLDER).map(PathBuf::from) else { return };
     let ring = OpenOptions::new().read(true).write(true).open(env::var_os(RING).unwrap()).unwrap();
     let bell = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(env::var_os(BELL).unwrap());
-    run(&folder, &[ring.into()], bell.unwrap().into()).unwrap();
+    run(&folder, &[ring.into()], bell.unwrap().into(), None).unwrap();
 }
 
 /// What the supervisor keeps.
@@ -81,7 +81,7 @@ impl Kept {
 }
 
 fn numbers(folder: &Path) -> Vec<u64> {
-    read(folder).unwrap().map(|record| record.unwrap().ended_unix_ms).collect()
+    records(folder).unwrap().map(|record| record.unwrap().ended_unix_ms).collect()
 }
 
 /// Opens and closes a request, giving the core to the ledger while the ring is full.
@@ -105,7 +105,7 @@ fn the_end_of_all_who_ring_ends_it_after_the_last_entry() {
     drop(producer);
     assert!(process.wait().unwrap().success());
     assert_eq!(kept.numbers(), (0..100).chain([101]).collect::<Vec<_>>());
-    let last = read(kept.folder.path()).unwrap().last().unwrap().unwrap();
+    let last = records(kept.folder.path()).unwrap().last().unwrap().unwrap();
     assert_eq!((last.outcome, last.tokens_out), (Outcome::Interrupted, 7));
 }
 
@@ -125,12 +125,12 @@ fn sigterm_ends_it_after_what_is_there() {
 
 #[test]
 fn kill_loses_nothing_and_doubles_nothing() {
-    let (kept, mut producer) = kept(1 << 9);
+    let (kept, mut producer) = kept(1 << 7);
     let mut next = 0;
     for _ in 0..KILLS {
         let mut process = kept.spawn();
         // More than the ring holds, so that the process is in the middle of appending when the last is sent.
-        for _ in 0..500 {
+        for _ in 0..120 {
             send(&mut producer, next);
             next += 1;
         }

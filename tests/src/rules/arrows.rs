@@ -41,7 +41,12 @@ const CLIENT: &str = "speaks HTTPS as a client, and must choose whom to trust";
 pub const WORLDS: &[World] = &[
     World { crates: &["glommio"], owner: "appliance-runtime", also: &[] },
     World { crates: &["llama-cpp"], owner: "sandbox-model", also: &[] },
-    World { crates: &["zstd"], owner: "sandbox-snapshot", also: &[("images-builder", "packs the initramfs for the kernel")] },
+    World {
+        crates: &["zstd"],
+        owner: "sandbox-snapshot",
+        also: &[("images-builder", "packs the initramfs for the kernel")],
+    },
+    World { crates: &["rusqlite"], owner: "appliance-ledger", also: &[] },
     World { crates: &["hyper"], owner: "appliance-edge", also: &[("bench", "is the load, and the peer on tokio")] },
     World {
         crates: &["rustls", "futures-rustls", "tokio-rustls"],
@@ -57,7 +62,7 @@ pub const WORLDS: &[World] = &[
             ("firmware-init", "mounts, loads modules, reaps, and ends the machine"),
             ("appliance-runtime", "awaits raw descriptors and pins its threads to cores"),
             ("appliance-meter", "makes, seals and maps the rings' memory, and the pipe that is their bell"),
-            ("appliance-ledger", "waits for SIGTERM and for the rings' bell, and locks its file"),
+            ("appliance-ledger", "waits for SIGTERM and for the rings' bell, locks its folder and allocates its files"),
             ("sandbox-image", "names the calls that a child runs by number, and seals files in memory"),
             ("sandbox-runner", "reads its socket between two steps without blocking"),
             ("appliance-daemon", "takes signals, locks its folder, gives files to the uids of its children"),

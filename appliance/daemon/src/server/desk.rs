@@ -12,6 +12,7 @@
 
 use super::{allowance::Allowance, meter::Account};
 use appliance_api::{ApiError, Timings, Usage};
+use appliance_ledger::Client;
 use appliance_meter::{Full, Producer, Ticket};
 use appliance_pool::Dispatched;
 use appliance_runtime::{sleep, spawn};
@@ -34,11 +35,15 @@ const PAUSES_MAX: usize = 10;
 /// When to try again after that, s.
 const RETRY_AFTER_S: u64 = 1;
 
+/// What is admitted can still be billed; nothing more is.
+const DISK_FULL: &str = "the disk that holds the bills is nearly full; the operator has to free some of it";
+
 /// A core's end of its ring, and the requests that are open there.
 pub(super) struct Desk(RefCell<Inner>);
 
 struct Inner {
     producer: Producer,
+    ledger: Client,
     open: BTreeMap<u64, Running>,
     next: u64,
     beats: bool,
@@ -51,15 +56,18 @@ struct Running {
 }
 
 impl Desk {
-    pub(super) fn new(producer: Producer) -> Rc<Self> {
-        Rc::new(Self(RefCell::new(Inner { producer, open: BTreeMap::new(), next: 0, beats: false })))
+    pub(super) fn new(producer: Producer, ledger: Client) -> Rc<Self> {
+        Rc::new(Self(RefCell::new(Inner { producer, ledger, open: BTreeMap::new(), next: 0, beats: false })))
     }
 
     /// Opens an account, once there is room for all that will be said of it.
     ///
     /// # Errors
-    /// 503: the ledger lags behind; nothing was begun.
+    /// 503: the ledger lags behind, or its disk is nearly full; nothing was begun.
     pub(super) async fn open(self: &Rc<Self>, account: Account) -> Result<Meter, ApiError> {
+        if self.0.borrow().ledger.is_low() {
+            return Err(ApiError::unavailable(DISK_FULL.to_owned(), RETRY_AFTER_S));
+        }
         let account = Rc::new(RefCell::new(account));
         for _ in 0..PAUSES_MAX {
             match self.try_open(&account) {

@@ -40,6 +40,7 @@ use crate::{
 };
 use appliance_config::{EdgeLimits, ServeConfig};
 use appliance_edge::{Certificates, Edge, Limits};
+use appliance_ledger::Client;
 use appliance_meter::{Producer, RingError};
 use appliance_pool::{Inputs, Resources, Warden};
 use appliance_runtime::{available_cores, run_per_core, spawn_owned};
@@ -60,7 +61,7 @@ use std::{
 /// # Errors
 /// It could not begin, or a part that it cannot do without ended.
 pub(crate) fn run(setup: ServerSetup) -> Result<(), Failure> {
-    let ServerSetup { listeners, address, warden, rings, bell, ready, orders, config, files } = setup;
+    let ServerSetup { listeners, address, warden, rings, bell, questions, ready, orders, config, files } = setup;
     let certificates = Arc::new(certificates(&files)?);
     let edge = Edge::new(Arc::clone(&certificates), limits(&config.limits)).map_err(Failure::of_tls)?;
     let end = End { edge: edge.clone(), fault: Arc::default() };
@@ -73,6 +74,8 @@ pub(crate) fn run(setup: ServerSetup) -> Result<(), Failure> {
     let resources = resources(&config)?;
     let state = State::open(&files, &config, resources.cores, pool, warden.clone())?;
 
+    let ledger = Client::connect(questions).map_err(Failure::of("ask", "the ledger"))?;
+
     let mut driver = Some(Driver { inputs, warden, resources, end: end.clone() });
     let boot = random() as u64;
     let bell = || bell.try_clone().map_err(Failure::of("duplicate", "the ledger's bell"));
@@ -83,7 +86,7 @@ pub(crate) fn run(setup: ServerSetup) -> Result<(), Failure> {
     let (alive, all_ended) = flume::bounded(0);
     let running = run_per_core(&cores[..served.len().min(cores.len())], "server", |_| {
         let (served, driver) = (served.next(), driver.take());
-        let core = Core { edge: edge.clone(), state: Arc::clone(&state), alive: alive.clone() };
+        let core = Core { edge: edge.clone(), state: Arc::clone(&state), ledger: ledger.clone(), alive: alive.clone() };
         let all_ended = all_ended.clone();
         move || core.serve(served, driver, all_ended)
     });
@@ -136,6 +139,7 @@ impl Driver {
 struct Core {
     edge: Edge,
     state: Arc<State>,
+    ledger: Client,
     /// Dropped when this core serves no more.
     alive: flume::Sender<()>,
 }
@@ -150,7 +154,7 @@ impl Core {
     ) {
         let pool = driver.map(|driver| spawn_owned(driver.run()));
         if let Some((listener, producer)) = served {
-            match self.edge.serve(listener, Rc::new(Server::new(self.state, Desk::new(producer)))).await {
+            match self.edge.serve(listener, Rc::new(Server::new(self.state, Desk::new(producer, self.ledger)))).await {
                 Ok(served) => tracing::debug!(served.draining, served.cut, "drained"),
                 Err(error) => tracing::error!(%error, "cannot serve"),
             }
