@@ -9,6 +9,7 @@
 //! - S5 decode rate of one stream through HTTPS ÷ that of llama-server, and S6 of eight at once ([`decode`]);
 //! - S7 two functions busy at once ÷ two llama-servers ([`together`]);
 //! - S8 a sealed restore ÷ `crun run` ([`restore`]);
+//! - S9 the meter's producer side ÷ the crate rtrb ([`meter`]);
 //! - S10 the edge's CPU time a request ÷ that of hyper on tokio ([`edge`]).
 //!
 //! Invariants: both sides of a ratio come from one run on one machine, and every raw sample is in the report. Wall time
@@ -21,10 +22,12 @@ mod ember;
 mod error;
 mod figure;
 mod http_client;
+mod larger;
 mod llama_server;
 mod load;
 mod machine;
 mod memory;
+mod meter;
 mod overload;
 mod peers;
 mod process;
@@ -56,6 +59,8 @@ enum Command {
     Run(Run),
     /// Load Ember to half, to four fifths and to four times what it can do, and print what callers see
     Overload(Overload),
+    /// Write a model of 1.2 GB with random weights: what a larger one costs, where none is at hand
+    Larger(Larger),
     /// Serve S10's work with Ember's edge
     #[command(hide = true)]
     ServeEdge(peers::Serve),
@@ -90,9 +95,21 @@ struct Overload {
     seconds: u64,
 }
 
+#[derive(Debug, clap::Args)]
+struct Larger {
+    /// The GGUF whose architecture (llama) and vocabulary it has
+    #[arg(long, value_name = "FILE", default_value = "models/SmolLM2-135M-Instruct.Q4_1.gguf")]
+    from: PathBuf,
+    /// The GGUF to write
+    #[arg(value_name = "FILE")]
+    to: PathBuf,
+}
+
 fn main() -> ExitCode {
     let done = match Args::parse().command {
         Command::Run(run) => measure(&run),
+        Command::Larger(larger) => larger::write(&larger.from, &larger.to)
+            .map(|bytes| println!("{} MB in {}", bytes / 1_000_000, larger.to.display())),
         Command::Overload(overload) => overload::run(&overload.model, overload.seconds),
         Command::ServeEdge(serve) => peers::edge(&serve),
         Command::ServeHyper(serve) => peers::hyper(&serve),
@@ -130,6 +147,7 @@ fn all() -> Vec<Box<dyn Figure>> {
     all.push(Box::new(decode::SharedDecodeRate));
     all.extend(together::BOTH.map(|figure| Box::new(figure) as _));
     all.push(Box::new(restore::SealedRestore));
+    all.push(Box::new(meter::ProducerSide));
     all.push(Box::new(edge::EdgeCpu));
     all
 }
@@ -160,7 +178,7 @@ mod tests {
             chosen(&only).map(|figures| figures.iter().map(|figure| figure.name()).collect::<Vec<_>>())
         };
         let all = names(&[]).unwrap();
-        assert_eq!((all.first(), all.last(), all.len()), (Some(&"S1"), Some(&"S10"), 13));
+        assert_eq!((all.first(), all.last(), all.len()), (Some(&"S1"), Some(&"S10"), 14));
         assert_eq!(names(&["S10", "S1"]).unwrap(), ["S1", "S10"]);
         assert_eq!(names(&["S2"]).unwrap(), ["S2", "S2-disk", "S2-prompt", "S2-prompt-disk"]);
         assert_eq!(names(&["S2-prompt-disk"]).unwrap(), ["S2-prompt-disk"]);

@@ -5,6 +5,7 @@ use appliance_price::Owner;
 use appliance_sim::Synthetic;
 use appliance_types::{FunctionName, KeyName, ModelDigest, ProjectName, RequestId};
 use clap::{Args as ArgGroup, Parser, Subcommand, value_parser};
+use images_builder::qemu::DiskKind;
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -84,8 +85,59 @@ pub(crate) enum Command {
     Usage(Usage),
     /// Replay a trace of requests under scaling policies, the server's own and others; asks no server
     Sim(Box<Sim>),
+    /// The bootable image
+    #[command(subcommand)]
+    Image(Image),
     /// Check this machine and the server; says how to fix what is missing
     Doctor(Listing),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Image {
+    /// Build an image and its block map; needs no root
+    Build {
+        /// What goes into it
+        #[arg(long, value_name = "FILE", default_value = "images/appliance.toml")]
+        recipe: PathBuf,
+        /// Where it goes; its block map goes beside it
+        #[arg(long, value_name = "FILE", default_value = "target/image/ember.img")]
+        out: PathBuf,
+        /// Where Debian's packages are unpacked, and found again
+        #[arg(long, value_name = "DIR", default_value = "target/image/packages")]
+        cache: PathBuf,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// Run an image in QEMU, with its console here; the image itself stays as it is
+    Boot {
+        /// The image
+        file: PathBuf,
+        /// Port of this machine that reaches the image's
+        #[arg(long, value_name = "PORT", default_value_t = 8443)]
+        port: u16,
+        /// Memory
+        #[arg(long, value_name = "SIZE", default_value = "2GiB", value_parser = size_bytes)]
+        memory: u64,
+        /// Processors
+        #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=256))]
+        cpus: u32,
+        /// What the disk is: virtio, nvme, ahci or usb
+        #[arg(long, value_name = "KIND", default_value = "virtio")]
+        disk: DiskKind,
+        /// What the network interface is, as QEMU calls it: virtio-net-pci, e1000e, igb, vmxnet3, rtl8139
+        #[arg(long, value_name = "MODEL", default_value = "virtio-net-pci")]
+        nic: String,
+        /// Write to the image, as a machine would to its disk
+        #[arg(long)]
+        write: bool,
+    },
+    /// Show an image's partitions, versions and sizes
+    Inspect {
+        /// The image
+        file: PathBuf,
+        #[command(flatten)]
+        listing: Listing,
+    },
 }
 
 /// How a list is printed.

@@ -16,6 +16,7 @@ mod deploy;
 mod doctor;
 mod error;
 mod function;
+mod image;
 mod instance;
 mod key;
 mod model;
@@ -59,6 +60,7 @@ fn command(args: Args) -> Result<(), Error> {
         Command::Budget(command) => budget::command(&client()?, command),
         Command::Usage(command) => usage::command(&client()?, command),
         Command::Sim(sim) => sim::sim(&sim),
+        Command::Image(command) => image::command(&command),
         Command::Doctor(listing) => doctor::doctor(target(), listing),
     }
 }

@@ -10,7 +10,7 @@
 //!  ├── models/     root     0755   the warden's store
 //!  ├── snapshots/  root     0700   the warden's, with the key that seals them
 //!  ├── server/     server   0700   keys.json, device.secret, functions/NAME.toml
-//!  └── ledger/     ledger   0700   requests.log
+//!  └── ledger/     ledger   0700   segments: 00000001.log, …
 //! ```
 //!
 //! Invariants: only the holder of the lock changes anything here; root never works inside a folder of another uid by a

@@ -53,18 +53,6 @@ pub(crate) fn ensure_file(path: &Path, access: Access) -> io::Result<bool> {
     correct(&open(path, 0)?, access)
 }
 
-/// Opens the ledger's file in `folder` to be read. Where it is not there yet it is made, as the ledger would.
-pub(crate) fn open_past(folder: &Path) -> io::Result<File> {
-    let path = folder.join(appliance_ledger::FILE_NAME);
-    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
-    match made {
-        Ok(file) => set_access(&file, Access { id: crate::data::LEDGER_ID, mode: 0o600 })?,
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(error),
-    }
-    open(&path, 0)
-}
-
 /// Removes a file; fine if there is none.
 pub(crate) fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {

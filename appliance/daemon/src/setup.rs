@@ -10,9 +10,7 @@
 
 use crate::control::{Orders, Ready};
 use appliance_config::ServeConfig;
-use appliance_ledger::Sender;
 use std::{
-    fs::File,
     net::{SocketAddr, TcpListener},
     os::fd::OwnedFd,
 };
@@ -26,10 +24,12 @@ pub(crate) struct ServerSetup {
     pub(crate) address: SocketAddr,
     /// The server's end of the SOCK_SEQPACKET pair to the warden; nobody else holds it. Blocking until set otherwise.
     pub(crate) warden: OwnedFd,
-    /// Takes records without ever blocking.
-    pub(crate) ledger: Sender,
-    /// What the ledger wrote, to be read.
-    pub(crate) past: File,
+    /// The meter's rings, one a listener; the supervisor keeps them, and the ledger has them too.
+    pub(crate) rings: Vec<OwnedFd>,
+    /// Wakes the ledger.
+    pub(crate) bell: OwnedFd,
+    /// Asks the ledger; the supervisor keeps both ends.
+    pub(crate) questions: OwnedFd,
     /// Says once that requests are answered.
     pub(crate) ready: Ready,
     /// What the supervisor wants next. [`Orders::next`] blocks: give it a thread of its own.

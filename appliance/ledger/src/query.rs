@@ -3,6 +3,7 @@
 //! ```text
 //!  Ask { id, query }  ──▶  one SEQPACKET packet, at most ASK_BYTES_MAX
 //!  Said::Answer { id, answer }  ◀──  one packet, at most ANSWER_BYTES_MAX; longer answers come in pages
+//!  Said::Space { low }  ◀──  unasked, while the disk is nearly full
 //!  Said::Ready  ◀──  the first packet of each start of the ledger: what was asked before is lost
 //! ```
 //!
@@ -200,18 +201,23 @@ pub enum QueryError {
 
 /// A question on its way.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Ask {
+pub struct Ask {
     /// Chosen by who asks; comes back with the answer.
-    pub(crate) id: u64,
+    pub id: u64,
     /// The question.
-    pub(crate) query: Query,
+    pub query: Query,
 }
 
 /// What the ledger says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Said {
+pub enum Said {
     /// It has started.
     Ready,
+    /// Whether its disk is so full that nothing more may be admitted; said once a second while it is, and when it is no more.
+    Space {
+        /// It is.
+        low: bool,
+    },
     /// An answer.
     Answer {
         /// The question's.

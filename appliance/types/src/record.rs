@@ -17,6 +17,11 @@ impl RequestId {
     pub const fn from_random(bits: u128) -> Self {
         Self(bits)
     }
+
+    /// The bits that it was made from.
+    pub const fn bits(self) -> u128 {
+        self.0
+    }
 }
 
 impl fmt::Display for RequestId {
@@ -64,6 +69,8 @@ pub enum Outcome {
     RunnerFailed,
     /// A fault of ours.
     Failed,
+    /// The server died before it ended: what is known is what it had used by its last heartbeat.
+    Interrupted,
 }
 
 /// One request, ended.

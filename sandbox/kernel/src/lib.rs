@@ -15,6 +15,7 @@
 pub mod audit;
 pub mod cgroup;
 pub mod confine;
+pub mod cores;
 pub mod disk;
 pub mod escape;
 pub mod identity;

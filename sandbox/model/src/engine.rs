@@ -64,7 +64,8 @@ pub struct Engine<'m> {
     model: &'m Model,
     prompter: Prompter<'m>,
     pub(crate) context: LlamaContext<'m>,
-    threads: Threads,
+    /// Dropped after the context, which may use them.
+    pub(crate) threads: Threads,
     pub(crate) batch: LlamaBatch<'static>,
     cache: Cache,
     slots: u32,
@@ -290,6 +291,7 @@ impl<'m> Engine<'m> {
             ends[*index] = Some(self.batch.n_tokens() - 1);
         }
         if self.batch.n_tokens() > 0 {
+            self.threads.gather(&mut self.context);
             self.context.decode(&mut self.batch).map_err(internal)?;
         }
         Ok(ends)

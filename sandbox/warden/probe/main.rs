@@ -97,6 +97,7 @@ impl Probe {
                     Done::Said(text) => probe.send(&FromRunner::Rendered { id, text })?,
                     Done::Exit(code) => return Ok(ExitCode::from(code)),
                 },
+                ToRunner::Threads { count } => probe.send(&FromRunner::Threads { count })?,
                 ToRunner::Generate { .. } if probe.brittle => std::process::abort(),
                 ToRunner::Generate { .. } if probe.drowsy => {}
                 ToRunner::Generate { id, .. } => probe.tried(id)?,

@@ -2,7 +2,13 @@
 //! is rare: where all slots are taken, the end of spares makes room.
 
 use crate::{
-    instance, registry::Lease, shared::Shared, snapshots::Ready, spares, spawner::sandbox_error, taking, trial,
+    instance,
+    registry::Lease,
+    shared::Shared,
+    snapshots::{Needed, Ready},
+    spares,
+    spawner::sandbox_error,
+    taking, trial,
 };
 use appliance_types::{FunctionName, ModelDigest};
 use sandbox_kernel::socket::has_an_end;
@@ -146,9 +152,12 @@ fn bad(reason: impl ToString) -> WardenError {
     WardenError::BadRequest { reason: reason.to_string() }
 }
 
-/// Takes a function's snapshot and writes it.
+/// Takes a function's snapshot and writes it, for a manifest that may come into force only then.
 fn take(shared: &Shared, spec: &RunnerSpec) -> Result<SnapshotEntry, WardenError> {
-    take_and_write(shared, spec, |_| None)?;
+    take_and_write(shared, spec, |ready| {
+        shared.snapshots.announce(ready.parked.image.identity.clone());
+        None
+    })?;
     Ok(shared.snapshots.entry(&spec.function))
 }
 
@@ -176,11 +185,15 @@ fn take_and_write(
 
 /// Holds a function's snapshot in memory.
 fn park(shared: &Shared, spec: &RunnerSpec) -> Result<SnapshotEntry, WardenError> {
-    let found = shared.snapshots.find(&instance::identity(shared, spec)?).unwrap_or_else(|reason| {
-        taking::retire(shared, &spec.function, reason);
-        None
-    });
-    if found.is_none() {
+    let identity = instance::identity(shared, spec)?;
+    let model = shared.store.model(&spec.model)?;
+    let found = shared.snapshots.find(&identity, &Needed { program: &shared.program, model: &model }).unwrap_or_else(
+        |reason| {
+            taking::retire(shared, &spec.function, reason);
+            None
+        },
+    );
+    if found.is_none() && !shared.snapshots.is_ahead_of(&identity) {
         take_and_write(shared, spec, |ready| Some(Arc::clone(ready)))?;
     }
     spares::prepare(shared, spec);

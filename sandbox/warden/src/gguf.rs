@@ -9,9 +9,12 @@
 //! ```
 //! All little-endian. The real parser is llama.cpp's, and runs only inside a sandbox; this one exists so that a
 //! download that broke off or a file of another kind is refused with what is wrong when it is added. It trusts nothing: every
-//! count has a limit, every sum is checked, nothing is allocated by a length from the file but a key of 64 bytes.
+//! count has a limit, every sum is checked, and what is kept of a tensor is its place.
 
-use std::io::{self, Read, Seek};
+use std::{
+    io::{self, Read, Seek},
+    ops::Range,
+};
 
 const VERSIONS: std::ops::RangeInclusive<u32> = 2..=3;
 const PAIRS_MAX: u64 = 1 << 16;
@@ -22,6 +25,9 @@ const ALIGNMENT_MAX: u64 = 1 << 20;
 const ALIGNMENT_KEY: &[u8] = b"general.alignment";
 /// Bytes before the data; bounds every loop here.
 const HEADER_BYTES_MAX: u64 = 512 << 20;
+
+/// Of a tensor's name: enough for the number of a layer.
+const NAME_BYTES_READ: usize = 16;
 
 const TYPE_U32: u32 = 4;
 const TYPE_STRING: u32 = 8;
@@ -51,6 +57,31 @@ pub(crate) fn has_magic(head: &[u8]) -> bool {
 
 /// Checks a file of `end` bytes.
 pub(crate) fn check(input: impl Read + Seek, end: u64) -> Result<(), Fault> {
+    read(input, end).map(drop)
+}
+
+/// Where the weights of a file of `end` bytes lie, in the order in which an answer needs them: what belongs to no layer, such
+/// as embeddings, the layers by number (in the file they may be `blk.1`, `blk.10`, `blk.2`), and what makes the output.
+/// Pieces that meet are one.
+pub(crate) fn in_order_of_use(input: impl Read + Seek, end: u64) -> Result<Vec<Range<u64>>, Fault> {
+    let mut tensors = read(input, end)?;
+    tensors.sort_unstable_by_key(|(layer, range)| (*layer, range.start));
+    let mut pieces: Vec<Range<u64>> = Vec::new();
+    for (_, range) in tensors {
+        match pieces.last_mut() {
+            Some(last) if last.end.abs_diff(range.start) < ALIGNMENT_MAX && last.start <= range.start => {
+                last.end = range.end
+            }
+            _ => pieces.push(range),
+        }
+    }
+    Ok(pieces)
+}
+
+/// Every tensor, with the place of its layer in the order of use.
+type Tensors = Vec<(u32, Range<u64>)>;
+
+fn read(input: impl Read + Seek, end: u64) -> Result<Tensors, Fault> {
     let mut header = Header { input, position: 0, end };
     if !has_magic(&header.take::<4>()?) {
         return Err(Fault::Magic);
@@ -62,13 +93,26 @@ pub(crate) fn check(input: impl Read + Seek, end: u64) -> Result<(), Fault> {
     let tensors = limited("tensors", header.u64()?, TENSORS_MAX)?;
     let pairs = limited("key-value pairs", header.u64()?, PAIRS_MAX)?;
     let alignment = header.pairs(pairs)?;
-    let data_bytes = header.tensors(tensors, alignment)?;
+    let mut tensors = header.tensors(tensors, alignment)?;
     let data_start = header.position.next_multiple_of(alignment);
+    let data_bytes = tensors.iter().map(|(_, range)| range.end).max().unwrap_or(0);
     match data_start.checked_add(data_bytes) {
-        Some(needed) if tensors > 0 && needed > end => Err(Fault::Truncated { end, needed }),
-        Some(_) => Ok(()),
-        None => Err(header.malformed("the data is longer than any file")),
+        Some(needed) if !tensors.is_empty() && needed > end => return Err(Fault::Truncated { end, needed }),
+        Some(_) => {}
+        None => return Err(header.malformed("the data is longer than any file")),
     }
+    tensors.iter_mut().for_each(|(_, range)| *range = range.start + data_start..range.end + data_start);
+    Ok(tensors)
+}
+
+/// `blk.7.…` is the layer 7.
+fn layer(name: &[u8]) -> u32 {
+    if name.starts_with(b"output") {
+        return u32::MAX;
+    }
+    let number = name.strip_prefix(b"blk.").and_then(|rest| rest.split(|byte| *byte == b'.').next());
+    let number = number.and_then(|digits| str::from_utf8(digits).ok()?.parse::<u32>().ok());
+    number.map_or(0, |number| number.saturating_add(1))
 }
 
 fn limited(what: &'static str, count: u64, limit: u64) -> Result<u64, Fault> {
@@ -175,11 +219,23 @@ impl<R: Read + Seek> Header<R> {
         self.skip(bytes)
     }
 
-    /// Reads all tensors; answers how long the data must be.
-    fn tensors(&mut self, count: u64, alignment: u64) -> Result<u64, Fault> {
-        let mut data_bytes = 0;
+    /// The place of the layer that a tensor's name tells.
+    fn layer(&mut self) -> Result<u32, Fault> {
+        let mut begin = [0; NAME_BYTES_READ];
+        let bytes = self.u64()?;
+        let begin = &mut begin[..bytes.min(NAME_BYTES_READ as u64) as usize];
+        self.pass(bytes)?;
+        self.input.read_exact(begin)?;
+        let rest = i64::try_from(bytes - begin.len() as u64).expect("below the limit of a header");
+        self.input.seek_relative(rest)?;
+        Ok(layer(begin))
+    }
+
+    /// Reads all tensors, with ranges from the beginning of the data on.
+    fn tensors(&mut self, count: u64, alignment: u64) -> Result<Tensors, Fault> {
+        let mut tensors = Vec::new();
         for _ in 0..count {
-            self.skip_string()?;
+            let layer = self.layer()?;
             let (elements, row) = self.shape()?;
             let kind = self.u32()?;
             let offset = self.u64()?;
@@ -188,9 +244,9 @@ impl<R: Read + Seek> Header<R> {
             }
             let bytes = self.tensor_bytes(kind, elements, row)?;
             let end = offset.checked_add(bytes).ok_or_else(|| self.malformed("a tensor beyond any file"))?;
-            data_bytes = end.max(data_bytes);
+            tensors.push((layer, offset..end));
         }
-        Ok(data_bytes)
+        Ok(tensors)
     }
 
     /// Elements in all, and in a row.
@@ -318,6 +374,23 @@ mod tests {
         }
         let cut = look(&whole[..whole.len() - 1]).unwrap_err().to_string();
         assert_eq!(cut, format!("the file ends at byte {} of {} or more: truncated", whole.len() - 1, whole.len()));
+    }
+
+    #[test]
+    fn weights_are_ordered_by_layers_and_what_meets_is_one() {
+        for (name, place) in [
+            ("token_embd.weight", 0),
+            ("blk.0.attn_q.weight", 1),
+            ("blk.12.ffn_up", 13),
+            ("output_norm.weight", u32::MAX),
+        ] {
+            assert_eq!(layer(name.as_bytes()), place, "{name}");
+        }
+        assert_eq!((layer(b"blk.x.y"), layer(b""), layer(b"blk.4294967295.z")), (0, 0, u32::MAX));
+        let bytes = model();
+        let pieces = in_order_of_use(Cursor::new(&bytes), bytes.len() as u64).unwrap();
+        let end = bytes.len() as u64;
+        assert_eq!((pieces.len(), &pieces[0]), (1, &(end - 296..end)));
     }
 
     #[test]

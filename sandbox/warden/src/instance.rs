@@ -16,10 +16,10 @@
 
 use crate::{
     decide::{Grant, cause, grant, is_fault},
-    loading::{self, LoadError},
+    loading::{self, LoadError, refused},
     registry::{Lease, Released},
     shared::Shared,
-    snapshots::Ready,
+    snapshots::{Needed, Ready},
     spares,
     spawner::{Ahead, Order, Origin, SpawnError, sandbox_error},
     tail::Tail,
@@ -29,6 +29,7 @@ use appliance_types::{FunctionName, Tier};
 use sandbox_kernel::{
     audit::{self, Inode},
     cgroup::Cgroup,
+    cores::{self, Apart},
     memory::{prefault, resident},
     mounts::detach_file,
     pidfd::{Ended, Pid},
@@ -90,7 +91,14 @@ pub(crate) fn spare(shared: &Shared, spec: &RunnerSpec, ready: &Arc<Ready>) -> R
     let lease = shared.registry.reserve_spare(spec).map_err(|error| error.to_string())?;
     let model = shared.store.model(&spec.model).is_ok_and(|model| is_quick(&model));
     let ahead = if model { Ahead::DataAndModel } else { Ahead::Data };
-    restored(shared, lease, spec, ready, ahead).map_err(|failure| failure.to_string())
+    let mut woken = restored(shared, lease, spec, ready, ahead).map_err(|failure| failure.to_string())?;
+    match woken.start_threads() {
+        Ok(()) => Ok(woken),
+        Err(error) => {
+            woken.discard(shared);
+            Err(error.to_string())
+        }
+    }
 }
 
 /// An instance that nobody asked for. Its lease ends with it.
@@ -108,12 +116,16 @@ pub(crate) fn restored(
 
 /// Hands an instance over to the server, and waits for its end.
 fn serve(shared: &Shared, function: &FunctionName, woken: Woken, request: u64, begun: Instant) -> ExitCause {
-    let Woken { instance, info, socket, tier } = woken;
+    let Woken { mut instance, info, socket, tier } = woken;
     let image_bytes = shared.snapshots.entry(function).parked_bytes;
     let awake = instance.awake(info, tier, image_bytes, begun);
     tracing::info!(instance = awake.instance, %tier, wake_us = awake.wake_us, "awake");
+    let apart = instance.apart();
     shared.outbox.hand_over(request, Reply::Awake(awake), socket.as_fd());
     drop(socket);
+    if let Some(apart) = apart {
+        instance.until_at_home(&apart);
+    }
     let restored = instance.restored.clone();
     let cause = instance.end(shared);
     // Unless another was taken since, for another manifest or model.
@@ -200,14 +212,37 @@ impl Woken {
         let Instance { child, tail, .. } = &mut self.instance;
         loading::ask(&self.socket, child, tail, message, deadline, understand)
     }
+
+    /// Has the threads started that will compute, so that they sleep until they are needed.
+    fn start_threads(&mut self) -> Result<(), LoadError> {
+        let count = self.instance.grant.threads;
+        if count < 2 {
+            return Ok(());
+        }
+        self.ask(&ToRunner::Threads { count }, Instant::now() + THREADS_TIMEOUT, |answer, _| match answer {
+            FromRunner::Threads { .. } => Ok(Some(())),
+            _ => Err(refused("the runner answered a request that nobody made")),
+        })
+    }
 }
 
 fn wake(shared: &Arc<Shared>, lease: Lease, spec: &RunnerSpec) -> Result<Woken, WardenError> {
     let place = Place::new(shared, lease, spec)?;
     let identity = place.identity(shared, spec);
-    let unusable = match shared.snapshots.find(&identity) {
+    let needed = Needed { program: &shared.program, model: &place.model };
+    let unusable = match shared.snapshots.find(&identity, &needed) {
         Ok(Some((ready, tier))) => {
-            match adopt(shared, &ready).map_or_else(|| place.restore(shared, &ready, tier, Ahead::Nothing), Ok) {
+            let restore = || {
+                place.restore(shared, &ready, tier, Ahead::Nothing).map(|mut woken| {
+                    if let Err(error) = woken.start_threads() {
+                        // Whoever gets it learns of its end.
+                        tracing::warn!(instance = lease.instance, ?error, "its threads do not start");
+                        woken.instance.kill();
+                    }
+                    woken
+                })
+            };
+            match adopt(shared, &ready).map_or_else(restore, Ok) {
                 Ok(woken) => return Ok(woken),
                 Err(RestoreFailure::Closed(error)) => return Err(error),
                 Err(RestoreFailure::Unusable(reason)) => Some(reason),
@@ -220,6 +255,9 @@ fn wake(shared: &Arc<Shared>, lease: Lease, spec: &RunnerSpec) -> Result<Woken, 
         taking::retire(shared, &spec.function, reason);
     }
     let woken = place.boot(shared, spec)?;
+    if shared.snapshots.is_ahead_of(&identity) {
+        return Ok(woken);
+    }
     match taking::take(shared, &woken.instance.child, identity, &place.model, &woken.info) {
         Ok(ready) => taking::keep(shared, ready),
         Err(reason) => tracing::warn!(function = %spec.function, reason, "no snapshot could be taken"),
@@ -371,6 +409,11 @@ fn clear(cgroup: &Cgroup, lease: Lease) {
     }
 }
 
+/// Longest wait for a restored runner to start its threads, a matter of a tenth of a millisecond.
+const THREADS_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long threads are kept apart: until they have begun to compute.
+const APART: Duration = Duration::from_millis(100);
+
 /// Between the first sign of a runner's end, such as that of its socket, and the end itself lie a few steps.
 const LAST_STEPS: Duration = Duration::from_secs(1);
 
@@ -418,6 +461,25 @@ impl Instance {
         }
     }
 
+    /// Keeps its threads on cores of their own, where it has several and all of them can be.
+    fn apart(&self) -> Option<Apart> {
+        let turn = self.lease.instance as usize;
+        let apart = cores::apart(self.child.pid(), turn).map_err(|error| error.to_string());
+        apart
+            .inspect_err(|error| tracing::debug!(instance = self.lease.instance, error, "not kept apart"))
+            .ok()
+            .flatten()
+    }
+
+    /// Lets them go once each has run where it is.
+    fn until_at_home(&mut self, apart: &Apart) {
+        let has_ended = self.await_end(Some(Instant::now() + APART));
+        // Of one that has ended, the numbers of threads may be others' by now.
+        if !has_ended && let Err(error) = apart.anywhere() {
+            tracing::warn!(instance = self.lease.instance, %error, "threads stay on their cores");
+        }
+    }
+
     fn kill(&self) {
         if let Err(error) = self.child.kill() {
             tracing::error!(instance = self.lease.instance, %error, "an instance could not be killed");
@@ -444,13 +506,14 @@ impl Instance {
         Awake { instance: self.lease.instance, tier, wake_us, threads: self.grant.threads, image_bytes, model }
     }
 
-    /// Waits until the process has ended, and takes what it writes meanwhile.
-    fn await_end(&mut self, deadline: Option<Instant>) {
+    /// Waits until the process has ended, and takes what it writes meanwhile. Whether it has.
+    fn await_end(&mut self, deadline: Option<Instant>) -> bool {
         loop {
             match readable([Some(self.child.as_fd()), self.tail.pipe()], deadline) {
                 Ok([false, true]) => self.tail.take(),
-                // It has ended, time is up, or the kernel will not say: the wait that follows knows.
-                _ => return,
+                Ok([false, false]) => return false,
+                // It has ended, or the kernel will not say: the wait that follows knows.
+                _ => return true,
             }
         }
     }

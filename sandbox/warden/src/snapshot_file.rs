@@ -7,8 +7,9 @@
 
 use sandbox_image::Parked;
 use sandbox_kernel::{
+    cores::stay_on,
     memory::sealed,
-    ring::{self, Reader},
+    ring::{self, Reader, Route},
 };
 use sandbox_snapshot::{
     EncodeOptions, FrameDecoder, HEADER_BYTES, Snapshot, SnapshotError, encode, head_bytes,
@@ -69,12 +70,25 @@ impl From<io::Error> for FileError {
     }
 }
 
-/// Reads a snapshot to its end and decodes it, on up to `threads` threads.
-pub(crate) fn read(path: &Path, key: &[u8; 32], expected: &Identity, threads: usize) -> Result<Parked, FileError> {
+/// Reads a snapshot to its end and decodes it, on up to `threads` threads. Where it is not in the page cache, `ahead` may
+/// bring it there, and all else that its process will need.
+pub(crate) fn read(
+    path: &Path,
+    key: &[u8; 32],
+    expected: &Identity,
+    threads: usize,
+    ahead: Option<impl FnOnce(&File, &Image)>,
+) -> Result<Parked, FileError> {
     let file = File::open(path)?;
     let (head, file_bytes) = head(&file)?;
     let snapshot = Snapshot::open(&head, file_bytes, key, expected)?;
-    let route = ring::choose(&file)?;
+    let route = match ahead {
+        Some(ahead) if !ring::is_cached(&file)? => {
+            ahead(&file, snapshot.image());
+            Route::Cached
+        }
+        _ => ring::choose(&file)?,
+    };
     tracing::debug!(path = %path.display(), ?route, frames = snapshot.frames().len(), "reading a snapshot");
     let data = sealed(c"ember-snapshot", snapshot.data_bytes(), |data| decode(&file, &snapshot, data, threads))?;
     Ok(Parked { image: snapshot.into_image(), data })
@@ -108,12 +122,19 @@ fn decode(file: &File, snapshot: &Snapshot, mut data: &mut [u8], threads: usize)
     let threads = threads.clamp(1, places.len().max(1));
     let places = Mutex::new(places);
     thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(|| work(file, snapshot, &places))).collect();
-        let own = work(file, snapshot, &places);
-        others.into_iter().fold(own, |sofar, other| {
-            let panicked = |_| Err(FileError::Read(io::Error::other("a decoding thread panicked")));
-            sofar.and(other.join().unwrap_or_else(panicked))
-        })
+        let each = |turn| {
+            let places = &places;
+            // On a core of its own: the kernel may start it on its maker's, and leave another idle. One that may not say
+            // where it runs, runs where it may.
+            scope.spawn(move || {
+                let _ = stay_on(turn);
+                work(file, snapshot, places)
+            })
+        };
+        let all: Vec<_> = (0..threads).map(each).collect();
+        let panicked = |_| Err(FileError::Read(io::Error::other("a decoding thread panicked")));
+        let done: Vec<_> = all.into_iter().map(|thread| thread.join().unwrap_or_else(panicked)).collect();
+        done.into_iter().collect()
     })
 }
 

@@ -11,19 +11,25 @@
 //! ```
 //! Invariants: what is found here is authentic, of the identity asked for, and whole; a function has one snapshot. One
 //! thread decodes a function's file while others that want the same wait for it.
+//!
+//! A deploy has its snapshot taken before its manifest is in force. Who wakes the function in between asks for what was
+//! before: the new snapshot is not retired for that, nor replaced, until it is asked for itself ([`Announced`]).
 
 use crate::{
-    disk,
+    disk, gguf,
     identity::Machine,
     raw::{self, RawFile, RawStore, digests},
     snapshot_file::{self, FileError, Incoming, parked_bytes},
 };
 use appliance_types::{FunctionName, Tier};
 use sandbox_image::Parked;
-use sandbox_kernel::process::when_idle;
+use sandbox_kernel::{
+    memory::{prefault, prefault_part},
+    process::when_idle,
+};
 use sandbox_snapshot::{
     EncodeOptions,
-    image::{Capture, Identity, Span},
+    image::{Capture, Identity, Image, PAGE_BYTES, Source, Span},
     limits::NOTE_BYTES_MAX,
 };
 use sandbox_wire::{
@@ -35,19 +41,23 @@ use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
     fs::{self, DirBuilder, File, OpenOptions, Permissions},
-    io::{self, Read, Write},
+    io::{self, BufReader, Read, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    thread,
+    time::{Duration, Instant},
 };
 
 const KEY: &str = ".key";
 const INCOMING: &str = ".incoming-";
 const RAW: &str = "raw";
 const SUFFIX: &str = ".snap";
+/// How long a snapshot may be ahead of its manifest. What a deploy does in between is to write a small file.
+const ANNOUNCED_MAX: Duration = Duration::from_secs(30);
 
 /// A snapshot in memory, ready to be restored.
 #[derive(Debug)]
@@ -95,6 +105,27 @@ struct Slot {
     held: Option<Arc<Ready>>,
     /// Counts snapshots taken and removed: one whose turn has passed is not written any more.
     turn: u64,
+    announced: Option<Announced>,
+}
+
+/// What was taken of a function by call, and has not been asked for yet.
+#[derive(Debug)]
+struct Announced {
+    identity: Identity,
+    until: Instant,
+}
+
+impl Slot {
+    /// Whether a snapshot of another manifest or model is about to be asked for.
+    fn is_ahead_of(&self, identity: &Identity, now: Instant) -> bool {
+        self.announced.as_ref().is_some_and(|coming| coming.identity != *identity && now < coming.until)
+    }
+
+    /// Holds what was asked for, which is then ahead of nothing.
+    fn hold(&mut self, ready: &Arc<Ready>) {
+        self.held = Some(Arc::clone(ready));
+        self.announced = None;
+    }
 }
 
 /// A snapshot's place in the order of those of its function.
@@ -185,23 +216,35 @@ impl Snapshots {
     ///
     /// # Errors
     /// Why it must not be used. It stays where it is until it is removed.
-    pub(crate) fn find(&self, identity: &Identity) -> Result<Option<(Arc<Ready>, Tier)>, String> {
+    pub(crate) fn find(&self, identity: &Identity, needed: &Needed<'_>) -> Result<Option<(Arc<Ready>, Tier)>, String> {
         let place = self.place(&identity.function);
         let mut slot = lock(&place);
         if let Some(ready) = slot.held.as_ref().filter(|ready| ready.parked.image.identity == *identity) {
             return Ok(Some((Arc::clone(ready), Tier::Parked)));
         }
-        let ready = match self.read(identity) {
+        let ready = match self.read(identity, Some(needed)) {
             Ok(ready) => Arc::new(ready),
             Err(FileError::Missing) => return Ok(None),
             Err(error) if error.is_shortage() => {
                 tracing::warn!(function = %identity.function, %error, "the snapshot cannot be read now");
                 return Ok(None);
             }
+            Err(_) if slot.is_ahead_of(identity, Instant::now()) => return Ok(None),
             Err(error) => return Err(error.to_string()),
         };
-        slot.held = Some(Arc::clone(&ready));
+        slot.hold(&ready);
         Ok(Some((ready, Tier::Stored)))
+    }
+
+    /// Says that a snapshot of this identity is about to come, and to be asked for.
+    pub(crate) fn announce(&self, identity: Identity) {
+        let place = self.place(&identity.function);
+        lock(&place).announced = Some(Announced { identity, until: Instant::now() + ANNOUNCED_MAX });
+    }
+
+    /// Whether there is a snapshot of the function that this one is not to replace.
+    pub(crate) fn is_ahead_of(&self, identity: &Identity) -> bool {
+        lock(&self.place(&identity.function)).is_ahead_of(identity, Instant::now())
     }
 
     /// A function's snapshot if it is in memory and of this identity.
@@ -211,9 +254,10 @@ impl Snapshots {
         slot.held.as_ref().filter(|ready| ready.parked.image.identity == *identity).map(Arc::clone)
     }
 
-    /// Reads a function's file to its end.
-    fn read(&self, identity: &Identity) -> Result<Ready, FileError> {
-        let parked = snapshot_file::read(&self.path(&identity.function), &self.key, identity, self.threads)?;
+    /// Reads a function's file to its end, and has what its runner will need read behind it.
+    fn read(&self, identity: &Identity, needed: Option<&Needed<'_>>) -> Result<Ready, FileError> {
+        let ahead = needed.map(|needed| |file: &File, image: &Image| needed.read_ahead(file, image));
+        let parked = snapshot_file::read(&self.path(&identity.function), &self.key, identity, self.threads, ahead)?;
         let Note { model, written } = decode_packet(&parked.image.note)?;
         let raw = self.raw.files(&parked.image.extents)?;
         Ok(Ready { parked, raw, model, written: written.map(OnceLock::from).unwrap_or_default() })
@@ -222,7 +266,7 @@ impl Snapshots {
     /// Whether a function's file is whole, authentic and of this identity.
     pub(crate) fn verify(&self, identity: &Identity) -> Result<SnapshotEntry, WardenError> {
         let function = identity.function.clone();
-        match self.read(identity) {
+        match self.read(identity, None) {
             Ok(_) => Ok(self.entry(&function)),
             Err(FileError::Missing) => Err(WardenError::SnapshotMissing { function }),
             Err(error) if error.is_shortage() => {
@@ -290,6 +334,7 @@ impl Snapshots {
     pub(crate) fn remove(&self, function: &FunctionName) -> Result<(), WardenError> {
         // Before the file goes: one that is being written must not come after.
         self.next(function, None);
+        lock(&self.place(function)).announced = None;
         let path = self.path(function);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(storage("remove", &path, &error)),
@@ -338,6 +383,42 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn names(folder: &Path) -> Result<Vec<String>, WardenError> {
     let entries = fs::read_dir(folder).map_err(|error| storage("list", folder, &error))?;
     Ok(entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect())
+}
+
+/// Files that a restored runner needs besides its snapshot. Where that is not in the page cache, they may not be either.
+pub(crate) struct Needed<'a> {
+    pub(crate) program: &'a File,
+    pub(crate) model: &'a File,
+}
+
+impl Needed<'_> {
+    /// Has the snapshot read at once and these behind it, while it is decoded, and waits for none. The program's text comes
+    /// before the model: without it nothing goes on, and a disk does first what it was asked first. What fails here is read
+    /// when it is touched.
+    fn read_ahead(&self, snapshot: &File, image: &Image) {
+        let files = (snapshot.try_clone(), self.program.try_clone(), self.model.try_clone());
+        let (Ok(snapshot), Ok(program), Ok(model)) = files else { return };
+        let text = image.extents.iter().filter_map(|extent| match extent.source {
+            Source::Text { offset } => Some(offset..offset + extent.bytes),
+            _ => None,
+        });
+        let text: Vec<_> = text.collect();
+        let read = move || {
+            prefault(&snapshot)?;
+            text.into_iter().try_for_each(|part| prefault_part(&program, part))?;
+            read_weights(&model)
+        };
+        let read = move || read().unwrap_or_else(|error: io::Error| tracing::debug!(%error, "nothing is read ahead"));
+        let _ = thread::Builder::new().name("read-ahead".into()).spawn(read);
+    }
+}
+
+/// Reads a model as an answer needs it, so that who computes with it never waits for long.
+fn read_weights(model: &File) -> io::Result<()> {
+    let bytes = model.metadata()?.len();
+    let pieces = gguf::in_order_of_use(BufReader::new(model), bytes).map_err(io::Error::other)?;
+    // From a page on.
+    pieces.into_iter().try_for_each(|piece| prefault_part(model, piece.start & !(PAGE_BYTES - 1)..piece.end))
 }
 
 /// The key that seals snapshots, made at the first start. Under another, all snapshots are taken anew.

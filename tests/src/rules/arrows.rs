@@ -19,8 +19,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("wire", &["sandbox-wire"]),
     ("money", &["appliance-price"]),
     ("pure", &["appliance-config", "appliance-api", "appliance-admit", "appliance-scale", "sandbox-snapshot"]),
-    ("fences", &["appliance-runtime", "sandbox-kernel", "sandbox-model"]),
-    ("mechanisms", &["sandbox-image"]),
+    ("fences", &["appliance-runtime", "appliance-meter", "sandbox-kernel", "sandbox-model"]),
+    ("mechanisms", &["sandbox-image", "images-builder", "firmware-init"]),
     ("stages", &["appliance-edge", "appliance-keys", "appliance-pool", "appliance-ledger", "sandbox-warden"]),
     ("simulators", &["appliance-sim"]),
     ("programs", &["appliance-daemon", "appliance-cli", "sandbox-runner", "bench", "tests"]),
@@ -42,7 +42,12 @@ const CLIENT: &str = "speaks HTTPS as a client, and must choose whom to trust";
 pub const WORLDS: &[World] = &[
     World { crates: &["glommio"], owner: "appliance-runtime", also: &[] },
     World { crates: &["llama-cpp"], owner: "sandbox-model", also: &[] },
-    World { crates: &["zstd"], owner: "sandbox-snapshot", also: &[] },
+    World {
+        crates: &["zstd"],
+        owner: "sandbox-snapshot",
+        also: &[("images-builder", "packs the initramfs for the kernel")],
+    },
+    World { crates: &["rusqlite"], owner: "appliance-ledger", also: &[] },
     World { crates: &["hyper"], owner: "appliance-edge", also: &[("bench", "is the load, and the peer on tokio")] },
     World {
         crates: &["rustls", "futures-rustls", "tokio-rustls"],
@@ -55,8 +60,10 @@ pub const WORLDS: &[World] = &[
         crates: &["nix", "libc", "landlock"],
         owner: "sandbox-kernel",
         also: &[
+            ("firmware-init", "mounts, loads modules, reaps, and ends the machine"),
             ("appliance-runtime", "awaits raw descriptors and pins its threads to cores"),
-            ("appliance-ledger", "takes records from a SOCK_SEQPACKET socket and locks its file"),
+            ("appliance-meter", "makes, seals and maps the rings' memory, and the pipe that is their bell"),
+            ("appliance-ledger", "waits for SIGTERM and for the rings' bell, locks its folder and allocates its files"),
             ("sandbox-image", "names the calls that a child runs by number, and seals files in memory"),
             ("sandbox-runner", "reads its socket between two steps without blocking"),
             ("appliance-daemon", "takes signals, locks its folder, gives files to the uids of its children"),

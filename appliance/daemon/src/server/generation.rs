@@ -4,7 +4,7 @@
 //! dropped [`Generation`] cancels its work. Prompts of one request run one after the other: they share its deadline, and
 //! a request takes one slot however many it brings.
 
-use super::{functions::Function, handler::Call, meter::Meter, state::State, terms::Asked};
+use super::{desk::Meter, functions::Function, handler::Call, state::State, terms::Asked};
 use appliance_admit::Class;
 use appliance_api::{ApiError, finish_name};
 use appliance_pool::{Dispatched, Event, Failed, Submission, Terms, Waits, Work};

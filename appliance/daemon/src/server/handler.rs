@@ -3,9 +3,10 @@
 use super::{
     allowance::{self, Allowance},
     budgets,
+    desk::{Desk, Meter},
     functions::{self, Function},
     inference, instances, keys,
-    meter::Meter,
+    meter::Account,
     models,
     purse::{Purse, Tokens},
     reply::{self, Answered, Reply},
@@ -30,11 +31,13 @@ use std::{
 /// Answers requests on one core.
 pub(super) struct Server {
     state: Arc<State>,
+    desk: Rc<Desk>,
 }
 
 /// One request of a known caller.
 pub(super) struct Call {
     pub(super) state: Arc<State>,
+    desk: Rc<Desk>,
     pub(super) id: RequestId,
     pub(super) caller: Caller,
     pub(super) tenant: Tenant,
@@ -44,8 +47,8 @@ pub(super) struct Call {
 }
 
 impl Server {
-    pub(super) fn new(state: Arc<State>) -> Self {
-        Self { state }
+    pub(super) fn new(state: Arc<State>, desk: Rc<Desk>) -> Self {
+        Self { state, desk }
     }
 
     async fn answer(&self, id: RequestId, request: Request) -> Answered {
@@ -61,8 +64,8 @@ impl Server {
         };
         let came = Instant::now();
         let asked = Asked::read(&request.head.headers, came)?;
-        let state = Arc::clone(&self.state);
-        let call = Call { state, id, caller, tenant, asked, came, came_unix_s: unix_s() };
+        let (state, desk) = (Arc::clone(&self.state), Rc::clone(&self.desk));
+        let call = Call { state, desk, id, caller, tenant, asked, came, came_unix_s: unix_s() };
         let mut reply = call.answer(route, request).await.unwrap_or_else(|error| refused(id, &error));
         allowance::show(&mut reply, call.caller.limiter.as_deref());
         Ok(reply)
@@ -136,12 +139,16 @@ impl Call {
         }
     }
 
-    /// Begins the account of this request.
-    pub(super) fn meter(&self, function: &Function, bytes_in: usize) -> Meter {
-        let (state, manifest) = (Arc::clone(&self.state), &function.manifest);
+    /// Opens the account of this request.
+    ///
+    /// # Errors
+    /// 503: the ledger lags behind.
+    pub(super) async fn meter(&self, function: &Function, bytes_in: usize) -> Result<Meter, ApiError> {
+        let (state, manifest) = (&*self.state, &function.manifest);
         let context_tokens = manifest.limits.context_tokens;
-        let meter = Meter::new(state, self.id, &self.caller.key.name, &manifest.name, context_tokens, bytes_in);
-        meter.of_class(self.asked.class())
+        let key = &self.caller.key.name;
+        let account = Account::new(state, self.id, key, &manifest.name, context_tokens, bytes_in);
+        self.desk.open(account.of_class(self.asked.class())).await
     }
 
     /// Has the key's limits say whether it may go on, using `tokens` at most, and all budgets, paying for `most`.
@@ -157,7 +164,7 @@ impl Call {
     ) -> Result<(), ApiError> {
         let allowance = meter.check(Allowance::ask(&self.caller, tokens))?;
         meter.allowed(allowance);
-        let purse = Purse::ask(self, function, meter.prices(), most);
+        let purse = Purse::ask(self, function, &meter.prices(), most);
         let purse = meter.check(purse)?;
         meter.afforded(purse);
         Ok(())

@@ -12,10 +12,10 @@
 use super::{
     allowance::{prompt_tokens, tokens_of},
     body,
+    desk::Meter,
     functions::Function,
     generation::{Generation, Step, ask, out_of_place},
     handler::{Call, random},
-    meter::Meter,
     purse::Tokens,
     reply::{self, Answered, Reply},
 };
@@ -52,7 +52,7 @@ const EMBEDDING_LENGTH_MAX: usize = 1 << 17;
 pub(super) async fn chat(call: &Call, request: Request) -> Answered {
     let body = body::json(request, call.state.request_bytes_max).await?;
     let request = ChatRequest::parse(&body)?;
-    let (function, mut meter) = begin(call, call.function(&request.model)?, &body)?;
+    let (function, mut meter) = begin(call, call.function(&request.model)?, &body).await?;
     let how = How { shape: Shape::Chat, stream: request.stream, include_usage: request.include_usage };
     let prompts = [meter.check(request.into_generate(&bounds(call, &function)))?];
     allow(call, &mut meter, &function, &prompts)?;
@@ -63,7 +63,7 @@ pub(super) async fn chat(call: &Call, request: Request) -> Answered {
 pub(super) async fn completion(call: &Call, request: Request) -> Answered {
     let body = body::json(request, call.state.request_bytes_max).await?;
     let request = CompletionRequest::parse(&body)?;
-    let (function, mut meter) = begin(call, call.function(&request.model)?, &body)?;
+    let (function, mut meter) = begin(call, call.function(&request.model)?, &body).await?;
     let how = How { shape: Shape::Text, stream: request.stream, include_usage: request.include_usage };
     let prompts = meter.check(request.into_generates(&bounds(call, &function)))?;
     allow(call, &mut meter, &function, &prompts)?;
@@ -74,7 +74,7 @@ pub(super) async fn completion(call: &Call, request: Request) -> Answered {
 pub(super) async fn embedding(call: &Call, request: Request) -> Answered {
     let body = body::json(request, call.state.request_bytes_max).await?;
     let request = EmbeddingRequest::parse(&body)?;
-    let (function, mut meter) = begin(call, call.function(&request.model)?, &body)?;
+    let (function, mut meter) = begin(call, call.function(&request.model)?, &body).await?;
     let tokens = request.inputs.iter().map(prompt_tokens).fold(0, u32::saturating_add);
     let context_tokens = function.manifest.limits.context_tokens;
     let prompts = u32::try_from(request.inputs.len()).unwrap_or(u32::MAX).saturating_mul(context_tokens);
@@ -120,8 +120,8 @@ pub(super) async fn apply_template(call: &Call, request: Request) -> Answered {
 }
 
 /// Begins the account of a call to `function`, which has its say about the body's length first.
-fn begin(call: &Call, function: Arc<Function>, body: &Bytes) -> Result<(Arc<Function>, Meter), ApiError> {
-    let mut meter = call.meter(&function, body.len());
+async fn begin(call: &Call, function: Arc<Function>, body: &Bytes) -> Result<(Arc<Function>, Meter), ApiError> {
+    let mut meter = call.meter(&function, body.len()).await?;
     meter.check(body::within(body, function.manifest.limits.request_bytes))?;
     Ok((function, meter))
 }
@@ -334,7 +334,7 @@ async fn simple(
     param: &str,
     render: impl FnOnce(FromRunner) -> Option<Vec<u8>>,
 ) -> Answered {
-    let (function, mut meter) = begin(call, call.function_or_only(model)?, body)?;
+    let (function, mut meter) = begin(call, call.function_or_only(model)?, body).await?;
     call.allow(&mut meter, &function, 0, Tokens::default())?;
     let answered = ask(call, &function, work, param, &mut meter).await;
     let rendered = answered.and_then(|(_, message)| render(message).ok_or_else(out_of_place));

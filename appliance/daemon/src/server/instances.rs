@@ -93,6 +93,8 @@ pub(super) async fn park(call: &Call, name: &str) -> Answered {
 /// memory then.
 pub(super) async fn stop(call: &Call, name: &str) -> Answered {
     let name = functions::find(call, name)?.manifest.name.clone();
+    // Before the instances end, too: else the warden restores the next one ahead of need, to end it again.
+    snapshots::store(call, &name).await?;
     call.state.pool.stop(name.clone());
     let left = until_gone(call, &name).await?;
     call.state.pool.storing(name.clone());

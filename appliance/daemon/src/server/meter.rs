@@ -1,14 +1,13 @@
-//! The account of one request that reached a function: what it used, kept until it ends and handed to the ledger then.
+//! The account of one request that reached a function: what it used, kept until it ends.
 //!
 //! ```text
-//!  new ─▶ (dispatched ─▶ started ─▶ text* ─▶ finished)*  ─▶ completed | failed ─▶ drop: the record is sent
-//!                 └──────────── dropped at any point: cancelled, with what was used until then
+//!  new ─▶ (dispatched ─▶ started ─▶ text* ─▶ finished)*  ─▶ completed | failed ─▶ end
+//!                 └──────────── ended at any point: cancelled, with what was used until then
 //! ```
 //!
 //! What a runner says of its work is believed up to what there can be: tokens up to the context, time up to what has passed.
 //!
-//! Invariant: exactly one record for each meter, sent by its drop; so a client that leaves, which drops the request's
-//! future or its reply's stream, is accounted for like any other.
+//! When it is told, and to whom, is [`super::desk`]'s.
 
 use super::{allowance::Allowance, handler::unix_ms, purse::Purse, report::Report, state::State};
 use appliance_admit::Class;
@@ -23,8 +22,7 @@ use std::{sync::Arc, time::Instant};
 const CLIENT_LEFT: u16 = 499;
 
 /// The account of one request.
-pub(super) struct Meter {
-    state: Arc<State>,
+pub(super) struct Account {
     /// What ended jobs used.
     record: Record,
     job: Option<Job>,
@@ -51,9 +49,9 @@ struct Job {
     tokens_out: u32,
 }
 
-impl Meter {
+impl Account {
     pub(super) fn new(
-        state: Arc<State>,
+        state: &State,
         request: RequestId,
         key: &KeyName,
         function: &FunctionName,
@@ -69,7 +67,7 @@ impl Meter {
             ..Record::new(request, key.clone(), function.clone())
         };
         let (began, job, dispatched) = (Instant::now(), None, false);
-        Self { state, record, job, began, context_tokens, dispatched, allowance: None, prices, purse: None }
+        Self { record, job, began, context_tokens, dispatched, allowance: None, prices, purse: None }
     }
 
     /// The same of a class.
@@ -79,8 +77,8 @@ impl Meter {
     }
 
     /// What it is charged by.
-    pub(super) fn prices(&self) -> &Prices {
-        &self.prices
+    pub(super) fn prices(&self) -> Arc<Prices> {
+        Arc::clone(&self.prices)
     }
 
     /// Budgets granted this for it.
@@ -214,11 +212,6 @@ impl Meter {
         };
     }
 
-    /// Passes `result` through, noting an error.
-    pub(super) fn check<T>(&mut self, result: Result<T, ApiError>) -> Result<T, ApiError> {
-        result.inspect_err(|error| self.failed(error))
-    }
-
     /// What ended jobs used; where the request waited, that of the current one too.
     pub(super) fn record(&self) -> Record {
         let mut record = self.record.clone();
@@ -257,15 +250,29 @@ impl Meter {
         end(record, &mut job);
         add(&mut record.queue_us, job.queue_us);
         add(&mut record.wake_us, job.wake_us);
-        let tokens_in = job.tokens_in.min(self.context_tokens);
-        record.tokens_in = record.tokens_in.saturating_add(tokens_in);
-        record.tokens_cached = record.tokens_cached.saturating_add(job.tokens_cached.min(tokens_in));
-        record.tokens_out = record.tokens_out.saturating_add(job.tokens_out.min(self.context_tokens));
+        add_tokens(record, &job, self.context_tokens);
     }
 }
 
-impl Drop for Meter {
-    fn drop(&mut self) {
+impl Account {
+    /// What it has used until now, by this side's clock, and what that costs. What is billed should nothing more be heard
+    /// of it.
+    pub(super) fn now(&self) -> Record {
+        let mut record = self.record();
+        record.ended_unix_ms = unix_ms();
+        if let Some(job) = &self.job {
+            let now = Instant::now();
+            let decoding = job.first_text.unwrap_or(now);
+            add(&mut record.prefill_us, us(job.began, decoding));
+            add(&mut record.decode_us, us(decoding, now));
+            add_tokens(&mut record, job, self.context_tokens);
+        }
+        self.prices.charge(&mut record, self.cap_nanos());
+        record
+    }
+
+    /// It ends now, and has used this.
+    pub(super) fn end(&mut self) -> Record {
         self.break_off();
         let cap_nanos = self.cap_nanos();
         self.prices.charge(&mut self.record, cap_nanos);
@@ -279,8 +286,15 @@ impl Drop for Meter {
         if self.dispatched {
             tracing::info!("{}", Report { record: &self.record, prices: &self.prices });
         }
-        self.state.record(&self.record);
+        self.record.clone()
     }
+}
+
+fn add_tokens(record: &mut Record, job: &Job, context_tokens: u32) {
+    let tokens_in = job.tokens_in.min(context_tokens);
+    record.tokens_in = record.tokens_in.saturating_add(tokens_in);
+    record.tokens_cached = record.tokens_cached.saturating_add(job.tokens_cached.min(tokens_in));
+    record.tokens_out = record.tokens_out.saturating_add(job.tokens_out.min(context_tokens));
 }
 
 fn add(total: &mut u64, more: u64) {

@@ -5,27 +5,33 @@ use super::{
     handler::unix_ms,
     purse::Purses,
     tenants::Tenants,
-    usage::{Past, Seen},
 };
 use crate::{exit::Failure, setup::ServerFiles};
 use appliance_config::ServeConfig;
 use appliance_keys::{BudgetStore, KeyStore};
-use appliance_ledger::{SendError, Sender};
+use appliance_ledger::{
+    Client,
+    query::{Answer, Dimension, Filter, PAGE_ROWS_MAX, Query, QueryError},
+};
+use appliance_meter::Producer;
 use appliance_pool::{Pool, Warden};
-use appliance_price::{Book, Owner, Prices};
-use appliance_types::Record;
+use appliance_price::{Book, Owner, Period, Prices};
+use appliance_types::{KeyName, ProjectName};
 use arc_swap::ArcSwap;
+use futures_lite::future::block_on;
 use sandbox_wire::warden::RunnerSpec;
 use std::{
     collections::HashMap,
-    fs::{self, File},
-    io,
+    fs,
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
 };
+
+/// How long the ledger has at the start to take what the last server left, and to say what was spent.
+const LEDGER_WAIT: Duration = Duration::from_secs(20);
+const LEDGER_PAUSE: Duration = Duration::from_millis(5);
 
 /// What all cores share; nothing in it is waited for.
 pub(super) struct State {
@@ -37,14 +43,12 @@ pub(super) struct State {
     pub(super) prices: ArcSwap<Book>,
     pub(super) budgets: BudgetStore,
     pub(super) purses: Purses,
-    pub(super) past: Past,
+    /// Answers what was used.
+    pub(super) ledger: Client,
     /// Longest body of a request that is read whole.
     pub(super) request_bytes_max: usize,
     /// Cores that instances may compute on.
     inference_cores: u32,
-    ledger: Sender,
-    /// Records that the ledger did not take.
-    records_lost: AtomicU64,
 }
 
 impl State {
@@ -55,8 +59,7 @@ impl State {
         inference_cores: u32,
         pool: Pool,
         warden: Warden,
-        ledger: Sender,
-        past: File,
+        ledger: Client,
     ) -> Result<Arc<Self>, Failure> {
         let keys = KeyStore::open(Path::new(files.keys)).map_err(|error| Failure::Service(error.to_string()))?;
         let functions = Functions::load(Path::new(files.functions)).map_err(Failure::of("read", files.functions))?;
@@ -66,9 +69,6 @@ impl State {
         let request_bytes_max = usize::try_from(config.limits.request_bytes).unwrap_or(usize::MAX);
         let prices = ArcSwap::from_pointee(read_prices(files)?);
         let budgets = BudgetStore::open(Path::new(files.keys)).map_err(|error| Failure::Service(error.to_string()))?;
-        let (past, purses) = (Past::new(past), Purses::default());
-        remember(&past, &keys, &purses).map_err(Failure::of("read", "the ledger"))?;
-        let records_lost = AtomicU64::new(0);
         Ok(Arc::new(Self {
             keys,
             tenants: Tenants::new(),
@@ -77,12 +77,10 @@ impl State {
             warden,
             prices,
             budgets,
-            purses,
-            past,
+            purses: Purses::default(),
+            ledger,
             request_bytes_max,
             inference_cores,
-            ledger,
-            records_lost,
         }))
     }
 
@@ -110,13 +108,48 @@ impl State {
         }
     }
 
-    /// Hands a record to the ledger. One that cannot be taken is logged in full, so that it is not lost to the bill.
-    pub(super) fn record(&self, record: &Record) {
-        match self.ledger.send(record) {
-            Ok(()) => {}
-            Err(error @ (SendError::Full | SendError::Closed(_) | SendError::Unfit(_))) => {
-                let lost = self.records_lost.fetch_add(1, Ordering::Relaxed) + 1;
-                tracing::error!(%error, lost, ?record, "the ledger did not take a record");
+    /// Tells the accounts what was spent in this month before this start, what the last server left in its rings included.
+    pub(super) fn remember_spent(&self, rings: &mut [Producer]) -> Result<(), Failure> {
+        let until = Instant::now() + LEDGER_WAIT;
+        while !rings.iter_mut().all(Producer::is_drained) {
+            if Instant::now() >= until {
+                return Err(Failure::Service("the ledger does not take what the last server left".to_owned()));
+            }
+            thread::sleep(LEDGER_PAUSE);
+        }
+        let now = unix_ms();
+        let (day, month) = (Period::Day.start_ms(now), Period::Month.start_ms(now));
+        let projects: HashMap<_, _> =
+            self.keys.list().iter().map(|key| (key.name.clone(), key.project.clone())).collect();
+        for by in [Dimension::Key, Dimension::Function] {
+            let today: HashMap<_, _> = self.spent(by, day, until)?.into_iter().collect();
+            for (group, all) in self.spent(by, month, until)? {
+                let new = today.get(&group).copied().unwrap_or(0);
+                for owner in owners(by, &group, &projects) {
+                    self.purses.remember(owner.clone(), month, all.saturating_sub(new));
+                    self.purses.remember(owner, day, new);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What each key or function has spent since then, nano-units.
+    fn spent(&self, by: Dimension, since_unix_ms: u64, until: Instant) -> Result<Vec<(String, u64)>, Failure> {
+        let (mut spent, mut after) = (Vec::new(), None);
+        loop {
+            let filter = Filter { since_unix_ms, ..Filter::default() };
+            match block_on(self.ledger.ask(Query::Usage { filter, by, after: after.clone(), limit: PAGE_ROWS_MAX })) {
+                Ok(Answer::Usage { rows, next }) => {
+                    spent.extend(rows.into_iter().map(|row| (row.group, row.totals.cost_nanos)));
+                    match next {
+                        Some(next) => after = Some(next),
+                        None => return Ok(spent),
+                    }
+                }
+                Err(QueryError::Restarted | QueryError::Busy) if Instant::now() < until => thread::sleep(LEDGER_PAUSE),
+                Err(error) => return Err(Failure::Service(format!("what was spent is not known: {error}"))),
+                Ok(_) => return Err(Failure::Bug("the ledger answered another question".to_owned())),
             }
         }
     }
@@ -127,19 +160,14 @@ fn read_prices(files: &ServerFiles) -> Result<Book, Failure> {
     appliance_config::prices(&text).map_err(|source| Failure::Config { file: files.prices.into(), source })
 }
 
-/// Tells the accounts what was spent before, in this month.
-fn remember(past: &Past, keys: &KeyStore, purses: &Purses) -> io::Result<()> {
-    let projects: HashMap<_, _> = keys.list().iter().map(|key| (key.name.clone(), key.project.clone())).collect();
-    let month_ms = appliance_price::Period::Month.start_ms(unix_ms());
-    past.scan(|record| {
-        let spent = |owner| purses.remember(owner, record.ended_unix_ms, record.cost_nanos);
-        if record.ended_unix_ms >= month_ms && record.cost_nanos > 0 {
-            if let Some(Some(project)) = projects.get(&record.key) {
-                spent(Owner::Project(project.clone()));
-            }
-            spent(Owner::Key(record.key.clone()));
-            spent(Owner::Function(record.function.clone()));
+/// Whose budgets the spending of this key or function counts to.
+fn owners(by: Dimension, group: &str, projects: &HashMap<KeyName, Option<ProjectName>>) -> Vec<Owner> {
+    match by {
+        Dimension::Key => {
+            let key: Option<KeyName> = group.parse().ok();
+            let project = key.as_ref().and_then(|key| projects.get(key)).and_then(Option::as_ref);
+            key.iter().cloned().map(Owner::Key).chain(project.cloned().map(Owner::Project)).collect()
         }
-        Seen::More
-    })
+        _ => group.parse().ok().map(Owner::Function).into_iter().collect(),
+    }
 }

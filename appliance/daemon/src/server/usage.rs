@@ -10,22 +10,18 @@
 //! bill made anew from the record and the version of the prices that it names: it says so if that does not give the
 //! amount that was charged.
 
-mod past;
-
-pub(super) use past::{Past, Seen};
-
 use super::{
     handler::{Call, unix_ms},
     reply::{self, Answered},
 };
 use appliance_api::{ApiError, Receipt};
 use appliance_edge::ReplyBody;
-use appliance_ledger::query::{Answer, Cursor, Dimension, Filter, PAGE_ROWS_MAX, Query, Totals, UsageRow};
-use appliance_runtime::unblock;
+use appliance_ledger::query::{Answer, Cursor, Dimension, Filter, PAGE_ROWS_MAX, Query, QueryError, Totals, UsageRow};
+use appliance_runtime::timeout;
 use appliance_types::RequestId;
 use serde::Serialize;
 use serde_json::json;
-use std::{str::FromStr, sync::Arc};
+use std::{str::FromStr, time::Duration};
 
 /// Records of one reply, unless fewer are asked for.
 const RECORDS_DEFAULT: u32 = 1_000;
@@ -33,6 +29,9 @@ const RECORDS_DEFAULT: u32 = 1_000;
 const RECORDS_MAX: u32 = 10_000;
 /// Most groups of one reply.
 const GROUPS_MAX: usize = 100_000;
+/// How long the ledger has for an answer.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+const RETRY_AFTER_S: u64 = 1;
 const NDJSON: &str = "application/x-ndjson";
 
 /// `GET /ember/v1/usage`
@@ -107,9 +106,11 @@ pub(super) async fn explain(call: &Call, id: &str) -> Answered {
 
 /// Asks the ledger.
 async fn ask(call: &Call, query: Query) -> Result<Answer, ApiError> {
-    let state = Arc::clone(&call.state);
-    let answer = unblock(move || state.past.answer(&query)).await;
-    answer.map_err(|error| ApiError::internal(format!("the ledger cannot be read: {error}")))
+    let asked = timeout(ANSWER_MAX, call.state.ledger.ask(query)).await;
+    asked.unwrap_or(Err(QueryError::Busy)).map_err(|error| match error {
+        QueryError::Busy | QueryError::Restarted => ApiError::unavailable(error.to_string(), RETRY_AFTER_S),
+        QueryError::Gone | QueryError::Index { .. } => ApiError::internal(error.to_string()),
+    })
 }
 
 fn out_of_place() -> ApiError {

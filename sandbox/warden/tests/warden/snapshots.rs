@@ -86,6 +86,27 @@ fn snapshots_are_taken_parked_and_verified_by_call() {
 }
 
 #[test]
+fn a_snapshot_that_is_ahead_of_its_manifest_is_let_be() {
+    let mut warden = Warden::start();
+    let before = probe(&mut warden);
+    assert!(warden.call(Call::SnapshotTake(before.clone())).is_ok());
+    assert_eq!(round(&mut warden), Tier::Stored);
+    // A deploy: the snapshot first, the manifest later.
+    let after = RunnerSpec { context_tokens: 65, ..before.clone() };
+    let Ok(Reply::SnapshotTaken(taken)) = warden.call(Call::SnapshotTake(after.clone())) else { panic!() };
+    assert_eq!(round(&mut warden), Tier::Cold);
+    assert!(warden.call(Call::Park(before)).is_ok());
+    assert_eq!(warden.call(Call::SnapshotVerify(after.clone())), Ok(Reply::SnapshotVerified(taken)));
+    assert_eq!(warden.retired(), []);
+    // In force.
+    let id = warden.send(Call::Wake(after), None);
+    assert_eq!(warden.woken(id).unwrap().awake.tier, Tier::Stored);
+    // What was before is now another's, as of any other manifest.
+    assert_eq!(round(&mut warden), Tier::Cold);
+    assert!(matches!(&*warden.retired(), [(_, reason)] if reason.contains("manifest")));
+}
+
+#[test]
 fn a_stop_and_a_park_at_once_leave_one_spare() {
     let mut warden = Warden::start();
     let spec = probe(&mut warden);

@@ -1,0 +1,291 @@
+//! A larger model than there is at hand: the architecture and the vocabulary of a small one, with random weights.
+//!
+//! ```text
+//!  GGUF of architecture llama ──▶ metadata, but for the sizes ──▶ tensors of those sizes, in the order of their use ──▶ GGUF
+//! ```
+//! What it says is noise, and what it costs is what a model of its size costs: its weights are as many bytes, of the same
+//! types (Q8_0 for the embeddings, Q4_1 for what multiplies), read and computed with in the same way. Two runs write the
+//! same bytes.
+//!
+//! Layout read and written: magic, version 3, counts of tensors and of pairs; pairs (name, type, value); tensors (name,
+//! dimensions, type, offset); from a multiple of 32 on the data, each tensor from such a multiple on.
+
+use crate::error::Error;
+use std::{
+    fs::{self, File},
+    io::{self, BufWriter, Write},
+    path::Path,
+};
+
+const MAGIC: &[u8] = b"GGUF\x03\0\0\0";
+const ALIGNMENT: u64 = 32;
+/// Values in a block of either quantised type.
+const BLOCK: u64 = 32;
+const WIDTH: u64 = 2048;
+const HIDDEN: u64 = 8192;
+const HEADS: u64 = 32;
+const HEADS_KV: u64 = 8;
+
+/// The sizes that replace those of the small model.
+const SIZES: [(&str, u64); 4] = [
+    ("llama.embedding_length", WIDTH),
+    ("llama.feed_forward_length", HIDDEN),
+    ("llama.attention.head_count", HEADS),
+    ("llama.attention.head_count_kv", HEADS_KV),
+];
+
+/// Writes the larger model, and says how many bytes it has.
+pub(crate) fn write(from: &Path, to: &Path) -> Result<u64, Error> {
+    let read = |source| Error::File { path: from.into(), source };
+    let small = fs::read(from).map_err(read)?;
+    let metadata =
+        metadata(&small).ok_or_else(|| Error::setup(format!("`{}`: no GGUF of version 3", from.display())))?;
+    let tensors = tensors(&metadata)?;
+    let written =
+        File::create(to).and_then(|file| write_all(BufWriter::with_capacity(1 << 20, file), &metadata, &tensors));
+    written.map_err(|source| Error::File { path: to.into(), source })?;
+    fs::metadata(to).map(|metadata| metadata.len()).map_err(|source| Error::File { path: to.into(), source })
+}
+
+/// Pairs as they are written: names, and the bytes of type and value.
+type Metadata<'a> = Vec<(&'a str, &'a [u8])>;
+
+fn metadata(file: &[u8]) -> Option<Metadata<'_>> {
+    let mut at = Cursor(file);
+    (at.take(8)? == MAGIC).then_some(())?;
+    let (_tensors, pairs) = (at.u64()?, at.u64()?);
+    (0..pairs).map(|_| at.pair()).collect()
+}
+
+/// What is left of a file.
+struct Cursor<'a>(&'a [u8]);
+
+impl<'a> Cursor<'a> {
+    fn take(&mut self, bytes: u64) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(usize::try_from(bytes).ok()?)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        self.take(8)?.try_into().ok().map(u64::from_le_bytes)
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        self.take(4)?.try_into().ok().map(u32::from_le_bytes)
+    }
+
+    fn string(&mut self) -> Option<&'a [u8]> {
+        let bytes = self.u64()?;
+        self.take(bytes)
+    }
+
+    fn pair(&mut self) -> Option<(&'a str, &'a [u8])> {
+        let name = std::str::from_utf8(self.string()?).ok()?;
+        let whole = self.0;
+        let kind = self.u32()?;
+        self.value(kind)?;
+        Some((name, &whole[..whole.len() - self.0.len()]))
+    }
+
+    fn value(&mut self, kind: u32) -> Option<()> {
+        match kind {
+            0 | 1 | 7 => self.take(1).map(drop),
+            2 | 3 => self.take(2).map(drop),
+            4..=6 => self.take(4).map(drop),
+            10..=12 => self.take(8).map(drop),
+            8 => self.string().map(drop),
+            9 => {
+                let (kind, count) = (self.u32()?, self.u64()?);
+                (kind != 9).then_some(())?;
+                (0..count).try_for_each(|_| self.value(kind))
+            }
+            _ => None,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    F32 = 0,
+    Q4_1 = 3,
+    Q8_0 = 8,
+}
+
+#[derive(Debug)]
+struct Tensor {
+    name: String,
+    dimensions: Vec<u64>,
+    kind: Kind,
+}
+
+impl Tensor {
+    fn new(name: impl Into<String>, dimensions: &[u64], kind: Kind) -> Self {
+        Self { name: name.into(), dimensions: dimensions.to_vec(), kind }
+    }
+
+    fn bytes(&self) -> u64 {
+        let values: u64 = self.dimensions.iter().product();
+        match self.kind {
+            Kind::F32 => values * 4,
+            Kind::Q4_1 => values / BLOCK * 20,
+            Kind::Q8_0 => values / BLOCK * 34,
+        }
+    }
+}
+
+/// An unsigned number among the pairs.
+fn number(metadata: &Metadata<'_>, name: &str) -> Result<u64, Error> {
+    let found = metadata.iter().find(|(of, _)| *of == name);
+    let value = found.and_then(|(_, bytes)| bytes.strip_prefix(&4_u32.to_le_bytes())?.try_into().ok());
+    value
+        .map(|value| u64::from(u32::from_le_bytes(value)))
+        .ok_or_else(|| Error::setup(format!("a GGUF without `{name}`")))
+}
+
+fn tensors(metadata: &Metadata<'_>) -> Result<Vec<Tensor>, Error> {
+    let (layers, words) = (number(metadata, "llama.block_count")?, number(metadata, "llama.vocab_size")?);
+    let width_kv = WIDTH / HEADS * HEADS_KV;
+    let mut all = vec![Tensor::new("token_embd.weight", &[WIDTH, words], Kind::Q8_0)];
+    for layer in 0..layers {
+        let mut add = |name: &str, dimensions: &[u64], kind| {
+            all.push(Tensor::new(format!("blk.{layer}.{name}.weight"), dimensions, kind));
+        };
+        add("attn_norm", &[WIDTH], Kind::F32);
+        add("attn_q", &[WIDTH, WIDTH], Kind::Q4_1);
+        add("attn_k", &[WIDTH, width_kv], Kind::Q4_1);
+        add("attn_v", &[WIDTH, width_kv], Kind::Q4_1);
+        add("attn_output", &[WIDTH, WIDTH], Kind::Q4_1);
+        add("ffn_norm", &[WIDTH], Kind::F32);
+        add("ffn_gate", &[WIDTH, HIDDEN], Kind::Q4_1);
+        add("ffn_up", &[WIDTH, HIDDEN], Kind::Q4_1);
+        add("ffn_down", &[HIDDEN, WIDTH], Kind::Q4_1);
+    }
+    all.push(Tensor::new("output_norm.weight", &[WIDTH], Kind::F32));
+    Ok(all)
+}
+
+fn write_all(mut file: impl Write, metadata: &Metadata<'_>, tensors: &[Tensor]) -> io::Result<()> {
+    let head = head(metadata, tensors);
+    file.write_all(&head)?;
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    for tensor in tensors {
+        weights(&mut file, tensor, &mut random)?;
+        file.write_all(&[0; ALIGNMENT as usize][..padding(tensor.bytes())])?;
+    }
+    file.flush()
+}
+
+fn padding(bytes: u64) -> usize {
+    (bytes.next_multiple_of(ALIGNMENT) - bytes) as usize
+}
+
+fn head(metadata: &Metadata<'_>, tensors: &[Tensor]) -> Vec<u8> {
+    let mut head = MAGIC.to_vec();
+    let put_string = |head: &mut Vec<u8>, text: &str| {
+        head.extend((text.len() as u64).to_le_bytes());
+        head.extend(text.as_bytes());
+    };
+    head.extend((tensors.len() as u64).to_le_bytes());
+    head.extend((metadata.len() as u64).to_le_bytes());
+    for (name, value) in metadata {
+        put_string(&mut head, name);
+        match SIZES.iter().find(|(of, _)| of == name) {
+            Some((_, size)) => head.extend([4_u32.to_le_bytes(), (*size as u32).to_le_bytes()].concat()),
+            None => head.extend(*value),
+        }
+    }
+    let mut offset = 0;
+    for tensor in tensors {
+        put_string(&mut head, &tensor.name);
+        head.extend((tensor.dimensions.len() as u32).to_le_bytes());
+        tensor.dimensions.iter().for_each(|dimension| head.extend(dimension.to_le_bytes()));
+        head.extend((tensor.kind as u32).to_le_bytes());
+        head.extend(u64::to_le_bytes(offset));
+        offset += tensor.bytes().next_multiple_of(ALIGNMENT);
+    }
+    head.resize(head.len() + padding(head.len() as u64), 0);
+    head
+}
+
+/// Weights around zero, small enough for a sum of thousands of them to stay a number.
+fn weights(file: &mut impl Write, tensor: &Tensor, random: &mut Random) -> io::Result<()> {
+    /// 2⁻⁷ and -7.5 × 2⁻⁷ as f16: sixteen steps around zero.
+    const Q4_1_SCALE_AND_LEAST: [u8; 4] = [0x00, 0x20, 0x80, 0xab];
+    /// 2⁻¹² as f16.
+    const Q8_0_SCALE: [u8; 2] = [0x00, 0x0c];
+    let blocks = tensor.dimensions.iter().product::<u64>() / BLOCK;
+    for _ in 0..blocks {
+        match tensor.kind {
+            Kind::F32 => file.write_all(&[1_f32.to_le_bytes(); BLOCK as usize].concat())?,
+            Kind::Q4_1 => {
+                file.write_all(&Q4_1_SCALE_AND_LEAST)?;
+                file.write_all(&random.next().to_le_bytes())?;
+                file.write_all(&random.next().to_le_bytes())?;
+            }
+            Kind::Q8_0 => {
+                file.write_all(&Q8_0_SCALE)?;
+                (0..4).try_for_each(|_| file.write_all(&random.next().to_le_bytes()))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// xorshift64: even enough for weights.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn small() -> Vec<u8> {
+        let mut file = MAGIC.to_vec();
+        file.extend(0_u64.to_le_bytes());
+        file.extend(4_u64.to_le_bytes());
+        let mut pair = |name: &str, kind: u32, value: &[u8]| {
+            file.extend((name.len() as u64).to_le_bytes());
+            file.extend(name.as_bytes());
+            file.extend(kind.to_le_bytes());
+            file.extend(value);
+        };
+        pair("llama.block_count", 4, &1_u32.to_le_bytes());
+        pair("llama.vocab_size", 4, &64_u32.to_le_bytes());
+        pair("llama.embedding_length", 4, &576_u32.to_le_bytes());
+        let words = [&8_u32.to_le_bytes()[..], &1_u64.to_le_bytes(), &2_u64.to_le_bytes(), b"ab"].concat();
+        pair("tokenizer.ggml.tokens", 9, &words);
+        file
+    }
+
+    #[test]
+    fn a_larger_model_has_the_vocabulary_and_other_sizes() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, to) = (folder.path().join("small"), folder.path().join("large"));
+        fs::write(&from, small()).unwrap();
+        let bytes = write(&from, &to).unwrap();
+        let large = fs::read(&to).unwrap();
+        let (small, pairs) = (small(), metadata(&large).unwrap());
+        assert_eq!(number(&pairs, "llama.embedding_length").unwrap(), WIDTH);
+        assert_eq!(pairs[3], metadata(&small).unwrap()[3]);
+        let tensors = tensors(&pairs).unwrap();
+        let data: u64 = tensors.iter().map(|tensor| tensor.bytes().next_multiple_of(ALIGNMENT)).sum();
+        assert_eq!(bytes, head(&pairs, &tensors).len() as u64 + data);
+        assert_eq!(tensors.len(), 11);
+    }
+
+    #[test]
+    fn what_is_no_gguf_is_refused() {
+        for wrong in [&b""[..], b"GGUF\x02\0\0\0", &small()[..30]] {
+            assert!(metadata(wrong).is_none());
+        }
+    }
+}
