@@ -5,6 +5,8 @@
 #   make build           target/release/{emberd,ember,ember-runner}
 #   make model           the default model, checked
 #   make bench [ONLY=S5,S10] [GGUF=FILE]   figures against their peers, into bench/runs/
+#   make image           target/image/ember.img and ember.img.bmap
+#   make image-test      boots the image in QEMU: virtio, NVMe, SATA
 #   make overload [GGUF=FILE]   what callers see at 50, 80 and 400 % of what can be done
 #
 # Every recipe is one bash script that stops at its first failure.
@@ -12,7 +14,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := build
-.PHONY: build model run test bench overload packages sources
+.PHONY: build model run test bench image image-test overload packages sources
 
 PACKAGES := clang cmake curl g++ git libclang-dev pkg-config python3-pip unzip
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
@@ -92,6 +94,7 @@ run: build model
 	wait "$$emberd"
 
 # One test at a time: the end-to-end suites each own the machine's cgroups, and llama.cpp wants both cores.
+test: PACKAGES += cpio dosfstools e2fsprogs fdisk gdisk mtools
 test: build model
 	@$(with_liburing)
 	step() { echo "==> $$*"; "$$@"; }
@@ -102,6 +105,21 @@ test: build model
 bench: PACKAGES += crun
 bench: build model
 	@$(BUILT)/bench run $(if $(ONLY),--only $(ONLY)) --model "$(GGUF)"
+
+# Not for this machine's processor alone, as all else here is, but for any of x86-64-v3: a build of its own.
+IMAGE_BUILD := $(CURDIR)/target/image-build
+IMAGE_FLAGS := -C target-feature=+crt-static -C target-cpu=x86-64-v3 -C link-arg=-Wl,--wrap=__sys_io_uring_setup
+
+image: PACKAGES += e2fsprogs mtools
+image: build
+	@$(with_liburing)
+	CARGO_TARGET_DIR=$(IMAGE_BUILD) RUSTFLAGS="$(IMAGE_FLAGS)" $(CARGO) build --release --locked -p appliance-daemon -p sandbox-runner
+	$(BIN)/ember image build
+
+image-test: PACKAGES += mtools ovmf qemu-system-x86
+image-test: image
+	@$(with_liburing)
+	$(CARGO) test --release --locked --workspace --test boot -- --ignored --test-threads=1
 
 overload: build model
 	@$(BUILT)/bench overload --model "$(GGUF)"

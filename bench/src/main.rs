@@ -9,6 +9,7 @@
 //! - S5 decode rate of one stream through HTTPS ÷ that of llama-server, and S6 of eight at once ([`decode`]);
 //! - S7 two functions busy at once ÷ two llama-servers ([`together`]);
 //! - S8 a sealed restore ÷ `crun run` ([`restore`]);
+//! - S9 the meter's producer side ÷ the crate rtrb ([`meter`]);
 //! - S10 the edge's CPU time a request ÷ that of hyper on tokio ([`edge`]).
 //!
 //! Invariants: both sides of a ratio come from one run on one machine, and every raw sample is in the report. Wall time
@@ -26,6 +27,7 @@ mod llama_server;
 mod load;
 mod machine;
 mod memory;
+mod meter;
 mod overload;
 mod peers;
 mod process;
@@ -145,6 +147,7 @@ fn all() -> Vec<Box<dyn Figure>> {
     all.push(Box::new(decode::SharedDecodeRate));
     all.extend(together::BOTH.map(|figure| Box::new(figure) as _));
     all.push(Box::new(restore::SealedRestore));
+    all.push(Box::new(meter::ProducerSide));
     all.push(Box::new(edge::EdgeCpu));
     all
 }
@@ -175,7 +178,7 @@ mod tests {
             chosen(&only).map(|figures| figures.iter().map(|figure| figure.name()).collect::<Vec<_>>())
         };
         let all = names(&[]).unwrap();
-        assert_eq!((all.first(), all.last(), all.len()), (Some(&"S1"), Some(&"S10"), 13));
+        assert_eq!((all.first(), all.last(), all.len()), (Some(&"S1"), Some(&"S10"), 14));
         assert_eq!(names(&["S10", "S1"]).unwrap(), ["S1", "S10"]);
         assert_eq!(names(&["S2"]).unwrap(), ["S2", "S2-disk", "S2-prompt", "S2-prompt-disk"]);
         assert_eq!(names(&["S2-prompt-disk"]).unwrap(), ["S2-prompt-disk"]);

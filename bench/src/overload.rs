@@ -19,6 +19,7 @@ use crate::{
     http_client::{Server, in_thread},
     load::Load,
 };
+use fastrand::Rng;
 use std::{
     fmt,
     path::Path,
@@ -108,14 +109,14 @@ async fn capacity(server: &Server, span: Duration) -> Result<f64, Error> {
 
 async fn level(server: &Server, load: f64, rate: f64, span: Duration) -> Result<Level, Error> {
     let began = Instant::now();
-    let (mut due, mut random, mut asking) = (Duration::ZERO, Random(SEED), Vec::new());
+    let (mut due, mut random, mut asking) = (Duration::ZERO, Rng::with_seed(SEED), Vec::new());
     while due < span {
         let (server, number, due_at) = (server.clone(), asking.len(), began + due);
         asking.push(tokio::spawn(async move {
             tokio::time::sleep_until(due_at.into()).await;
             ask(&server, number, due_at).await
         }));
-        due += Duration::from_secs_f64(random.exponential() / rate);
+        due += Duration::from_secs_f64(exponential(&mut random) / rate);
     }
     let mut level = Level {
         load,
@@ -201,22 +202,9 @@ fn quantile(samples: &[f64], share: f64) -> f64 {
     sorted.get(rank.saturating_sub(1)).copied().unwrap_or_default()
 }
 
-/// Numbers that look random and are the same in every run (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// Of mean 1.
-    fn exponential(&mut self) -> f64 {
-        let uniform = ((self.next() >> 11) as f64 + 1.0) / (1_u64 << 53) as f64;
-        -uniform.ln()
-    }
+/// A time between two requests, of mean 1, as independent callers make them.
+fn exponential(random: &mut Rng) -> f64 {
+    -(1.0 - random.f64()).ln()
 }
 
 #[cfg(test)]
@@ -232,8 +220,8 @@ mod tests {
 
     #[test]
     fn intervals_have_the_mean_that_was_asked_for() {
-        let mut random = Random(SEED);
-        let mean = (0..100_000).map(|_| random.exponential()).sum::<f64>() / 100_000.0;
+        let mut random = Rng::with_seed(SEED);
+        let mean = (0..100_000).map(|_| exponential(&mut random)).sum::<f64>() / 100_000.0;
         assert!((mean - 1.0).abs() < 0.02, "{mean}");
     }
 }

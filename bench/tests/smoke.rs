@@ -3,13 +3,15 @@
 use std::{fs, process::Command};
 
 #[test]
-fn s10_runs_and_leaves_a_report() {
+fn s9_and_s10_run_and_leave_a_report() {
     let runs = tempfile::tempdir().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_bench"));
-    let output = command.args(["run", "--smoke", "--only", "S10", "--runs"]).arg(runs.path()).output().unwrap();
+    let output = command.args(["run", "--smoke", "--only", "S9,S10", "--runs"]).arg(runs.path()).output().unwrap();
     let (stdout, stderr) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
     assert!(output.status.success(), "{stderr}");
-    assert!(stdout.starts_with("S10 ") && stdout.contains(" (bar 1.50) "), "{stdout}");
+    let lines: Vec<&str> = stdout.lines().collect();
+    assert!(matches!(lines[..], [first, second] if first.starts_with("S9 ") && second.starts_with("S10 ")), "{stdout}");
+    assert!(lines.iter().all(|line| line.contains(" (bar 1.50) ")), "{stdout}");
     let folder = fs::read_dir(runs.path()).unwrap().next().unwrap().unwrap().path();
     assert!(folder.join("report.json").is_file() && folder.join("report.html").is_file());
 }

@@ -153,12 +153,19 @@ impl Ember {
         fs::read_to_string(self.folder.path().join("emberd.log")).unwrap_or_default()
     }
 
-    /// The ledger's whole lines: a record in JSON, a tab, and its checksum.
+    /// The records of the requests that ended, as the ledger's segments have them: JSON up to the first tab of each line.
     pub fn ledger(&self) -> Vec<Value> {
-        let text = fs::read_to_string(self.data().join("ledger/requests.log")).unwrap_or_default();
-        let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
-        let record = |line: &str| serde_json::from_str(line.split_once('\t').expect("a checksum after a tab").0);
-        whole.map(|line| record(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
+        let folder = fs::read_dir(self.data().join("ledger")).into_iter().flatten().flatten();
+        let mut segments: Vec<_> =
+            folder.map(|file| file.path()).filter(|path| path.extension() == Some("log".as_ref())).collect();
+        segments.sort();
+        let text: String = segments.iter().map(|path| fs::read_to_string(path).unwrap_or_default()).collect();
+        let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n')).map(|line| line.trim_matches('\0'));
+        let content = whole.map(|line| {
+            let json = line.split_once('\t').expect("its proofs after a tab").0;
+            serde_json::from_str::<Value>(json).unwrap_or_else(|error| panic!("{error}: {line}"))
+        });
+        content.filter(|content| content["stage"] == "closed").map(|mut content| content["record"].take()).collect()
     }
 
     /// The one process in a role, once there is one.

@@ -13,6 +13,7 @@
 //! | 415 | `invalid_request_error` | `unsupported_media_type` | caller |
 //! | 422 | `invalid_request_error` | `unprocessable` | caller: well-formed, but the model does not do it |
 //! | 429 | `rate_limit_error` | `rate_limit_exceeded` | caller: its key's limits; `retry-after` |
+//! | 429 | `insufficient_quota` | `insufficient_quota` | caller: a budget is used up; `retry-after` is when it begins anew |
 //! | 500 | `server_error` | `internal_error` | us |
 //! | 502 | `server_error` | `runner_failed` | the instance |
 //! | 503 | `unavailable_error` | `unavailable` | us, for now: the box's limits; `retry-after` |
@@ -119,6 +120,12 @@ impl ApiError {
     /// 429: more than the key may use.
     pub fn rate_limit(message: impl Into<String>, retry_after_s: u64) -> Self {
         let error = Self::new(429, "rate_limit_error", Some("rate_limit_exceeded"), message);
+        Self { retry_after_s: Some(retry_after_s), ..error }
+    }
+
+    /// 429: a budget is used up.
+    pub fn insufficient_quota(message: impl Into<String>, retry_after_s: u64) -> Self {
+        let error = Self::new(429, "insufficient_quota", Some("insufficient_quota"), message);
         Self { retry_after_s: Some(retry_after_s), ..error }
     }
 
@@ -255,6 +262,7 @@ mod tests {
         check(ApiError::unsupported_media_type("x"), 415, INVALID, Some("unsupported_media_type"));
         check(ApiError::unprocessable("x"), 422, INVALID, Some("unprocessable"));
         check(ApiError::rate_limit("x", 1), 429, "rate_limit_error", Some("rate_limit_exceeded"));
+        check(ApiError::insufficient_quota("x", 1), 429, "insufficient_quota", Some("insufficient_quota"));
         check(ApiError::internal("x"), 500, SERVER, Some("internal_error"));
         check(ApiError::runner_failed("x"), 502, SERVER, Some("runner_failed"));
         check(ApiError::unavailable("x", 1), 503, "unavailable_error", Some("unavailable"));

@@ -30,7 +30,7 @@ mod stream;
 mod usage;
 
 pub use error::ApiError;
-pub use receipt::{Prices, Receipt};
+pub use receipt::Receipt;
 pub use reply::{ANSWER_BYTES_MAX, Answer, Head, finish_name};
 pub use settings::{Bounds, Settings};
 pub use stream::{ChunkWriter, Shape};

@@ -1,51 +1,8 @@
-//! What a request costs, and the receipt that tells its caller.
-//!
-//! ```text
-//!  cost = request + ceil(billed_ms) × reserved GiB × gib_second / 1000      rounded up to a whole nano-unit
-//! ```
-//!
-//! Money is whole nano-units of a currency, 10^-9 each, and never a float. Intermediate products are 128 bits wide:
-//! 2^64 ms × 2^44 bytes would not fit in 64, and what overflows even 128 is charged as the greatest amount there is.
+//! The receipt that tells a caller what a request cost. How the amount comes to be: `appliance-price`.
 
+use appliance_price::Prices;
 use appliance_types::{Record, RequestId, Tier};
 use serde::{Deserialize, Serialize};
-
-/// What is charged for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Prices {
-    /// Nano-units for a GiB reserved for a second.
-    pub gib_second: u64,
-    /// Nano-units for a request.
-    pub request: u64,
-    /// Whether time waking an instance is charged.
-    pub bill_wake: bool,
-    /// ISO 4217 code.
-    pub currency: String,
-}
-
-/// AWS Lambda's list prices, in nano-dollars.
-impl Default for Prices {
-    fn default() -> Self {
-        Self { gib_second: 16_667, request: 200, bill_wake: true, currency: "USD".to_owned() }
-    }
-}
-
-impl Prices {
-    /// Milliseconds of `record` to pay for, rounded up to a whole one: its part of its instances' time, and of the wakes that
-    /// it waited for.
-    pub fn billed_ms(&self, record: &Record) -> u64 {
-        let wake_us = if self.bill_wake { record.wake_share_us } else { 0 };
-        wake_us.saturating_add(record.share_us).div_ceil(1_000)
-    }
-
-    /// What `record` costs, nano-units.
-    pub fn cost_nanos(&self, record: &Record) -> u64 {
-        let byte_ms = u128::from(self.billed_ms(record)) * u128::from(record.memory_bytes);
-        let nanos = byte_ms.checked_mul(self.gib_second.into()).map(|product| product.div_ceil(1_000 << 30));
-        let nanos = nanos.and_then(|nanos| u64::try_from(nanos).ok()).unwrap_or(u64::MAX);
-        nanos.saturating_add(self.request)
-    }
-}
 
 /// What a caller is told about the bill: `usage.ember`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -72,12 +29,22 @@ pub struct Receipt {
     pub cost_nanos: u64,
     /// ISO 4217 code.
     pub currency: String,
+    /// The version of the prices.
+    #[serde(default)]
+    pub price_version: u32,
+    /// Whether the answer was stopped because a budget was used up.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub budget_reached: bool,
+    /// What was used past the budget, in 10^-9 of `currency`; it is not charged.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub waived_nanos: u64,
 }
 
 impl Receipt {
-    /// The receipt of `record` at `prices`.
+    /// The receipt of `record`, which was charged by `prices`.
     pub fn from_record(record: &Record, prices: &Prices) -> Self {
-        let billed_ms = prices.billed_ms(record);
+        let bill = prices.bill_of(record);
+        let billed_ms = bill.billed_ms;
         let gib = record.memory_bytes as f64 / f64::from(1 << 30);
         Self {
             request_id: record.request,
@@ -89,10 +56,17 @@ impl Receipt {
             billed_ms,
             memory_mib: record.memory_bytes.div_ceil(1 << 20),
             gib_ms: (billed_ms as f64 * gib * 1_000.0).round() / 1_000.0,
-            cost_nanos: prices.cost_nanos(record),
-            currency: prices.currency.clone(),
+            cost_nanos: bill.cost_nanos,
+            currency: prices.currency.to_string(),
+            price_version: bill.price_version,
+            budget_reached: record.budget_reached,
+            waived_nanos: bill.waived_nanos,
         }
     }
+}
+
+fn is_zero(nanos: &u64) -> bool {
+    *nanos == 0
 }
 
 /// Microseconds as milliseconds, of at most three decimals when written.
@@ -128,35 +102,20 @@ pub(crate) mod tests {
     fn a_receipt_shows_its_sum() {
         let json = serde_json::to_string(&Receipt::from_record(&record(), &Prices::default())).unwrap();
         // 420.501 ms → 421 ms; 421 × 16667 / 1000 = 7016.807 → 7017, and 200 for the request.
-        let expected = r#"{"request_id":"req-00000000000000000000000000000abc","tier":"cold","queue_ms":0.01,"wake_ms":100.001,"prefill_ms":20.0,"decode_ms":300.5,"billed_ms":421,"memory_mib":1024,"gib_ms":421.0,"cost_nanos":7217,"currency":"USD"}"#;
+        let expected = r#"{"request_id":"req-00000000000000000000000000000abc","tier":"cold","queue_ms":0.01,"wake_ms":100.001,"prefill_ms":20.0,"decode_ms":300.5,"billed_ms":421,"memory_mib":1024,"gib_ms":421.0,"cost_nanos":7217,"currency":"USD","price_version":1}"#;
         assert_eq!(json, expected);
     }
 
     #[test]
-    fn amounts_round_up_and_never_wrap() {
-        let check = |change: &dyn Fn(&mut Record, &mut Prices), expected: u64| {
-            let (mut record, mut prices) = (record(), Prices::default());
-            change(&mut record, &mut prices);
-            assert_eq!(prices.cost_nanos(&record), expected, "{record:?}");
-        };
-        check(&|record, _| record.memory_bytes = 0, 200);
-        check(&|record, _| record.memory_bytes = 1, 201);
-        check(&|_, prices| prices.bill_wake = false, 200 + 5351);
-        check(&|record, _| record.share_us = u64::MAX, 200 + 307_451_883_476_517_104);
-        check(&|record, prices| (record.share_us, prices.gib_second) = (u64::MAX, u64::MAX), u64::MAX);
-        check(&|record, _| (record.share_us, record.memory_bytes) = (u64::MAX, u64::MAX), u64::MAX);
+    fn a_receipt_says_that_a_budget_was_reached() {
+        let mut record = record();
+        Prices::default().charge(&mut record, Some(7_000));
+        let receipt = serde_json::to_value(Receipt::from_record(&record, &Prices::default())).unwrap();
+        assert_eq!((&receipt["cost_nanos"], &receipt["budget_reached"]), (&7_000.into(), &true.into()));
+        assert_eq!((&receipt["waived_nanos"], record.cost_nanos), (&217.into(), 7_000));
     }
 
     proptest! {
-        #[test]
-        fn a_bill_is_at_least_exact_and_less_than_one_above(us in 0u64..1 << 40, bytes in 0u64..1 << 42, price in 0u64..1 << 30) {
-            let record = Record { wake_share_us: 0, share_us: us, memory_bytes: bytes, ..record() };
-            let prices = Prices { gib_second: price, request: 0, ..Prices::default() };
-            let exact = u128::from(us.div_ceil(1_000)) * u128::from(bytes) * u128::from(price);
-            let charged = u128::from(prices.cost_nanos(&record)) * (1_000 << 30);
-            prop_assert!(charged >= exact && charged < exact + (1_000 << 30) || exact >= u128::from(u64::MAX) * (1_000 << 30));
-        }
-
         #[test]
         fn times_have_three_decimals(us in 0u64..1 << 50) {
             let text = serde_json::to_string(&ms(us)).unwrap();

@@ -156,7 +156,8 @@ fn choice(shape: Shape, index: usize, answer: &Answer) -> Choice<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Prices, chat, completion, logprob::tests::entries, receipt::tests::record};
+    use crate::{chat, completion, logprob::tests::entries, receipt::tests::record};
+    use appliance_price::Prices;
     use serde_json::{Value, json};
 
     fn answer(logprobs: Vec<TokenLogprob>) -> Answer {

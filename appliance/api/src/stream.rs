@@ -147,7 +147,8 @@ impl ChunkWriter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Prices, logprob::tests::entries, receipt::tests::record};
+    use crate::{logprob::tests::entries, receipt::tests::record};
+    use appliance_price::Prices;
     use proptest::prelude::*;
     use serde_json::Value;
 

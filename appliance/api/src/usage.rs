@@ -1,6 +1,7 @@
 //! The counts at the end of a reply: OpenAI's `usage`, with our receipt in it, and llama-server's `timings`.
 
-use crate::receipt::{Prices, Receipt, ms};
+use crate::receipt::{Receipt, ms};
+use appliance_price::Prices;
 use appliance_types::Record;
 use serde::{Serialize, Serializer, ser::SerializeStruct};
 

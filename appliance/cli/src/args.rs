@@ -1,9 +1,11 @@
 //! What may be typed: every command and flag, once, with the words that `--help` shows.
 
 use appliance_config::{duration_ms, size_bytes};
+use appliance_price::Owner;
 use appliance_sim::Synthetic;
-use appliance_types::{FunctionName, KeyName, ModelDigest};
+use appliance_types::{FunctionName, KeyName, ModelDigest, ProjectName, RequestId};
 use clap::{Args as ArgGroup, Parser, Subcommand, value_parser};
+use images_builder::qemu::DiskKind;
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -76,10 +78,66 @@ pub(crate) enum Command {
     /// API keys
     #[command(subcommand)]
     Key(Key),
+    /// What keys, projects and functions may spend
+    #[command(subcommand)]
+    Budget(Budget),
+    /// What was used and what it cost
+    Usage(Usage),
     /// Replay a trace of requests under scaling policies, the server's own and others; asks no server
     Sim(Box<Sim>),
+    /// The bootable image
+    #[command(subcommand)]
+    Image(Image),
     /// Check this machine and the server; says how to fix what is missing
     Doctor(Listing),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Image {
+    /// Build an image and its block map; needs no root
+    Build {
+        /// What goes into it
+        #[arg(long, value_name = "FILE", default_value = "images/appliance.toml")]
+        recipe: PathBuf,
+        /// Where it goes; its block map goes beside it
+        #[arg(long, value_name = "FILE", default_value = "target/image/ember.img")]
+        out: PathBuf,
+        /// Where Debian's packages are unpacked, and found again
+        #[arg(long, value_name = "DIR", default_value = "target/image/packages")]
+        cache: PathBuf,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// Run an image in QEMU, with its console here; the image itself stays as it is
+    Boot {
+        /// The image
+        file: PathBuf,
+        /// Port of this machine that reaches the image's
+        #[arg(long, value_name = "PORT", default_value_t = 8443)]
+        port: u16,
+        /// Memory
+        #[arg(long, value_name = "SIZE", default_value = "2GiB", value_parser = size_bytes)]
+        memory: u64,
+        /// Processors
+        #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=256))]
+        cpus: u32,
+        /// What the disk is: virtio, nvme, ahci or usb
+        #[arg(long, value_name = "KIND", default_value = "virtio")]
+        disk: DiskKind,
+        /// What the network interface is, as QEMU calls it: virtio-net-pci, e1000e, igb, vmxnet3, rtl8139
+        #[arg(long, value_name = "MODEL", default_value = "virtio-net-pci")]
+        nic: String,
+        /// Write to the image, as a machine would to its disk
+        #[arg(long)]
+        write: bool,
+    },
+    /// Show an image's partitions, versions and sizes
+    Inspect {
+        /// The image
+        file: PathBuf,
+        #[command(flatten)]
+        listing: Listing,
+    },
 }
 
 /// How a list is printed.
@@ -249,6 +307,15 @@ pub(crate) enum Key {
         functions: Option<Vec<FunctionName>>,
         #[command(flatten)]
         rates: Rates,
+        /// What it may spend in a day or a month of UTC, as in 5.00/month
+        #[arg(long, value_name = "AMOUNT/PERIOD")]
+        budget: Option<appliance_price::Budget>,
+        /// Warn in the server's log when it has spent this much of its budget
+        #[arg(long, value_name = "AMOUNT", requires = "budget", value_parser = amount)]
+        budget_soft: Option<u64>,
+        /// The project that it belongs to, whose budget it shares
+        #[arg(long)]
+        project: Option<ProjectName>,
         #[command(flatten)]
         listing: Listing,
     },
@@ -259,6 +326,63 @@ pub(crate) enum Key {
         /// The key's name
         name: KeyName,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Budget {
+    /// List budgets, and what is spent of them
+    Ls(Listing),
+    /// Set a budget, in place of what there is
+    Set {
+        /// Whose: key:NAME, project:NAME or function:NAME
+        of: Owner,
+        /// What it may spend in a day or a month of UTC, as in 5.00/month
+        #[arg(value_name = "AMOUNT/PERIOD")]
+        budget: appliance_price::Budget,
+        /// Warn in the server's log when this much is spent
+        #[arg(long, value_name = "AMOUNT", value_parser = amount)]
+        soft: Option<u64>,
+    },
+    /// Remove a budget that was set
+    Rm {
+        /// Whose: key:NAME, project:NAME or function:NAME
+        of: Owner,
+    },
+}
+
+#[derive(Debug, ArgGroup)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct Usage {
+    #[command(subcommand)]
+    pub(crate) command: Option<UsageCommand>,
+    /// One row for each of these
+    #[arg(long, value_name = "WHAT", default_value = "function", value_parser = ["function", "key", "tier", "hour"])]
+    pub(crate) by: String,
+    /// Requests that ended in this time until now, as in 1h; all that the ledger keeps without it
+    #[arg(long, value_name = "TIME", value_parser = duration_ms)]
+    pub(crate) since: Option<u64>,
+    #[command(flatten)]
+    pub(crate) listing: Listing,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum UsageCommand {
+    /// Show how the amount of a request came to be, line by line
+    Explain {
+        /// The request, as its receipt and `x-request-id` name it
+        #[arg(value_name = "REQUEST-ID", value_parser = request_id)]
+        request: RequestId,
+        #[command(flatten)]
+        listing: Listing,
+    },
+}
+
+fn amount(text: &str) -> Result<u64, String> {
+    appliance_price::amount_nanos(text).ok_or_else(|| "not an amount; write decimals, as in 4.50".to_owned())
+}
+
+fn request_id(text: &str) -> Result<RequestId, &'static str> {
+    RequestId::try_from(text.to_owned())
 }
 
 /// How much a key may use; all there is without a limit.

@@ -35,6 +35,8 @@ pub(crate) enum Error {
     NotAModel { path: PathBuf },
     #[error("`{}` has SHA-256 {got}, not {wanted}", path.display())]
     WrongDigest { path: PathBuf, wanted: ModelDigest, got: ModelDigest },
+    #[error(transparent)]
+    Image(#[from] images_builder::ImageError),
     #[error("the server refused: {message} ({status})")]
     Refused { status: u16, code: Option<String>, message: String },
     #[error("the answer broke off: {0}")]

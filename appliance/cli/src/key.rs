@@ -1,9 +1,11 @@
 //! `ember key`: who may call. A key is shown once, when it is made; the server keeps only its hash.
 
 use crate::{args::Key, client::Client, error::Error, output};
+use appliance_price::Budget;
 use serde::Deserialize;
 use serde_json::json;
 
+const HEADER: [&str; 8] = ["KEY", "FUNCTIONS", "RPM", "TPM", "AT-ONCE", "WEIGHT", "PROJECT", "BUDGET"];
 const KEYS: &str = "/ember/v1/keys";
 
 #[derive(Deserialize)]
@@ -11,6 +13,8 @@ struct Row {
     name: String,
     functions: Option<Vec<String>>,
     rates: Rates,
+    project: Option<String>,
+    budget: Option<Budget>,
 }
 
 #[derive(Deserialize)]
@@ -28,8 +32,16 @@ struct Created {
 
 pub(crate) fn command(client: &Client, command: Key) -> Result<(), Error> {
     match command {
-        Key::Create { name, functions, rates, listing } => {
-            let reply = client.post(KEYS, &json!({ "name": name, "functions": functions, "rates": rates }))?;
+        Key::Create { name, functions, rates, budget, budget_soft, project, listing } => {
+            let budget = budget.map(|budget| Budget { soft_nanos: budget_soft, ..budget });
+            let mut new = json!({ "name": name, "functions": functions, "rates": rates });
+            if let Some(budget) = budget {
+                new["budget"] = json!(budget);
+            }
+            if let Some(project) = project {
+                new["project"] = json!(project);
+            }
+            let reply = client.post(KEYS, &new)?;
             if !listing.json {
                 output::note(&format!("key `{name}`, shown this once only:"));
             }
@@ -39,7 +51,7 @@ pub(crate) fn command(client: &Client, command: Key) -> Result<(), Error> {
             let data = output::data(client.get(KEYS)?);
             output::print(listing, &data, || {
                 let rows: Vec<Row> = client.typed(&data)?;
-                Ok(output::table(["KEY", "FUNCTIONS", "RPM", "TPM", "AT-ONCE", "WEIGHT"], rows.iter().map(Row::cells)))
+                Ok(output::table(HEADER, rows.iter().map(Row::cells)))
             })
         }
         Key::Revoke { name } => {
@@ -51,10 +63,13 @@ pub(crate) fn command(client: &Client, command: Key) -> Result<(), Error> {
 }
 
 impl Row {
-    fn cells(&self) -> [String; 6] {
+    fn cells(&self) -> [String; 8] {
         let functions = self.functions.as_ref().map_or("all".into(), |functions| functions.join(","));
         let limit = |limit: Option<u32>| limit.map_or(output::NONE.to_owned(), |limit| limit.to_string());
         let Rates { rpm, tpm, concurrency, weight } = self.rates;
-        [self.name.clone(), functions, limit(rpm), limit(tpm), limit(concurrency), weight.to_string()]
+        let project = self.project.clone().unwrap_or_else(|| output::NONE.to_owned());
+        let budget = self.budget.map_or(output::NONE.to_owned(), |budget| budget.to_string());
+        let [rpm, tpm, concurrency] = [rpm, tpm, concurrency].map(limit);
+        [self.name.clone(), functions, rpm, tpm, concurrency, weight.to_string(), project, budget]
     }
 }

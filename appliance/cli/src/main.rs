@@ -10,11 +10,13 @@
 //! Left out: anything that decides. The server does that, so that every client gets the same answer.
 
 mod args;
+mod budget;
 mod client;
 mod deploy;
 mod doctor;
 mod error;
 mod function;
+mod image;
 mod instance;
 mod key;
 mod model;
@@ -24,6 +26,7 @@ mod sim;
 mod snapshot;
 mod sse;
 mod target;
+mod usage;
 
 use args::{Args, Command};
 use clap::Parser;
@@ -54,7 +57,10 @@ fn command(args: Args) -> Result<(), Error> {
         Command::Stop { function } => instance::stop(&client()?, &function),
         Command::Snapshot(command) => snapshot::command(&client()?, command),
         Command::Key(key) => key::command(&client()?, key),
+        Command::Budget(command) => budget::command(&client()?, command),
+        Command::Usage(command) => usage::command(&client()?, command),
         Command::Sim(sim) => sim::sim(&sim),
+        Command::Image(command) => image::command(&command),
         Command::Doctor(listing) => doctor::doctor(target(), listing),
     }
 }

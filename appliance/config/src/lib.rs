@@ -1,7 +1,7 @@
-//! What an operator writes: function manifests and emberd's own configuration, both TOML, both read strictly.
+//! What an operator writes: function manifests, prices and emberd's own configuration, all TOML, all read strictly.
 //!
 //! ```text
-//!  text ──▶ toml (spans) ──▶ section: keys ──▶ unit: sizes, durations, ranges ──▶ Manifest | ServeConfig
+//!  text ──▶ toml (spans) ──▶ section: keys ──▶ unit: sizes, durations, ranges ──▶ Manifest | Book | ServeConfig
 //!                                 └────────────── ConfigError: line, column, what is wrong ◀──┘
 //! ```
 //!
@@ -11,6 +11,7 @@
 
 mod error;
 mod manifest;
+mod prices;
 mod section;
 mod serve;
 mod unit;
@@ -20,5 +21,6 @@ pub use manifest::{
     CONCURRENCY_MAX, CONTEXT_TOKENS_MAX, CONTEXT_TOKENS_MIN, KEEP_WARM_MS_MAX, Limits, Manifest, ModelReference,
     PARK_MS_MAX, PROVISIONED_MAX, Prompt, REQUEST_BYTES_MAX, SYSTEM_BYTES_MAX, Scale,
 };
+pub use prices::{PRICES_DEFAULT, prices};
 pub use serve::{EdgeLimits, ServeConfig};
 pub use unit::{duration_ms, duration_text, size_bytes, size_text};

@@ -4,14 +4,14 @@
 //! | child | user | network | working directory | holds |
 //! |---|---|---|---|---|
 //! | warden | root | own, empty | `/` | its end of the pair to the server |
-//! | server | [`SERVER_ID`] | the host's | `DIR` | listeners, its end of the pair, the queue's sending end |
-//! | ledger | [`LEDGER_ID`] | own, empty | `DIR/ledger` | the queue's receiving end |
+//! | server | [`SERVER_ID`] | the host's | `DIR` | listeners, its end of the pair, the meter's rings, the bell, an end of the questions' socket |
+//! | ledger | [`LEDGER_ID`] | own, empty | `DIR/ledger` | the meter's rings, the bell's other end, the questions' other end |
 //!
 //! `DIR` may lie below a folder that these users cannot go through, so each child moves there while it is root and goes
 //! on by relative paths. Server and ledger have no capabilities, no_new_privs, no core dumps and umask 077.
 //!
 //! How they end: server and warden are killed by the kernel when the supervisor ends, so that a killed supervisor leaves
-//! nothing; the ledger ends when all who could send to it are gone, with the last record written.
+//! nothing; the ledger ends when all who could ring its bell are gone, with the last record written.
 
 use crate::{
     control::{self, Beginning, Role, Start, What},
@@ -118,7 +118,9 @@ fn serve(control: OwnedFd, mut gifts: Gifts, start: Start) -> Result<(), Failure
         listeners: gifts.take_all(What::Listener).into_iter().map(TcpListener::from).collect(),
         address: start.address,
         warden: gifts.take(What::Peer)?,
-        ledger: appliance_ledger::Sender::new(gifts.take(What::Ledger)?),
+        rings: gifts.take_all(What::Ring),
+        bell: gifts.take(What::Bell)?,
+        questions: gifts.take(What::Questions)?,
         ready,
         orders,
         config,
@@ -131,8 +133,10 @@ fn ledger(mut gifts: Gifts, start: &Start) -> Result<(), Failure> {
     set_current_dir(&folder).map_err(Failure::of("go to", &folder))?;
     leave_network().map_err(Failure::of("leave", "the network"))?;
     become_user(LEDGER_ID)?;
-    let queue = gifts.take(What::Ledger)?;
-    appliance_ledger::run(Path::new("."), queue).map_err(|error| Failure::Service(format!("ledger: {error}")))
+    let (rings, bell) = (gifts.take_all(What::Ring), gifts.take(What::Bell)?);
+    let questions = gifts.take(What::Questions)?;
+    appliance_ledger::run(Path::new("."), &rings, bell, Some(questions))
+        .map_err(|error| Failure::Service(format!("ledger: {error}")))
 }
 
 fn become_user(id: u32) -> Result<(), Failure> {

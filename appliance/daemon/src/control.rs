@@ -31,7 +31,7 @@ use std::{
 /// Longest packet: a configuration file and what JSON adds to it.
 const PACKET_BYTES_MAX: usize = 128 << 10;
 /// Room for all packets up to `Start`, so that they can be queued without waiting.
-const QUEUE_BYTES: usize = 512 << 10;
+const QUEUE_BYTES: usize = 1 << 20;
 
 /// Which child.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -60,8 +60,12 @@ impl Role {
 pub(crate) enum What {
     /// Server ↔ warden.
     Peer,
-    /// Server → ledger.
-    Ledger,
+    /// A core's ring, server → ledger; in the order of the listening sockets.
+    Ring,
+    /// The pipe that wakes the ledger: the end that it needs.
+    Bell,
+    /// Server ↔ ledger: questions and answers.
+    Questions,
     /// A listening socket.
     Listener,
 }
@@ -234,7 +238,7 @@ mod tests {
     #[test]
     fn all_that_a_child_is_given_fits_the_queue() {
         let listener = File::open("/dev/null").unwrap();
-        let gifts = vec![(What::Listener, listener.as_fd()); 256];
+        let gifts = vec![(What::Listener, listener.as_fd()); 512];
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("config.toml");
         std::fs::write(&config, "#".repeat(16 << 10)).unwrap();

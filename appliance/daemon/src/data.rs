@@ -5,11 +5,12 @@
 //!  ├── lock        root     0644   flock held by the supervisor; holds its pid
 //!  ├── address     root     0644   ADDR:PORT, there while requests are answered
 //!  ├── admin.key   root     0600
+//!  ├── prices.toml root     0644   the price book, made once, then the operator's
 //!  ├── tls/        root     0755   ca.pem 0644, ca.key 0600, server.pem 0644; server.key 0600 is the server's
 //!  ├── models/     root     0755   the warden's store
 //!  ├── snapshots/  root     0700   the warden's, with the key that seals them
 //!  ├── server/     server   0700   keys.json, device.secret, functions/NAME.toml
-//!  └── ledger/     ledger   0700   requests.log
+//!  └── ledger/     ledger   0700   segments: 00000001.log, …
 //! ```
 //!
 //! Invariants: only the holder of the lock changes anything here; root never works inside a folder of another uid by a
@@ -62,6 +63,8 @@ const SERVER: &str = "server";
 const LOCK: &str = "lock";
 const ADDRESS: &str = "address";
 const ADMIN_KEY: &str = "admin.key";
+
+pub(crate) const PRICES: &str = "prices.toml";
 
 /// Readable by everyone.
 pub(crate) const PUBLIC: Access = Access { id: ROOT_ID, mode: 0o644 };
@@ -116,6 +119,18 @@ impl Data {
             files::replace(&path, line.as_bytes(), PRIVATE).map_err(|e| Failure::io("write", &path, e))?;
         }
         Ok(())
+    }
+
+    /// Sees to it that there are prices, and that they can be read.
+    pub(crate) fn ensure_prices(&self) -> Result<(), Failure> {
+        let path = self.path.join(PRICES);
+        let Some(text) = files::read(&path).map_err(|source| Failure::io("read", &path, source))? else {
+            let made = files::replace(&path, appliance_config::PRICES_DEFAULT.as_bytes(), PUBLIC);
+            return made.map_err(|source| Failure::io("write", &path, source));
+        };
+        let changed = files::ensure_file(&path, PUBLIC).map_err(|source| Failure::io("open", &path, source))?;
+        warn_if(changed, &path);
+        appliance_config::prices(&text).map(drop).map_err(|source| Failure::Config { file: path, source })
     }
 
     /// Says where requests are answered.

@@ -17,6 +17,7 @@ mod exit;
 mod files;
 mod logging;
 mod machine;
+mod meters;
 mod processes;
 mod resources;
 mod server;
@@ -29,6 +30,9 @@ use crate::{arguments::Command, exit::Failure};
 use std::{panic::catch_unwind, process::ExitCode};
 
 fn main() -> ExitCode {
+    if firmware_init::is_init() {
+        return firmware_init::run();
+    }
     let arguments = match arguments::parse() {
         Ok(arguments) => arguments,
         Err(code) => return code,

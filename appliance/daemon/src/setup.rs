@@ -10,7 +10,6 @@
 
 use crate::control::{Orders, Ready};
 use appliance_config::ServeConfig;
-use appliance_ledger::Sender;
 use std::{
     net::{SocketAddr, TcpListener},
     os::fd::OwnedFd,
@@ -25,8 +24,12 @@ pub(crate) struct ServerSetup {
     pub(crate) address: SocketAddr,
     /// The server's end of the SOCK_SEQPACKET pair to the warden; nobody else holds it. Blocking until set otherwise.
     pub(crate) warden: OwnedFd,
-    /// Takes records without ever blocking.
-    pub(crate) ledger: Sender,
+    /// The meter's rings, one a listener; the supervisor keeps them, and the ledger has them too.
+    pub(crate) rings: Vec<OwnedFd>,
+    /// Wakes the ledger.
+    pub(crate) bell: OwnedFd,
+    /// Asks the ledger; the supervisor keeps both ends.
+    pub(crate) questions: OwnedFd,
     /// Says once that requests are answered.
     pub(crate) ready: Ready,
     /// What the supervisor wants next. [`Orders::next`] blocks: give it a thread of its own.
@@ -48,6 +51,8 @@ pub(crate) struct ServerFiles {
     pub(crate) certificate: &'static str,
     /// Its private key, PEM; likewise.
     pub(crate) certificate_key: &'static str,
+    /// The price book; the supervisor has seen to it that there is one, the server reads it again at a reload.
+    pub(crate) prices: &'static str,
 }
 
 /// The layout below `DIR` that the server knows.
@@ -56,4 +61,5 @@ pub(crate) const SERVER_FILES: ServerFiles = ServerFiles {
     functions: "server/functions",
     certificate: "tls/server.pem",
     certificate_key: "tls/server.key",
+    prices: "prices.toml",
 };

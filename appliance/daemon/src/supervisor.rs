@@ -9,9 +9,9 @@
 //!      └─▶ Machine::on(event) ─▶ start, tell, kill, finish
 //! ```
 //!
-//! Invariants: nothing is touched before all of the configuration is valid. The listening sockets and both ends of the
-//! ledger's queue stay open here, so while a child is being started again no connection is refused and no queued record
-//! is lost. The pair between server and warden is made anew for each start, and held by those two alone, so that each
+//! Invariants: nothing is touched before all of the configuration is valid. The listening sockets and the meter's rings
+//! stay open here, so while a child is being started again no connection is refused and nothing that was metered is
+//! lost. The pair between server and warden is made anew for each start, and held by those two alone, so that each
 //! sees the other's end. One thread, which waits for events and never polls; a child that does not listen cannot hold
 //! it up. When the supervisor is killed, server and warden die with it, and the ledger ends by itself once it has
 //! written what is queued.
@@ -22,6 +22,7 @@ use crate::{
     data::Data,
     exit::{Failure, is_final},
     machine::{Action, Event, Machine, Unit},
+    meters::Meters,
     processes::{Logging, Processes},
     source::Source,
     tls,
@@ -36,7 +37,7 @@ use std::{
     collections::VecDeque,
     io::{self, Write},
     net::{SocketAddr, TcpListener},
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd},
     path::PathBuf,
     process::ExitStatus,
     time::{Duration, Instant, SystemTime},
@@ -54,12 +55,13 @@ pub(crate) fn serve(flags: &Flags, format: LogFormat, filter: &str) -> Result<()
     let signals = take_signals().map_err(Failure::of("watch", "signals"))?;
     let data = Data::open(&config.data)?;
     data.ensure_admin_key()?;
+    data.ensure_prices()?;
     tls::ensure(data.path(), config.listen.ip(), SystemTime::now())?;
     let listeners = listen(config.listen)?;
     warn_of_telemetry(&config);
     Supervisor {
         address: listeners[0].local_addr().map_err(Failure::of("look at", "the listening socket"))?,
-        queue: appliance_ledger::pair().map_err(Failure::of("make", "the ledger's queue"))?,
+        meters: Meters::new(listeners.len()).map_err(Failure::of("make", "the meter's rings"))?,
         logging: Logging { format, filter: filter.to_owned() },
         machine: Machine::new(Instant::now()),
         processes: Processes::default(),
@@ -97,7 +99,7 @@ struct Supervisor {
     runner: PathBuf,
     address: SocketAddr,
     listeners: Vec<TcpListener>,
-    queue: (OwnedFd, OwnedFd),
+    meters: Meters,
     logging: Logging,
     signals: SignalFd,
     machine: Machine,
@@ -168,7 +170,12 @@ impl Supervisor {
     fn act(&mut self, action: Action) -> Vec<Event> {
         match action {
             Action::Start(unit) => return self.start(unit),
-            Action::Tell(role) => report(role, "tell it to end", self.processes.tell(role)),
+            Action::Tell(role) => {
+                if role == Role::Ledger {
+                    self.meters.fall_silent();
+                }
+                report(role, "tell it to end", self.processes.tell(role));
+            }
             Action::Kill(role) => {
                 tracing::warn!(role = role.as_str(), "killed: it cannot go on, or did not end in time");
                 report(role, "kill it", self.processes.kill(role));
@@ -195,7 +202,7 @@ impl Supervisor {
         let start = self.begin();
         self.processes.start(Role::Warden, &[(What::Peer, wardens.as_fd())], start.clone(), &self.logging)?;
         let mut gifts: Vec<(What, BorrowedFd<'_>)> = vec![(What::Peer, servers.as_fd())];
-        gifts.push((What::Ledger, self.queue.0.as_fd()));
+        gifts.extend(self.meters.for_server());
         gifts.extend(self.listeners.iter().map(|listener| (What::Listener, listener.as_fd())));
         self.processes.start(Role::Server, &gifts, start, &self.logging)?;
         self.await_ready = true;
@@ -204,7 +211,8 @@ impl Supervisor {
 
     fn start_ledger(&mut self) -> io::Result<()> {
         let start = self.begin();
-        self.processes.start(Role::Ledger, &[(What::Ledger, self.queue.1.as_fd())], start, &self.logging)
+        let gifts: Vec<_> = self.meters.for_ledger().collect();
+        self.processes.start(Role::Ledger, &gifts, start, &self.logging)
     }
 
     fn begin(&self) -> Start {

@@ -1,7 +1,8 @@
 //! What a key may do.
 
 use appliance_admit::limit::Limits;
-use appliance_types::{FunctionName, KeyName};
+use appliance_price::Budget;
+use appliance_types::{FunctionName, KeyName, ProjectName};
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroU32;
 
@@ -18,6 +19,12 @@ pub struct Key {
     /// How much it may use; all there is where there is no limit, as in files of before there were any.
     #[serde(default)]
     pub rates: Rates,
+    /// The project whose budget it draws on too, if there is one.
+    #[serde(default)]
+    pub project: Option<ProjectName>,
+    /// What it may spend; all it likes where there is no budget. One that is set later goes before it.
+    #[serde(default)]
+    pub budget: Option<Budget>,
     /// When it was made, seconds since the Unix epoch.
     pub created_unix_s: u64,
 }

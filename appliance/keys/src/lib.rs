@@ -11,13 +11,16 @@
 //! rest there is its BLAKE3 hash, keyed by a secret of this device, so that neither a copied `keys.json` nor a table of
 //! hashes made elsewhere helps to find one. `keys.json` is written and synced before a change shows, and is always
 //! either the old file or the new. What a key has used of its limits a minute is in memory, once for all cores, and is
-//! gone with the key. Time comes in as an argument. Left out: budgets.
+//! gone with the key. Time comes in as an argument. What it has spent is
+//! not known here: `budgets.json` says what may be spent by whom.
 
+mod budgets;
 mod file;
 mod key;
 mod store;
 mod text;
 
+pub use budgets::{BUDGETS_MAX, BudgetStore};
 pub use file::Owner;
 pub use key::{Key, Kind, Rates, WEIGHT_MAX, Weight};
 pub use store::{ADMIN_NAME, Caller, KEYS_MAX, KeyStore, NewKey, Unauthorized};
@@ -61,6 +64,12 @@ pub enum KeyError {
     /// There are as many keys as there may be.
     #[error("there are {max} keys, which is the most; revoke some", max = KEYS_MAX)]
     Full,
+    /// There are as many budgets as there may be.
+    #[error("there are {max} budgets, which is the most; remove some", max = BUDGETS_MAX)]
+    BudgetsFull,
+    /// A soft limit above the hard one would never be heard of.
+    #[error("the soft limit is above the budget")]
+    SoftAboveHard,
     /// An admin key with a list of functions would promise a limit that does not hold.
     #[error("an admin key may call every function; leave out the list")]
     AdminWithFunctions,

@@ -10,7 +10,8 @@
 
 use crate::{Key, KeyError, KeyText, Kind, Owner, ParseKeyError, Rates, file::Folder, text::secret_of};
 use appliance_admit::limit::{Limiter, Limits};
-use appliance_types::{FunctionName, KeyName};
+use appliance_price::Budget;
+use appliance_types::{FunctionName, KeyName, ProjectName};
 use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -54,6 +55,12 @@ pub struct NewKey {
     /// How much it may use; all there is, unless said.
     #[serde(default)]
     pub rates: Rates,
+    /// The project whose budget it draws on too; none, unless said.
+    #[serde(default)]
+    pub project: Option<ProjectName>,
+    /// What it may spend; all it likes, unless said.
+    #[serde(default)]
+    pub budget: Option<Budget>,
 }
 
 /// A key that was presented.
@@ -138,12 +145,15 @@ impl KeyStore {
     /// # Errors
     /// The name is taken, there are too many, or the file cannot be written.
     pub fn create(&self, new: NewKey, now_unix_s: u64) -> Result<KeyText, KeyError> {
-        let NewKey { name, kind, functions, rates } = new;
+        let NewKey { name, kind, functions, rates, project, budget } = new;
         if kind == Kind::Admin && functions.is_some() {
             return Err(KeyError::AdminWithFunctions);
         }
+        if budget.is_some_and(|budget| budget.soft_nanos.is_some_and(|soft| soft > budget.hard_nanos)) {
+            return Err(KeyError::SoftAboveHard);
+        }
         let text = KeyText::random().map_err(KeyError::Random)?;
-        let key = Key { name, kind, functions, rates, created_unix_s: now_unix_s };
+        let key = Key { name, kind, functions, rates, project, budget, created_unix_s: now_unix_s };
         self.change(|keys| {
             if keys.find(&key.name).is_some() {
                 return Err(KeyError::Exists(key.name));
@@ -186,8 +196,8 @@ impl KeyStore {
         };
         if !self.authenticate(text.as_str()).is_ok_and(|caller| caller.key.is_admin()) {
             let name: KeyName = ADMIN_NAME.parse().expect("`admin` is a name");
-            let key =
-                Key { name, kind: Kind::Admin, functions: None, rates: Rates::default(), created_unix_s: now_unix_s };
+            let (kind, rates, created_unix_s) = (Kind::Admin, Rates::default(), now_unix_s);
+            let key = Key { name, kind, functions: None, rates, project: None, budget: None, created_unix_s };
             self.change(|keys| {
                 keys.remove(&key.name);
                 keys.insert(self.hash(text.secret()), key)

@@ -1,20 +1,28 @@
-//! The ledger's process: takes records off the queue and appends them.
+//! The ledger's process: takes entries off the rings and makes them durable.
 //!
 //! ```text
-//!  open and verify ─▶ wait ─▶ take what is queued, up to a batch ─▶ append, sync ─▶ wait …
-//!                      │ SIGTERM or end of the queue
-//!                      └─▶ take all that is queued, append, sync ─▶ end
+//!  open and verify ─▶ take a batch, append, sync, release ─▶ … empty ─▶ sleep until the bell rings ─▶ take …
+//!                      │                       └─▶ the index, beside it, learns how far the log has come
+//!                      │ SIGTERM, or nobody is left who could ring
+//!                      └─▶ take all there is ─▶ (nobody is left: what is open is interrupted) ─▶ end
 //! ```
 //!
-//! An error of the file is final: the process ends with it, and is started again to verify the file anew. The records
-//! of the batch at hand are lost then, and counted in the error; those still queued are not. Must run in a process that
-//! has no other thread that takes SIGTERM.
+//! An error of the log is final: the process ends with it, and is started again to verify it anew. Nothing is lost by
+//! that: what was not synced is still in the rings. While the disk is nearly full, the server is told once a second, so that
+//! it admits nothing more; at rest nothing here ticks. Must run in a process that has no other thread that takes SIGTERM.
 
 use crate::{
-    line,
-    log::{BATCH_BYTES_MAX, Log, LogError, Recovery},
-    queue::{Taken, take},
+    intake::{Intake, Sink},
+    log::{Log, LogError, Space},
+    open::Open,
+    query::Said,
+    reader::{ReadError, entries},
+    recover::Recovery,
+    segment::Position,
+    service::{Indexer, tell},
 };
+use appliance_meter::{Heard, Hearing, RECORDS, RingError, entry::ENTRY_RECORDS};
+use appliance_types::Entry;
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -24,61 +32,161 @@ use nix::{
     },
 };
 use std::{
+    io,
     os::fd::{AsFd, OwnedFd},
     path::Path,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
+
+/// Most batches that are taken once the ledger is to end: more than rings can hold.
+const LAST_BATCHES_MAX: usize = 1 << 12;
+/// How often the next segment, the oldest and the disk are looked at while there is something to do.
+const TEND: Duration = Duration::from_secs(1);
+const TEND_MS: u16 = 1000;
 
 /// Why the process ends before it is told to.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
-    /// The file cannot be taken over.
+    /// The log cannot be taken over, or a batch was not written; it is still in the rings.
     #[error(transparent)]
-    Open(LogError),
-    /// A batch was not written.
-    #[error("{records} records lost: {source}")]
-    Append {
-        /// Records of the batch.
-        records: usize,
-        /// What the file said.
-        source: LogError,
-    },
-    /// The queue or the signals cannot be waited for.
+    Log(#[from] LogError),
+    /// What it holds cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// A ring cannot be used.
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    /// The threads beside it cannot be started.
+    #[error("start the ledger's threads: {0}")]
+    Thread(io::Error),
+    /// The bell or the signals cannot be waited for.
     #[error("{action}: {source}")]
     Kernel {
         /// What was attempted.
         action: &'static str,
         /// What the kernel said.
-        source: Errno,
+        source: io::Error,
     },
 }
 
-/// Appends records from `socket`, the second of [`crate::pair`], to the file in `folder`, until SIGTERM or until the
-/// other end is closed everywhere.
+/// Keeps in `folder` what the rings of all cores tell, and answers what is asked over `questions`, until SIGTERM or until
+/// everybody who could ring the bell is gone.
 ///
 /// # Errors
 /// [`LedgerError`].
-pub fn run(folder: &Path, socket: OwnedFd) -> Result<(), LedgerError> {
+pub fn run(folder: &Path, rings: &[OwnedFd], bell: OwnedFd, questions: Option<OwnedFd>) -> Result<(), LedgerError> {
     let stop = stop_signal().map_err(kernel("watch SIGTERM"))?;
-    let (mut log, recovery) = Log::open(folder).map_err(LedgerError::Open)?;
-    report(&recovery);
-    let mut batch = Batch::default();
+    let bell = Hearing::from(bell);
+    // Twice: what is open and what has ended may both be in the rings.
+    let requests_max = rings.len() * (2 * RECORDS / ENTRY_RECORDS) as usize;
+    let mut books = Books::open(folder, requests_max, questions)?;
+    let mut intake = Intake::attach(rings)?;
     loop {
-        let stopping = wait(&stop, &socket).map_err(kernel("wait for records"))?;
-        loop {
-            let next = batch.fill(&socket).map_err(kernel("receive a record"))?;
-            batch.write(&mut log)?;
-            match next {
-                Next::Full => {}
-                Next::Empty if stopping => return Ok(()),
-                Next::Empty => break,
-                Next::Closed => return Ok(()),
-            }
+        let more = intake.pass(&mut books)?;
+        let low = books.tend()?;
+        let rest = match (more || !intake.may_sleep(), low) {
+            (true, _) => PollTimeout::ZERO,
+            (false, true) => PollTimeout::from(TEND_MS),
+            (false, false) => PollTimeout::NONE,
+        };
+        let stopping = wait(&stop, &bell, rest).map_err(kernel("wait for entries"))?;
+        intake.awake();
+        let gone = bell.clear().map_err(kernel("hear the bell"))? == Heard::Gone;
+        if stopping || gone {
+            return end(&mut intake, &mut books, &bell);
         }
     }
 }
 
-fn kernel(action: &'static str) -> impl Fn(Errno) -> LedgerError {
-    move |source| LedgerError::Kernel { action, source }
+/// The log, its index, and the requests that have not ended.
+struct Books {
+    log: Log,
+    open: Open,
+    indexer: Indexer,
+    questions: Option<OwnedFd>,
+    tended: Instant,
+}
+
+impl Books {
+    fn open(folder: &Path, requests_max: usize, questions: Option<OwnedFd>) -> Result<Self, LedgerError> {
+        let (log, recovery) = Log::open(folder, unix_ms())?;
+        report(&recovery);
+        let mut open = Open::new(requests_max);
+        // What is damaged has been reported.
+        for placed in entries(folder, Position::default())?.flatten() {
+            open.note(&placed.entry);
+        }
+        let ours = questions.as_ref().map(OwnedFd::try_clone).transpose().map_err(LedgerError::Thread)?;
+        let indexer = Indexer::start(folder, questions).map_err(LedgerError::Thread)?;
+        indexer.note(&log);
+        Ok(Self { log, open, indexer, questions: ours, tended: Instant::now() })
+    }
+
+    /// Looks after the disk, once a second at most; whether space is low.
+    fn tend(&mut self) -> Result<bool, LedgerError> {
+        let was_low = self.log.space() == Space::Low;
+        if self.tended.elapsed() >= TEND {
+            self.tended = Instant::now();
+            let low = self.log.tend(unix_ms())? == Space::Low;
+            self.indexer.note(&self.log);
+            if let Some(socket) = self.questions.as_ref().filter(|_| low || was_low) {
+                tell(socket, &Said::Space { low });
+            }
+        }
+        Ok(self.log.space() == Space::Low)
+    }
+
+    /// The server is gone for good: what is open will never be closed.
+    fn finish(&mut self) -> Result<(), LogError> {
+        let ended = self.open.interrupted(|_| true, &self.log);
+        self.append(&ended)
+    }
+}
+
+impl Sink for Books {
+    type Error = LogError;
+
+    fn append(&mut self, entries: &[Entry]) -> Result<(), LogError> {
+        // What is told again after a crash is known already, and so is what came of it.
+        let last = |entry: &Entry| self.log.last(entry.boot, entry.core);
+        let fresh: Vec<_> = entries.iter().map(|entry| last(entry).is_none_or(|last| last < entry.sequence)).collect();
+        self.log.append(entries)?;
+        for (entry, fresh) in entries.iter().zip(fresh) {
+            if fresh {
+                self.open.note(entry);
+            }
+        }
+        self.indexer.note(&self.log);
+        Ok(())
+    }
+
+    fn began(&mut self, core: u16, boot: u64) -> Result<(), LogError> {
+        let ended = self.open.interrupted(|entry| entry.core == core && entry.boot != boot, &self.log);
+        self.append(&ended)
+    }
+}
+
+/// Takes what is left.
+fn end(intake: &mut Intake, books: &mut Books, bell: &Hearing) -> Result<(), LedgerError> {
+    for _ in 0..LAST_BATCHES_MAX {
+        if !intake.pass(books)? {
+            break;
+        }
+    }
+    // It may have been rung before.
+    for _ in 0..LAST_BATCHES_MAX {
+        let mut fds = [PollFd::new(bell.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::ZERO).map_err(kernel("wait for entries"))? {
+            0 => break,
+            _ if bell.clear().map_err(kernel("hear the bell"))? == Heard::Gone => return Ok(books.finish()?),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn kernel<E: Into<io::Error>>(action: &'static str) -> impl Fn(E) -> LedgerError {
+    move |source| LedgerError::Kernel { action, source: source.into() }
 }
 
 fn stop_signal() -> nix::Result<SignalFd> {
@@ -87,11 +195,11 @@ fn stop_signal() -> nix::Result<SignalFd> {
     SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC)
 }
 
-/// Waits until there is something to take, and tells whether it is to be the last.
-fn wait(stop: &SignalFd, socket: &OwnedFd) -> nix::Result<bool> {
-    let mut fds = [PollFd::new(stop.as_fd(), PollFlags::POLLIN), PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+/// Waits for the bell or SIGTERM, `rest` long at most; tells whether it is to be the last time.
+fn wait(stop: &SignalFd, bell: &Hearing, rest: PollTimeout) -> nix::Result<bool> {
+    let mut fds = [PollFd::new(stop.as_fd(), PollFlags::POLLIN), PollFd::new(bell.as_fd(), PollFlags::POLLIN)];
     loop {
-        match poll(&mut fds, PollTimeout::NONE) {
+        match poll(&mut fds, rest) {
             Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno),
             Ok(_) => return Ok(fds[0].any().unwrap_or(true)),
@@ -100,52 +208,19 @@ fn wait(stop: &SignalFd, socket: &OwnedFd) -> nix::Result<bool> {
 }
 
 fn report(recovery: &Recovery) {
-    let Recovery { records, cut_bytes, corrupt } = recovery;
-    if *cut_bytes > 0 {
-        tracing::warn!(cut_bytes, "cut a torn tail off the ledger");
+    if let Some((at, bytes)) = recovery.cut {
+        tracing::warn!(%at, bytes, "cut a torn tail off the ledger");
     }
-    if corrupt.lines > 0 {
-        tracing::error!(lines = corrupt.lines, offsets = ?corrupt.offsets, "the ledger holds corrupt lines");
+    for damage in &recovery.damage {
+        tracing::error!(%damage, places = recovery.damaged, "the ledger is damaged");
     }
-    tracing::info!(records, "ledger verified");
+    if recovery.imported > 0 || !recovery.not_imported.is_empty() {
+        let corrupt = &recovery.not_imported;
+        tracing::warn!(records = recovery.imported, ?corrupt, "took in the ledger of an older version");
+    }
+    tracing::info!(entries = recovery.entries, "ledger verified");
 }
 
-/// Why a batch is not filled further.
-enum Next {
-    Full,
-    Empty,
-    Closed,
-}
-
-/// Lines that are written and synced together.
-#[derive(Default)]
-struct Batch {
-    lines: Vec<u8>,
-    records: usize,
-}
-
-impl Batch {
-    fn fill(&mut self, socket: &OwnedFd) -> nix::Result<Next> {
-        while self.lines.len() + line::LINE_BYTES_MAX <= BATCH_BYTES_MAX {
-            match take(socket)? {
-                Taken::Record(record) => {
-                    self.lines.extend_from_slice(&line::encode(&record));
-                    self.records += 1;
-                }
-                Taken::Malformed(error) => tracing::error!(%error, "the server sent no record"),
-                Taken::Empty => return Ok(Next::Empty),
-                Taken::Closed => return Ok(Next::Closed),
-            }
-        }
-        Ok(Next::Full)
-    }
-
-    fn write(&mut self, log: &mut Log) -> Result<(), LedgerError> {
-        if self.records > 0 {
-            log.append(&self.lines).map_err(|source| LedgerError::Append { records: self.records, source })?;
-        }
-        self.lines.clear();
-        self.records = 0;
-        Ok(())
-    }
+fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }

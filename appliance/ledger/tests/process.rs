@@ -1,21 +1,32 @@
-//! The ledger as a process of its own: this program run again, with the queue as its standard input.
+//! The ledger as a process of its own: this program run again, which finds the ring and its bell where we have them open.
 
 #![expect(clippy::unwrap_used, reason = "a panic is the report; clippy knows unit tests only")]
 
-use appliance_ledger::{Sender, pair, read, run};
+use appliance_ledger::{records, run};
+use appliance_meter::{Producer, bell, create};
 use appliance_types::{Outcome, Record, RequestId};
 use nix::{
+    fcntl::OFlag,
     sys::signal::{SigSet, Signal, kill},
     unistd::Pid,
 };
 use std::{
-    io::stdin,
-    os::fd::{AsFd, OwnedFd},
+    env,
+    fs::OpenOptions,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::OpenOptionsExt,
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    thread,
 };
 
 const FOLDER: &str = "LEDGER_TEST_FOLDER";
+const RING: &str = "LEDGER_TEST_RING";
+/// Kills in the midst of appending.
+const KILLS: usize = 200;
+const BELL: &str = "LEDGER_TEST_BELL";
 
 fn record(number: u64) -> Record {
     Record {
@@ -26,91 +37,108 @@ fn record(number: u64) -> Record {
     }
 }
 
-/// Not a test: what [`spawn`] runs.
+/// Not a test: what [`Kept::spawn`] runs.
 #[test]
 #[ignore = "the child of the tests below"]
 fn child() {
-    let Some(folder) = std::env::var_os(FOLDER).map(PathBuf::from) else { return };
-    run(&folder, stdin().as_fd().try_clone_to_owned().unwrap()).unwrap();
+    let Some(folder) = env::var_os(FOLDER).map(PathBuf::from) else { return };
+    let ring = OpenOptions::new().read(true).write(true).open(env::var_os(RING).unwrap()).unwrap();
+    let bell = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(env::var_os(BELL).unwrap());
+    run(&folder, &[ring.into()], bell.unwrap().into(), None).unwrap();
 }
 
-fn spawn(folder: &Path, queue: &OwnedFd) -> Child {
-    Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "child", "--ignored"])
-        .env(FOLDER, folder)
-        .stdin(queue.try_clone().unwrap())
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap()
+/// What the supervisor keeps.
+struct Kept {
+    folder: tempfile::TempDir,
+    ring: OwnedFd,
+    hears: OwnedFd,
 }
 
-/// Queues a record, giving the core to the ledger while its queue is full.
-fn send(sender: &Sender, number: u64) {
-    while sender.send(&record(number)).is_err() {
-        std::thread::yield_now();
+/// The ring and its bell, and the server's end of both.
+fn kept(records: u64) -> (Kept, Producer) {
+    let (ring, (rings, hears)) = (create(records).unwrap(), bell().unwrap());
+    let producer = Producer::attach(&ring, rings, 1).unwrap();
+    (Kept { folder: tempfile::tempdir().unwrap(), ring, hears }, producer)
+}
+
+impl Kept {
+    fn spawn(&self) -> Child {
+        let ours = |fd: &OwnedFd| format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd());
+        Command::new(env::current_exe().unwrap())
+            .args(["--exact", "child", "--ignored"])
+            .env(FOLDER, self.folder.path())
+            .env(RING, ours(&self.ring))
+            .env(BELL, ours(&self.hears))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap()
+    }
+
+    fn numbers(&self) -> Vec<u64> {
+        numbers(self.folder.path())
     }
 }
 
 fn numbers(folder: &Path) -> Vec<u64> {
-    read(folder).unwrap().map(|record| record.unwrap().ended_unix_ms).collect()
+    records(folder).unwrap().map(|record| record.unwrap().ended_unix_ms).collect()
+}
+
+/// Opens and closes a request, giving the core to the ledger while the ring is full.
+fn send(producer: &mut Producer, number: u64) {
+    let ticket = loop {
+        match producer.open(&record(number)) {
+            Ok(ticket) => break ticket,
+            Err(_) => thread::yield_now(),
+        }
+    };
+    producer.close(ticket, &record(number));
 }
 
 #[test]
-fn the_end_of_the_queue_ends_it_after_the_last_record() {
-    let folder = tempfile::tempdir().unwrap();
-    let (server, ledger) = pair().unwrap();
-    let mut process = spawn(folder.path(), &ledger);
-    drop(ledger);
-    let sender = Sender::new(server);
-    (0..100).for_each(|number| send(&sender, number));
-    drop(sender);
+fn the_end_of_all_who_ring_ends_it_after_the_last_entry() {
+    let (kept, mut producer) = kept(1 << 10);
+    let mut process = kept.spawn();
+    (0..100).for_each(|number| send(&mut producer, number));
+    let open = producer.open(&record(100)).unwrap();
+    assert!(producer.progress(&open, &Record { tokens_out: 7, ended_unix_ms: 101, ..record(100) }));
+    drop(producer);
     assert!(process.wait().unwrap().success());
-    assert_eq!(numbers(folder.path()), (0..100).collect::<Vec<_>>());
+    assert_eq!(kept.numbers(), (0..100).chain([101]).collect::<Vec<_>>());
+    let last = records(kept.folder.path()).unwrap().last().unwrap().unwrap();
+    assert_eq!((last.outcome, last.tokens_out), (Outcome::Interrupted, 7));
 }
 
 #[test]
-fn sigterm_ends_it_after_what_is_queued() {
-    let folder = tempfile::tempdir().unwrap();
-    let (server, ledger) = pair().unwrap();
-    let sender = Sender::new(server);
-    // Both before it starts: the signal must not overtake the records.
-    (0..100).for_each(|number| send(&sender, number));
+fn sigterm_ends_it_after_what_is_there() {
+    let (kept, mut producer) = kept(1 << 10);
+    // Both before it starts: the signal must not overtake the entries.
+    (0..100).for_each(|number| send(&mut producer, number));
+    let _runs_on = producer.open(&record(100)).unwrap();
     // Inherited by all threads of the child, where the signal then waits for the ledger to watch it.
     SigSet::from(Signal::SIGTERM).thread_block().unwrap();
-    let mut process = spawn(folder.path(), &ledger);
+    let mut process = kept.spawn();
     kill(Pid::from_raw(process.id() as i32), Signal::SIGTERM).unwrap();
     assert!(process.wait().unwrap().success());
-    assert_eq!(numbers(folder.path()), (0..100).collect::<Vec<_>>());
+    assert_eq!(kept.numbers(), (0..100).collect::<Vec<_>>());
 }
 
 #[test]
-fn kill_loses_nothing_that_was_written_and_nothing_that_was_queued() {
-    let folder = tempfile::tempdir().unwrap();
-    let (server, ledger) = pair().unwrap();
-    let sender = Sender::new(server);
+fn kill_loses_nothing_and_doubles_nothing() {
+    let (kept, mut producer) = kept(1 << 7);
     let mut next = 0;
-    let mut survived = Vec::new();
-    for _ in 0..5 {
-        let mut process = spawn(folder.path(), &ledger);
-        // More than the queue holds, so that the process is in the middle of appending when the last is queued.
-        (0..5_000).for_each(|_| {
-            send(&sender, next);
+    for _ in 0..KILLS {
+        let mut process = kept.spawn();
+        // More than the ring holds, so that the process is in the middle of appending when the last is sent.
+        for _ in 0..120 {
+            send(&mut producer, next);
             next += 1;
-        });
+        }
         process.kill().unwrap();
         process.wait().unwrap();
-        let now: Vec<u64> = read(folder.path()).unwrap().map_while(Result::ok).map(|r| r.ended_unix_ms).collect();
-        assert!(now.starts_with(&survived), "a record that was in the file is gone");
-        survived = now;
     }
-    let mut process = spawn(folder.path(), &ledger);
-    drop((sender, ledger));
+    let mut process = kept.spawn();
+    drop(producer);
     assert!(process.wait().unwrap().success());
-
-    let found = numbers(folder.path());
-    assert!(found.starts_with(&survived));
-    assert!(found.is_sorted() && found.last() == Some(&(next - 1)));
-    let gaps: Vec<u64> = found.windows(2).map(|pair| pair[1] - pair[0]).filter(|step| *step > 1).collect();
-    // A batch that was taken and not written dies with the process: 256 KiB of lines of over 200 bytes.
-    assert!(gaps.len() <= 5 && gaps.iter().all(|gap| *gap < 1_310), "{gaps:?}");
+    assert_eq!(kept.numbers(), (0..next).collect::<Vec<_>>());
 }

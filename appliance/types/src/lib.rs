@@ -9,7 +9,7 @@ mod provisioned;
 mod record;
 
 pub use digest::{ModelDigest, ParseDigestError};
-pub use name::{FunctionName, KeyName, NAME_BYTES_MAX, ParseNameError};
+pub use name::{FunctionName, KeyName, NAME_BYTES_MAX, ParseNameError, ProjectName};
 pub use provisioned::{DAY_MINUTES, ParseDayError, ParseTimeError, Provisioned, TimeOfDay, Weekday};
 pub use record::{Entry, Outcome, Record, RequestId, Stage};
 

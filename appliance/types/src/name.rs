@@ -80,6 +80,10 @@ name!(
     /// The name an API key goes by in lists and bills; never the key itself.
     KeyName
 );
+name!(
+    /// The name of a project: keys that share a budget.
+    ProjectName
+);
 
 #[cfg(test)]
 mod tests {

@@ -17,6 +17,11 @@ impl RequestId {
     pub const fn from_random(bits: u128) -> Self {
         Self(bits)
     }
+
+    /// The bits that it was made from.
+    pub const fn bits(self) -> u128 {
+        self.0
+    }
 }
 
 impl fmt::Display for RequestId {
@@ -64,6 +69,8 @@ pub enum Outcome {
     RunnerFailed,
     /// A fault of ours.
     Failed,
+    /// The server died before it ended: what is known is what it had used by its last heartbeat.
+    Interrupted,
 }
 
 /// One request, ended.
@@ -124,6 +131,18 @@ pub struct Record {
     pub bytes_in: u64,
     /// Bytes of the response body.
     pub bytes_out: u64,
+    /// Whether it ran when nothing else did, at that price.
+    #[serde(default)]
+    pub batch: bool,
+    /// Whether it was stopped because a budget was used up.
+    #[serde(default)]
+    pub budget_reached: bool,
+    /// What it costs, 10^-9 of the price book's currency.
+    #[serde(default)]
+    pub cost_nanos: u64,
+    /// The version of the prices that this is by; 0 of a request that was never priced.
+    #[serde(default)]
+    pub price_version: u32,
 }
 
 /// How far a request has come when an entry of it is made.
@@ -184,6 +203,10 @@ impl Record {
             memory_bytes: 0,
             bytes_in: 0,
             bytes_out: 0,
+            batch: false,
+            budget_reached: false,
+            cost_nanos: 0,
+            price_version: 0,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Which crate may name which.
 //!
 //! ```text
-//!  types ◀── wire ◀── pure ◀── fences ◀── mechanisms ◀── stages ◀── simulators ◀── programs
+//!  types ◀── wire ◀── money ◀── pure ◀── fences ◀── mechanisms ◀── stages ◀── simulators ◀── programs
 //!                                              an arrow goes down a layer or more, never along or up
 //! ```
 //!
@@ -17,9 +17,10 @@ use serde_json::Value;
 const LAYERS: &[(&str, &[&str])] = &[
     ("types", &["appliance-types"]),
     ("wire", &["sandbox-wire"]),
+    ("money", &["appliance-price"]),
     ("pure", &["appliance-config", "appliance-api", "appliance-admit", "appliance-scale", "sandbox-snapshot"]),
-    ("fences", &["appliance-runtime", "sandbox-kernel", "sandbox-model"]),
-    ("mechanisms", &["sandbox-image"]),
+    ("fences", &["appliance-runtime", "appliance-meter", "sandbox-kernel", "sandbox-model"]),
+    ("mechanisms", &["sandbox-image", "images-builder", "firmware-init"]),
     ("stages", &["appliance-edge", "appliance-keys", "appliance-pool", "appliance-ledger", "sandbox-warden"]),
     ("simulators", &["appliance-sim"]),
     ("programs", &["appliance-daemon", "appliance-cli", "sandbox-runner", "bench", "tests"]),
@@ -41,7 +42,12 @@ const CLIENT: &str = "speaks HTTPS as a client, and must choose whom to trust";
 pub const WORLDS: &[World] = &[
     World { crates: &["glommio"], owner: "appliance-runtime", also: &[] },
     World { crates: &["llama-cpp"], owner: "sandbox-model", also: &[] },
-    World { crates: &["zstd"], owner: "sandbox-snapshot", also: &[] },
+    World {
+        crates: &["zstd"],
+        owner: "sandbox-snapshot",
+        also: &[("images-builder", "packs the initramfs for the kernel")],
+    },
+    World { crates: &["rusqlite"], owner: "appliance-ledger", also: &[] },
     World { crates: &["hyper"], owner: "appliance-edge", also: &[("bench", "is the load, and the peer on tokio")] },
     World {
         crates: &["rustls", "futures-rustls", "tokio-rustls"],
@@ -54,8 +60,10 @@ pub const WORLDS: &[World] = &[
         crates: &["nix", "libc", "landlock"],
         owner: "sandbox-kernel",
         also: &[
+            ("firmware-init", "mounts, loads modules, reaps, and ends the machine"),
             ("appliance-runtime", "awaits raw descriptors and pins its threads to cores"),
-            ("appliance-ledger", "takes records from a SOCK_SEQPACKET socket and locks its file"),
+            ("appliance-meter", "makes, seals and maps the rings' memory, and the pipe that is their bell"),
+            ("appliance-ledger", "waits for SIGTERM and for the rings' bell, locks its folder and allocates its files"),
             ("sandbox-image", "names the calls that a child runs by number, and seals files in memory"),
             ("sandbox-runner", "reads its socket between two steps without blocking"),
             ("appliance-daemon", "takes signals, locks its folder, gives files to the uids of its children"),

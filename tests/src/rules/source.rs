@@ -6,7 +6,8 @@
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
 /// Where `unsafe` may stand, each block argued: the fences, and a program of tests that holds what only it can make.
-pub const FENCES: &[&str] = &["appliance/runtime/", "sandbox/image/subject/", "sandbox/kernel/", "sandbox/model/"];
+pub const FENCES: &[&str] =
+    &["appliance/meter/", "appliance/runtime/", "sandbox/image/subject/", "sandbox/kernel/", "sandbox/model/"];
 
 /// Lines of one statement that may stand between a SAFETY note and its `unsafe`.
 const STATEMENT_LINES_MAX: usize = 6;

@@ -4,7 +4,7 @@
 //! dropped [`Generation`] cancels its work. Prompts of one request run one after the other: they share its deadline, and
 //! a request takes one slot however many it brings.
 
-use super::{functions::Function, handler::Call, meter::Meter, state::State, terms::Asked};
+use super::{desk::Meter, functions::Function, handler::Call, state::State, terms::Asked};
 use appliance_admit::Class;
 use appliance_api::{ApiError, finish_name};
 use appliance_pool::{Dispatched, Event, Failed, Submission, Terms, Waits, Work};
@@ -20,6 +20,8 @@ use std::{
 
 /// Time that the queue has to say that a request's deadline passed there.
 const QUEUE_GRACE: Duration = Duration::from_millis(20);
+/// Why an answer ends that there is no more money for.
+const LENGTH: &str = "length";
 /// Pause that is asked for where nothing better is known, s.
 const RETRY_AFTER_S: u64 = 1;
 
@@ -38,6 +40,10 @@ pub(super) struct Generation {
     started: bool,
     /// When the first of them began to run.
     ran_since: Option<Instant>,
+    /// Whether the current prompt's time is up because the money is.
+    ends_by_budget: bool,
+    /// Whether the money was used up; prompts that were not asked yet are answered by nothing.
+    out_of_money: bool,
 }
 
 /// What comes next.
@@ -73,6 +79,8 @@ impl Generation {
             index: 0,
             started: false,
             ran_since: None,
+            ends_by_budget: false,
+            out_of_money: false,
         }
     }
 
@@ -112,6 +120,9 @@ impl Generation {
     async fn advance(&mut self) -> Result<Option<Step>, ApiError> {
         loop {
             let Some(current) = &mut self.current else {
+                if self.out_of_money {
+                    return Ok(self.answer_nothing());
+                }
                 match self.prompts.next() {
                     None => return Ok(None),
                     Some(generate) => self.submit(generate)?,
@@ -129,6 +140,24 @@ impl Generation {
         }
     }
 
+    /// The next step of a prompt that there is no money for.
+    fn answer_nothing(&mut self) -> Option<Step> {
+        if std::mem::take(&mut self.started) {
+            return Some(Step::Finished(LENGTH));
+        }
+        self.prompts.next()?;
+        self.index += 1;
+        self.started = true;
+        Some(Step::Started)
+    }
+
+    /// Ends the answer where it is.
+    fn stop_by_budget(&mut self) -> Step {
+        (self.current, self.started, self.out_of_money) = (None, false, true);
+        self.meter.stopped_by_budget();
+        Step::Finished(LENGTH)
+    }
+
     fn submit(&mut self, generate: Generate) -> Result<(), ApiError> {
         let limit_ms = self.function.manifest.limits.timeout_ms;
         let limit = Duration::from_millis(limit_ms);
@@ -137,6 +166,13 @@ impl Generation {
             return Err(ApiError::deadline_exceeded(limit_ms));
         }
         self.asked.check_time()?;
+        let affordable = self.meter.affordable_ms(self.function.manifest.limits.memory_bytes);
+        // Of what passes, a request beside others pays its part: this is when the money is used up at the latest, and before
+        // that each piece of text is looked at. A deadline of 0 is none: a last millisecond is not charged.
+        let beside = u64::from(self.function.manifest.scale.concurrency);
+        let affordable = affordable.map(|ms| Duration::from_millis(ms.saturating_mul(beside).max(1)));
+        self.ends_by_budget = affordable.is_some_and(|affordable| affordable < left);
+        let left = affordable.map_or(left, |affordable| affordable.min(left));
         if self.ran_since.is_some() {
             self.index += 1;
         }
@@ -162,6 +198,9 @@ impl Generation {
                 Ok(Step::Started)
             }
             FromRunner::Text { text, .. } => {
+                if self.meter.is_spent() {
+                    return Ok(self.stop_by_budget());
+                }
                 self.meter.text(text.tokens);
                 Ok(Step::Text(text))
             }
@@ -169,6 +208,10 @@ impl Generation {
                 self.current = None;
                 self.started = false;
                 self.meter.finished(&finished);
+                let deadline = finished.reason == FinishReason::Deadline;
+                if deadline && self.ends_by_budget && self.asked.check_time().is_ok() {
+                    return Ok(self.stop_by_budget());
+                }
                 if finished.reason == FinishReason::Deadline && self.asked.ends_before(self.time_up()) {
                     return Err(self.asked.passed());
                 }

@@ -2,15 +2,19 @@
 
 use super::{
     allowance::{self, Allowance},
+    budgets,
+    desk::{Desk, Meter},
     functions::{self, Function},
     inference, instances, keys,
-    meter::Meter,
+    meter::Account,
     models,
+    purse::{Purse, Tokens},
     reply::{self, Answered, Reply},
     route::{Admin, Miss, Route, route},
     snapshots,
     state::State,
     terms::Asked,
+    usage,
 };
 use appliance_api::{ApiError, Head};
 use appliance_edge::{Failure, Handler, Request};
@@ -27,11 +31,13 @@ use std::{
 /// Answers requests on one core.
 pub(super) struct Server {
     state: Arc<State>,
+    desk: Rc<Desk>,
 }
 
 /// One request of a known caller.
 pub(super) struct Call {
     pub(super) state: Arc<State>,
+    desk: Rc<Desk>,
     pub(super) id: RequestId,
     pub(super) caller: Caller,
     pub(super) tenant: Tenant,
@@ -41,8 +47,8 @@ pub(super) struct Call {
 }
 
 impl Server {
-    pub(super) fn new(state: Arc<State>) -> Self {
-        Self { state }
+    pub(super) fn new(state: Arc<State>, desk: Rc<Desk>) -> Self {
+        Self { state, desk }
     }
 
     async fn answer(&self, id: RequestId, request: Request) -> Answered {
@@ -58,8 +64,8 @@ impl Server {
         };
         let came = Instant::now();
         let asked = Asked::read(&request.head.headers, came)?;
-        let state = Arc::clone(&self.state);
-        let call = Call { state, id, caller, tenant, asked, came, came_unix_s: unix_s() };
+        let (state, desk) = (Arc::clone(&self.state), Rc::clone(&self.desk));
+        let call = Call { state, desk, id, caller, tenant, asked, came, came_unix_s: unix_s() };
         let mut reply = call.answer(route, request).await.unwrap_or_else(|error| refused(id, &error));
         allowance::show(&mut reply, call.caller.limiter.as_deref());
         Ok(reply)
@@ -133,20 +139,34 @@ impl Call {
         }
     }
 
-    /// Begins the account of this request.
-    pub(super) fn meter(&self, function: &Function, bytes_in: usize) -> Meter {
-        let (state, manifest) = (Arc::clone(&self.state), &function.manifest);
+    /// Opens the account of this request.
+    ///
+    /// # Errors
+    /// 503: the ledger lags behind.
+    pub(super) async fn meter(&self, function: &Function, bytes_in: usize) -> Result<Meter, ApiError> {
+        let (state, manifest) = (&*self.state, &function.manifest);
         let context_tokens = manifest.limits.context_tokens;
-        Meter::new(state, self.id, &self.caller.key.name, &manifest.name, context_tokens, bytes_in)
+        let key = &self.caller.key.name;
+        let account = Account::new(state, self.id, key, &manifest.name, context_tokens, bytes_in);
+        self.desk.open(account.of_class(self.asked.class())).await
     }
 
-    /// Has the key's limits say whether it may go on, using `tokens` at most.
+    /// Has the key's limits say whether it may go on, using `tokens` at most, and all budgets, paying for `most`.
     ///
     /// # Errors
     /// 429.
-    pub(super) fn allow(&self, meter: &mut Meter, tokens: u32) -> Result<(), ApiError> {
+    pub(super) fn allow(
+        &self,
+        meter: &mut Meter,
+        function: &Function,
+        tokens: u32,
+        most: Tokens,
+    ) -> Result<(), ApiError> {
         let allowance = meter.check(Allowance::ask(&self.caller, tokens))?;
         meter.allowed(allowance);
+        let purse = Purse::ask(self, function, &meter.prices(), most);
+        let purse = meter.check(purse)?;
+        meter.afforded(purse);
         Ok(())
     }
 
@@ -166,6 +186,12 @@ pub(super) fn random() -> u128 {
 /// Seconds since the Unix epoch.
 pub(super) fn unix_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// Milliseconds since the Unix epoch.
+pub(super) fn unix_ms() -> u64 {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
 }
 
 async fn operate(call: &Call, admin: Admin<'_>, request: Request) -> Answered {
@@ -191,6 +217,12 @@ async fn operate(call: &Call, admin: Admin<'_>, request: Request) -> Answered {
         Admin::Keys => Ok(reply::list(&call.state.keys.list())),
         Admin::CreateKey => keys::create(call, request).await,
         Admin::RevokeKey(name) => keys::revoke(call, name).await,
+        Admin::Budgets => budgets::list(call),
+        Admin::SetBudget(kind, name) => budgets::set(call, kind, name, request).await,
+        Admin::RemoveBudget(kind, name) => budgets::remove(call, kind, name).await,
+        Admin::Usage => usage::sums(call, request.head.uri.query()).await,
+        Admin::UsageRecords => usage::records(call, request.head.uri.query()).await,
+        Admin::Explain(id) => usage::explain(call, id).await,
     }
 }
 

@@ -12,10 +12,11 @@
 use super::{
     allowance::{prompt_tokens, tokens_of},
     body,
+    desk::Meter,
     functions::Function,
     generation::{Generation, Step, ask, out_of_place},
     handler::{Call, random},
-    meter::Meter,
+    purse::Tokens,
     reply::{self, Answered, Reply},
 };
 use appliance_api::{
@@ -51,10 +52,10 @@ const EMBEDDING_LENGTH_MAX: usize = 1 << 17;
 pub(super) async fn chat(call: &Call, request: Request) -> Answered {
     let body = body::json(request, call.state.request_bytes_max).await?;
     let request = ChatRequest::parse(&body)?;
-    let (function, mut meter) = begin(call, call.function(&request.model)?, &body)?;
+    let (function, mut meter) = begin(call, call.function(&request.model)?, &body).await?;
     let how = How { shape: Shape::Chat, stream: request.stream, include_usage: request.include_usage };
     let prompts = [meter.check(request.into_generate(&bounds(call, &function)))?];
-    call.allow(&mut meter, tokens_of(&prompts, function.manifest.limits.context_tokens))?;
+    allow(call, &mut meter, &function, &prompts)?;
     answer(call, how, generation(call, &how, function, meter, chat::PROMPT_PARAM, prompts.into())).await
 }
 
@@ -62,10 +63,10 @@ pub(super) async fn chat(call: &Call, request: Request) -> Answered {
 pub(super) async fn completion(call: &Call, request: Request) -> Answered {
     let body = body::json(request, call.state.request_bytes_max).await?;
     let request = CompletionRequest::parse(&body)?;
-    let (function, mut meter) = begin(call, call.function(&request.model)?, &body)?;
+    let (function, mut meter) = begin(call, call.function(&request.model)?, &body).await?;
     let how = How { shape: Shape::Text, stream: request.stream, include_usage: request.include_usage };
     let prompts = meter.check(request.into_generates(&bounds(call, &function)))?;
-    call.allow(&mut meter, tokens_of(&prompts, function.manifest.limits.context_tokens))?;
+    allow(call, &mut meter, &function, &prompts)?;
     answer(call, how, generation(call, &how, function, meter, completion::PROMPT_PARAM, prompts)).await
 }
 
@@ -73,9 +74,11 @@ pub(super) async fn completion(call: &Call, request: Request) -> Answered {
 pub(super) async fn embedding(call: &Call, request: Request) -> Answered {
     let body = body::json(request, call.state.request_bytes_max).await?;
     let request = EmbeddingRequest::parse(&body)?;
-    let (function, mut meter) = begin(call, call.function(&request.model)?, &body)?;
+    let (function, mut meter) = begin(call, call.function(&request.model)?, &body).await?;
     let tokens = request.inputs.iter().map(prompt_tokens).fold(0, u32::saturating_add);
-    call.allow(&mut meter, tokens)?;
+    let context_tokens = function.manifest.limits.context_tokens;
+    let prompts = u32::try_from(request.inputs.len()).unwrap_or(u32::MAX).saturating_mul(context_tokens);
+    call.allow(&mut meter, &function, tokens, Tokens { prompts, answers: 0 })?;
     let vectors = vectors(call, &function, &request, &mut meter).await;
     let vectors = meter.check(vectors)?;
     let body = embedding::reply(function.manifest.name.as_str(), &vectors, request.encoding, &meter.usage());
@@ -117,10 +120,18 @@ pub(super) async fn apply_template(call: &Call, request: Request) -> Answered {
 }
 
 /// Begins the account of a call to `function`, which has its say about the body's length first.
-fn begin(call: &Call, function: Arc<Function>, body: &Bytes) -> Result<(Arc<Function>, Meter), ApiError> {
-    let mut meter = call.meter(&function, body.len());
+async fn begin(call: &Call, function: Arc<Function>, body: &Bytes) -> Result<(Arc<Function>, Meter), ApiError> {
+    let mut meter = call.meter(&function, body.len()).await?;
     meter.check(body::within(body, function.manifest.limits.request_bytes))?;
     Ok((function, meter))
+}
+
+/// Asks limits and budgets for what answering `prompts` may take.
+fn allow(call: &Call, meter: &mut Meter, function: &Function, prompts: &[Generate]) -> Result<(), ApiError> {
+    let context_tokens = function.manifest.limits.context_tokens;
+    let answers = prompts.iter().map(|generate| generate.tokens_max.min(context_tokens)).fold(0, u32::saturating_add);
+    let all_full = u32::try_from(prompts.len()).unwrap_or(u32::MAX).saturating_mul(context_tokens);
+    call.allow(meter, function, tokens_of(prompts, context_tokens), Tokens { prompts: all_full, answers })
 }
 
 fn bounds(call: &Call, function: &Function) -> Bounds {
@@ -323,8 +334,8 @@ async fn simple(
     param: &str,
     render: impl FnOnce(FromRunner) -> Option<Vec<u8>>,
 ) -> Answered {
-    let (function, mut meter) = begin(call, call.function_or_only(model)?, body)?;
-    call.allow(&mut meter, 0)?;
+    let (function, mut meter) = begin(call, call.function_or_only(model)?, body).await?;
+    call.allow(&mut meter, &function, 0, Tokens::default())?;
     let answered = ask(call, &function, work, param, &mut meter).await;
     let rendered = answered.and_then(|(_, message)| render(message).ok_or_else(out_of_place));
     let body = meter.check(rendered)?;

@@ -21,9 +21,17 @@ pub(super) async fn create(call: &Call, request: Request) -> Answered {
     let body = body::json(request, NEW_KEY_BYTES_MAX).await?;
     let new: NewKey = serde_json::from_slice(&body).map_err(|error| ApiError::invalid_request(error.to_string()))?;
     let (state, name, functions, rates) = (Arc::clone(&call.state), new.name.clone(), new.functions.clone(), new.rates);
+    let (project, budget) = (new.project.clone(), new.budget);
     let text = unblock(move || state.keys.create(new, unix_s())).await.map_err(refused)?;
     tracing::info!(key = %name, "key created");
-    Ok(reply::json(&json!({ "name": name, "functions": functions, "rates": rates, "key": text.as_str() })))
+    Ok(reply::json(&json!({
+        "name": name,
+        "functions": functions,
+        "rates": rates,
+        "project": project,
+        "budget": budget,
+        "key": text.as_str(),
+    })))
 }
 
 /// `DELETE /ember/v1/keys/{name}`: from the reply on the key opens nothing.
@@ -35,11 +43,12 @@ pub(super) async fn revoke(call: &Call, name: &str) -> Answered {
     Ok(reply::nothing())
 }
 
-fn refused(error: KeyError) -> ApiError {
+pub(super) fn refused(error: KeyError) -> ApiError {
     let message = error.to_string();
     match error {
-        KeyError::Exists(_) | KeyError::Admin | KeyError::Full => ApiError::conflict(message),
+        KeyError::Exists(_) | KeyError::Admin | KeyError::Full | KeyError::BudgetsFull => ApiError::conflict(message),
         KeyError::Missing(_) => ApiError::not_found(message),
+        KeyError::SoftAboveHard => ApiError::invalid_param("soft_nanos", message),
         KeyError::AdminWithFunctions => ApiError::invalid_param("functions", message),
         KeyError::File { .. } | KeyError::Corrupt { .. } | KeyError::Random(_) => ApiError::internal(message),
     }

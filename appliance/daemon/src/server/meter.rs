@@ -1,33 +1,30 @@
-//! The account of one request that reached a function: what it used, kept until it ends and handed to the ledger then.
+//! The account of one request that reached a function: what it used, kept until it ends.
 //!
 //! ```text
-//!  new ─▶ (dispatched ─▶ started ─▶ text* ─▶ finished)*  ─▶ completed | failed ─▶ drop: the record is sent
-//!                 └──────────── dropped at any point: cancelled, with what was used until then
+//!  new ─▶ (dispatched ─▶ started ─▶ text* ─▶ finished)*  ─▶ completed | failed ─▶ end
+//!                 └──────────── ended at any point: cancelled, with what was used until then
 //! ```
 //!
 //! What is paid for is the server's own count: time by the pool's account of the instance, tokens of text at least as many as
 //! pieces came. What a runner says beyond that is shown, up to what there can be: tokens up to the context, time up to what
 //! has passed. Lengths are of the monotonic clock; the wall clock only stamps, and may show anything.
 //!
-//! Invariant: exactly one record for each meter, sent by its drop; so a client that leaves, which drops the request's
-//! future or its reply's stream, is accounted for like any other.
+//! When it is told, and to whom, is [`super::desk`]'s.
 
-use super::{allowance::Allowance, state::State};
+use super::{allowance::Allowance, handler::unix_ms, purse::Purse, report::Report, state::State};
+use appliance_admit::Class;
 use appliance_api::{ApiError, Timings, Usage};
-use appliance_pool::{Dispatched, Tab};
+use appliance_pool::{Dispatched, Tab, Used};
+use appliance_price::{Measured, Prices};
 use appliance_types::{FunctionName, KeyName, Outcome, Record, RequestId};
 use sandbox_wire::runner::Finished;
-use std::{
-    sync::Arc,
-    time::{Instant, SystemTime, UNIX_EPOCH},
-};
+use std::{sync::Arc, time::Instant};
 
 /// Stands for the status of a request whose client left before there was one, as it does in nginx's logs.
 const CLIENT_LEFT: u16 = 499;
 
 /// The account of one request.
-pub(super) struct Meter {
-    state: Arc<State>,
+pub(super) struct Account {
     /// What ended jobs used.
     record: Record,
     job: Option<Job>,
@@ -39,6 +36,10 @@ pub(super) struct Meter {
     dispatched: bool,
     /// What its key was granted for it; settled with the record.
     allowance: Option<Allowance>,
+    /// Of when it came.
+    prices: Arc<Prices>,
+    /// What budgets granted for it; settled with the record.
+    purse: Option<Purse>,
 }
 
 /// What a job has used so far, by this side's clock: exact figures come with its end.
@@ -54,31 +55,79 @@ struct Job {
     pieces: u32,
 }
 
-impl Meter {
+impl Account {
     pub(super) fn new(
-        state: Arc<State>,
+        state: &State,
         request: RequestId,
         key: &KeyName,
         function: &FunctionName,
         context_tokens: u32,
         bytes_in: usize,
     ) -> Self {
+        let came_unix_ms = unix_ms();
+        let prices = state.prices_at(came_unix_ms);
         let record = Record {
-            came_unix_ms: unix_ms(),
+            came_unix_ms,
             status: CLIENT_LEFT,
             bytes_in: bytes_in as u64,
             ..Record::new(request, key.clone(), function.clone())
         };
-        Self {
-            state,
-            record,
-            job: None,
-            tab: None,
-            began: Instant::now(),
-            context_tokens,
-            dispatched: false,
-            allowance: None,
+        let (began, job, dispatched) = (Instant::now(), None, false);
+        Self { record, job, tab: None, began, context_tokens, dispatched, allowance: None, prices, purse: None }
+    }
+
+    /// The same of a class.
+    pub(super) fn of_class(mut self, class: Class) -> Self {
+        self.record.batch = class == Class::Batch;
+        self
+    }
+
+    /// What it is charged by.
+    pub(super) fn prices(&self) -> Arc<Prices> {
+        Arc::clone(&self.prices)
+    }
+
+    /// Budgets granted this for it.
+    pub(super) fn afforded(&mut self, purse: Purse) {
+        self.purse = Some(purse);
+    }
+
+    /// How long its next job may take before its money is used up, ms; `None` where there is no budget.
+    pub(super) fn affordable_ms(&self, memory_bytes: u64) -> Option<u64> {
+        let cap = self.cap_nanos()?;
+        Some(self.prices.affordable_ms(cap, memory_bytes).saturating_sub(self.prices.billed_ms(&self.measured())))
+    }
+
+    /// Whether what it was granted is used up.
+    pub(super) fn is_spent(&self) -> bool {
+        self.cap_nanos().is_some_and(|cap| self.prices.cost_nanos(&self.measured()) >= cap)
+    }
+
+    /// It is stopped where it is because its money is used up.
+    pub(super) fn stopped_by_budget(&mut self) {
+        self.record.budget_reached = true;
+        self.break_off();
+    }
+
+    fn cap_nanos(&self) -> Option<u64> {
+        self.purse.as_ref().and_then(Purse::cap_nanos)
+    }
+
+    /// What it used until now.
+    fn measured(&self) -> Measured {
+        let mut used = Measured::from(&self.record);
+        if let Some(tab) = &self.tab {
+            let so_far = tab.peek(Instant::now());
+            add(&mut used.wake_us, so_far.wake.us);
+            add(&mut used.work_us, so_far.run.us);
+            add(&mut used.cpu_us, so_far.total().cpu_us);
         }
+        if let Some(job) = &self.job {
+            used.tokens_in = used.tokens_in.saturating_add(job.tokens_in.saturating_sub(job.tokens_cached));
+            used.tokens_cached = used.tokens_cached.saturating_add(job.tokens_cached);
+            used.tokens_out = used.tokens_out.saturating_add(job.tokens_out);
+        }
+        used
     }
 
     /// Its key was granted this for it.
@@ -182,11 +231,6 @@ impl Meter {
         };
     }
 
-    /// Passes `result` through, noting an error.
-    pub(super) fn check<T>(&mut self, result: Result<T, ApiError>) -> Result<T, ApiError> {
-        result.inspect_err(|error| self.failed(error))
-    }
-
     /// What ended jobs used; where the request waited, that of the current one too.
     pub(super) fn record(&self) -> Record {
         let mut record = self.record.clone();
@@ -199,7 +243,9 @@ impl Meter {
 
     /// The reply's usage, receipt included.
     pub(super) fn usage(&self) -> Usage {
-        Usage::from_record(&self.record, &self.state.prices)
+        let mut record = self.record.clone();
+        self.prices.charge(&mut record, self.cap_nanos());
+        Usage::from_record(&record, &self.prices)
     }
 
     /// llama-server's timings.
@@ -207,16 +253,21 @@ impl Meter {
         Timings::from_record(&self.record)
     }
 
+    /// A job that did not end by itself used the time until now.
+    fn break_off(&mut self) {
+        let now = Instant::now();
+        self.close(|record, job| {
+            let decoding = job.first_text.unwrap_or(now);
+            add(&mut record.prefill_us, us(job.began, decoding));
+            add(&mut record.decode_us, us(decoding, now));
+        });
+    }
+
     /// Takes the current job's part of its instance over to the record; what it uses later is not billed.
     fn take_tab(&mut self) {
-        let Some(tab) = self.tab.take() else { return };
-        let used = tab.close(Instant::now());
-        let (record, total) = (&mut self.record, used.total());
-        add(&mut record.share_us, used.run.us);
-        add(&mut record.wake_share_us, used.wake.us);
-        add(&mut record.cpu_us, total.cpu_us);
-        add(&mut record.reserved_byte_ms, per_ms(total.reserved_byte_us));
-        add(&mut record.used_byte_ms, per_ms(total.used_byte_us));
+        if let Some(tab) = self.tab.take() {
+            add_used(&mut self.record, &tab.close(Instant::now()));
+        }
     }
 
     fn close(&mut self, end: impl FnOnce(&mut Record, &mut Job)) {
@@ -226,27 +277,68 @@ impl Meter {
         end(record, &mut job);
         add(&mut record.queue_us, job.queue_us);
         add(&mut record.wake_us, job.wake_us);
-        let tokens_in = job.tokens_in.min(self.context_tokens);
-        record.tokens_in = record.tokens_in.saturating_add(tokens_in);
-        record.tokens_cached = record.tokens_cached.saturating_add(job.tokens_cached.min(tokens_in));
-        record.tokens_out = record.tokens_out.saturating_add(job.tokens_out.min(self.context_tokens));
+        add_tokens(record, &job, self.context_tokens);
     }
 }
 
-impl Drop for Meter {
-    fn drop(&mut self) {
-        let now = Instant::now();
-        self.close(|record, job| {
+impl Account {
+    /// What it has used until now, by this side's clock, and what that costs. What is billed should nothing more be heard
+    /// of it.
+    pub(super) fn now(&self) -> Record {
+        let mut record = self.record();
+        record.ended_unix_ms = unix_ms();
+        if let Some(job) = &self.job {
+            let now = Instant::now();
             let decoding = job.first_text.unwrap_or(now);
             add(&mut record.prefill_us, us(job.began, decoding));
             add(&mut record.decode_us, us(decoding, now));
-        });
+            add_tokens(&mut record, job, self.context_tokens);
+        }
+        if let Some(tab) = &self.tab {
+            add_used(&mut record, &tab.peek(Instant::now()));
+        }
+        self.prices.charge(&mut record, self.cap_nanos());
+        record
+    }
+
+    /// It ends now, and has used this.
+    pub(super) fn end(&mut self) -> Record {
+        self.break_off();
+        let cap_nanos = self.cap_nanos();
+        self.prices.charge(&mut self.record, cap_nanos);
+        if let Some(purse) = &mut self.purse {
+            purse.settle(self.record.cost_nanos);
+        }
         if let Some(allowance) = &mut self.allowance {
             allowance.used(self.record.tokens_in.saturating_add(self.record.tokens_out));
         }
         self.record.ended_unix_ms = unix_ms();
-        self.state.record(&self.record);
+        if self.dispatched {
+            tracing::info!("{}", Report { record: &self.record, prices: &self.prices });
+        }
+        self.record.clone()
     }
+}
+
+fn add_tokens(record: &mut Record, job: &Job, context_tokens: u32) {
+    let tokens_in = job.tokens_in.min(context_tokens);
+    record.tokens_in = record.tokens_in.saturating_add(tokens_in);
+    record.tokens_cached = record.tokens_cached.saturating_add(job.tokens_cached.min(tokens_in));
+    record.tokens_out = record.tokens_out.saturating_add(job.tokens_out.min(context_tokens));
+}
+
+fn add_used(record: &mut Record, used: &Used) {
+    let total = used.total();
+    add(&mut record.share_us, used.run.us);
+    add(&mut record.wake_share_us, used.wake.us);
+    add(&mut record.cpu_us, total.cpu_us);
+    add(&mut record.reserved_byte_ms, per_ms(total.reserved_byte_us));
+    add(&mut record.used_byte_ms, per_ms(total.used_byte_us));
+}
+
+/// Of byte·µs, whole byte·ms.
+fn per_ms(byte_us: u128) -> u64 {
+    u64::try_from(byte_us / 1_000).unwrap_or(u64::MAX)
 }
 
 fn add(total: &mut u64, more: u64) {
@@ -255,15 +347,4 @@ fn add(total: &mut u64, more: u64) {
 
 fn us(from: Instant, to: Instant) -> u64 {
     u64::try_from(to.saturating_duration_since(from).as_micros()).unwrap_or(u64::MAX)
-}
-
-/// Of byte·µs, whole byte·ms.
-fn per_ms(byte_us: u128) -> u64 {
-    u64::try_from(byte_us / 1_000).unwrap_or(u64::MAX)
-}
-
-/// The wall clock, milliseconds since the Unix epoch.
-fn unix_ms() -> u64 {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
 }

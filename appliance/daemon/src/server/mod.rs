@@ -2,8 +2,9 @@
 //!
 //! ```text
 //!  edge ─▶ handler ─▶ route ─▶ key ─┬▶ inference ─▶ generation ─▶ pool ─▶ runner      model endpoints
-//!          (one a core)             │       └▶ meter ─▶ ledger
-//!                                   └▶ functions, models, instances, snapshots, keys ─▶ warden   operator's endpoints
+//!          (one a core)             │       └▶ meter ─▶ desk ─▶ ring ─▶ ledger
+//!                                   ├▶ functions, models, instances, snapshots, keys ─▶ warden   operator's endpoints
+//!                                   └▶ budgets, usage ─▶ purse, ledger
 //! ```
 //!
 //! Life: `run` starts one executor a core, each serving its own listener; the pool's task lives on the first. It ends
@@ -16,6 +17,8 @@
 
 mod allowance;
 mod body;
+mod budgets;
+mod desk;
 mod functions;
 mod generation;
 mod handler;
@@ -24,12 +27,15 @@ mod instances;
 mod keys;
 mod meter;
 mod models;
+mod purse;
 mod reply;
+mod report;
 mod route;
 mod snapshots;
 mod state;
 mod tenants;
 mod terms;
+mod usage;
 
 use crate::{
     control::{Order, Orders},
@@ -39,9 +45,12 @@ use crate::{
 };
 use appliance_config::{EdgeLimits, ServeConfig};
 use appliance_edge::{Certificates, Edge, Limits};
+use appliance_ledger::Client;
+use appliance_meter::{Producer, RingError};
 use appliance_pool::{Inputs, Resources, Warden};
 use appliance_runtime::{available_cores, run_per_core, spawn_owned};
-use handler::Server;
+use desk::Desk;
+use handler::{Server, random};
 use state::State;
 use std::{
     fs,
@@ -57,7 +66,7 @@ use std::{
 /// # Errors
 /// It could not begin, or a part that it cannot do without ended.
 pub(crate) fn run(setup: ServerSetup) -> Result<(), Failure> {
-    let ServerSetup { listeners, address, warden, ledger, ready, orders, config, files } = setup;
+    let ServerSetup { listeners, address, warden, rings, bell, questions, ready, orders, config, files } = setup;
     let certificates = Arc::new(certificates(&files)?);
     let edge = Edge::new(Arc::clone(&certificates), limits(&config.limits)).map_err(Failure::of_tls)?;
     let end = End { edge: edge.clone(), fault: Arc::default() };
@@ -68,20 +77,27 @@ pub(crate) fn run(setup: ServerSetup) -> Result<(), Failure> {
     let (pool, inputs) = appliance_pool::pool();
     let cores = available_cores().map_err(Failure::of("count", "the cores"))?;
     let resources = resources(&config)?;
-    let state = State::open(&files, &config, resources.cores, pool, warden.clone(), ledger)?;
+    let ledger = Client::connect(questions).map_err(Failure::of("ask", "the ledger"))?;
+    let boot = random() as u64;
+    let bell = || bell.try_clone().map_err(Failure::of("duplicate", "the ledger's bell"));
+    let produce =
+        |ring| Producer::attach(ring, bell()?, boot).map_err(|error: RingError| Failure::Service(error.to_string()));
+    let mut producers = rings.iter().map(produce).collect::<Result<Vec<_>, _>>()?;
+    let state = State::open(&files, &config, resources.cores, pool, warden.clone(), ledger.clone())?;
+    state.remember_spent(&mut producers)?;
 
     let mut driver = Some(Driver { inputs, warden, resources, end: end.clone() });
-    let mut listeners = listeners.into_iter();
+    let mut served = listeners.into_iter().zip(producers);
     let (alive, all_ended) = flume::bounded(0);
-    let running = run_per_core(&cores[..listeners.len().min(cores.len())], "server", |_| {
-        let (listener, driver) = (listeners.next(), driver.take());
-        let core = Core { edge: edge.clone(), state: Arc::clone(&state), alive: alive.clone() };
+    let running = run_per_core(&cores[..served.len().min(cores.len())], "server", |_| {
+        let (served, driver) = (served.next(), driver.take());
+        let core = Core { edge: edge.clone(), state: Arc::clone(&state), ledger: ledger.clone(), alive: alive.clone() };
         let all_ended = all_ended.clone();
-        move || core.serve(listener, driver, all_ended)
+        move || core.serve(served, driver, all_ended)
     });
     let running = running.map_err(|error| Failure::Service(error.to_string()))?;
     drop(alive);
-    follow(orders, end.clone(), certificates, files, config)?;
+    follow(orders, end.clone(), certificates, Arc::clone(&state), files, config)?;
     ready.announce().map_err(Failure::of("speak to", "the supervisor"))?;
     tracing::info!(%address, cores = cores.len(), functions = state.functions.all().len(), "serving");
 
@@ -128,16 +144,22 @@ impl Driver {
 struct Core {
     edge: Edge,
     state: Arc<State>,
+    ledger: Client,
     /// Dropped when this core serves no more.
     alive: flume::Sender<()>,
 }
 
 impl Core {
-    /// Serves `listener`, and drives the pool where that is this core's: until no core serves any more.
-    async fn serve(self, listener: Option<TcpListener>, driver: Option<Driver>, all_ended: flume::Receiver<()>) {
+    /// Serves its listener, writing to its ring, and drives the pool where that is this core's: until no core serves any more.
+    async fn serve(
+        self,
+        served: Option<(TcpListener, Producer)>,
+        driver: Option<Driver>,
+        all_ended: flume::Receiver<()>,
+    ) {
         let pool = driver.map(|driver| spawn_owned(driver.run()));
-        if let Some(listener) = listener {
-            match self.edge.serve(listener, Rc::new(Server::new(self.state))).await {
+        if let Some((listener, producer)) = served {
+            match self.edge.serve(listener, Rc::new(Server::new(self.state, Desk::new(producer, self.ledger)))).await {
                 Ok(served) => tracing::debug!(served.draining, served.cut, "drained"),
                 Err(error) => tracing::error!(%error, "cannot serve"),
             }
@@ -155,6 +177,7 @@ fn follow(
     mut orders: Orders,
     end: End,
     certificates: Arc<Certificates>,
+    state: Arc<State>,
     files: ServerFiles,
     mut config: ServeConfig,
 ) -> Result<(), Failure> {
@@ -163,6 +186,7 @@ fn follow(
             match orders.next() {
                 Ok(Order::Reload(fresh)) => {
                     reload(&certificates, &files);
+                    state.reload_prices(&files);
                     let of_start =
                         |config: &ServeConfig| (config.limits.clone(), config.inference_cores, config.memory_bytes);
                     if of_start(&fresh) != of_start(&config) {

@@ -66,6 +66,18 @@ pub(super) enum Admin<'p> {
     CreateKey,
     /// `DELETE keys/{name}`
     RevokeKey(&'p str),
+    /// `GET budgets`
+    Budgets,
+    /// `PUT budgets/{kind}/{name}`
+    SetBudget(&'p str, &'p str),
+    /// `DELETE budgets/{kind}/{name}`
+    RemoveBudget(&'p str, &'p str),
+    /// `GET usage`
+    Usage,
+    /// `GET usage/records`
+    UsageRecords,
+    /// `GET usage/{request_id}`
+    Explain(&'p str),
 }
 
 /// Why there is no route.
@@ -141,8 +153,9 @@ fn public<'p>(segments: &[&'p str]) -> Option<Offered<'p>> {
 
 fn admin<'p>(segments: &[&'p str]) -> Option<Offered<'p>> {
     use Admin::{
-        CreateKey, Deploy, Discard, Function, Functions, Instances, Keys, Park, Remove, RemoveSnapshot, RevokeKey,
-        Snapshots, Stop, Stored, TakeSnapshot, Upload, VerifySnapshot, Wake,
+        Budgets, CreateKey, Deploy, Discard, Explain, Function, Functions, Instances, Keys, Park, Remove, RemoveBudget,
+        RemoveSnapshot, RevokeKey, SetBudget, Snapshots, Stop, Stored, TakeSnapshot, Upload, Usage, UsageRecords,
+        VerifySnapshot, Wake,
     };
     let route = Route::Admin;
     Some(match *segments {
@@ -163,6 +176,13 @@ fn admin<'p>(segments: &[&'p str]) -> Option<Offered<'p>> {
         ["models", digest] => Offered::delete(route(Discard(digest))),
         ["keys"] => Offered::get(route(Keys)).and(Method::POST, route(CreateKey)),
         ["keys", name] => Offered::delete(route(RevokeKey(name))),
+        ["budgets"] => Offered::get(route(Budgets)),
+        ["budgets", kind, name] => {
+            Offered::delete(route(RemoveBudget(kind, name))).and(Method::PUT, route(SetBudget(kind, name)))
+        }
+        ["usage"] => Offered::get(route(Usage)),
+        ["usage", "records"] => Offered::get(route(UsageRecords)),
+        ["usage", id] => Offered::get(route(Explain(id))),
         _ => return None,
     })
 }
@@ -182,6 +202,9 @@ mod tests {
             (Method::POST, "functions/a/park", Admin::Park("a")),
             (Method::POST, "functions/a/stop", Admin::Stop("a")),
             (Method::GET, "snapshots", Admin::Snapshots),
+            (Method::PUT, "budgets/project/a", Admin::SetBudget("project", "a")),
+            (Method::GET, "usage/records", Admin::UsageRecords),
+            (Method::GET, "usage/req-1", Admin::Explain("req-1")),
             (Method::POST, "functions/a/snapshot", Admin::TakeSnapshot("a")),
             (Method::DELETE, "functions/a/snapshot", Admin::RemoveSnapshot("a")),
             (Method::POST, "functions/a/snapshot/verify", Admin::VerifySnapshot("a")),

@@ -2,23 +2,36 @@
 
 use super::{
     functions::{Function, Functions},
+    handler::unix_ms,
+    purse::Purses,
     tenants::Tenants,
 };
 use crate::{exit::Failure, setup::ServerFiles};
-use appliance_api::Prices;
 use appliance_config::ServeConfig;
-use appliance_keys::KeyStore;
-use appliance_ledger::{SendError, Sender};
+use appliance_keys::{BudgetStore, KeyStore};
+use appliance_ledger::{
+    Client,
+    query::{Answer, Dimension, Filter, PAGE_ROWS_MAX, Query, QueryError},
+};
+use appliance_meter::Producer;
 use appliance_pool::{Pool, Warden};
-use appliance_types::Record;
+use appliance_price::{Book, Owner, Period, Prices};
+use appliance_types::{KeyName, ProjectName};
+use arc_swap::ArcSwap;
+use futures_lite::future::block_on;
 use sandbox_wire::warden::RunnerSpec;
 use std::{
+    collections::HashMap,
+    fs,
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
 };
+
+/// How long the ledger has at the start to take what the last server left, and to say what was spent.
+const LEDGER_WAIT: Duration = Duration::from_secs(20);
+const LEDGER_PAUSE: Duration = Duration::from_millis(5);
 
 /// What all cores share; nothing in it is waited for.
 pub(super) struct State {
@@ -27,14 +40,15 @@ pub(super) struct State {
     pub(super) functions: Functions,
     pub(super) pool: Pool,
     pub(super) warden: Warden,
-    pub(super) prices: Prices,
+    pub(super) prices: ArcSwap<Book>,
+    pub(super) budgets: BudgetStore,
+    pub(super) purses: Purses,
+    /// Answers what was used.
+    pub(super) ledger: Client,
     /// Longest body of a request that is read whole.
     pub(super) request_bytes_max: usize,
     /// Cores that instances may compute on.
     inference_cores: u32,
-    ledger: Sender,
-    /// Records that the ledger did not take.
-    records_lost: AtomicU64,
 }
 
 impl State {
@@ -45,7 +59,7 @@ impl State {
         inference_cores: u32,
         pool: Pool,
         warden: Warden,
-        ledger: Sender,
+        ledger: Client,
     ) -> Result<Arc<Self>, Failure> {
         let keys = KeyStore::open(Path::new(files.keys)).map_err(|error| Failure::Service(error.to_string()))?;
         let functions = Functions::load(Path::new(files.functions)).map_err(Failure::of("read", files.functions))?;
@@ -53,8 +67,8 @@ impl State {
             pool.configure(function.config());
         }
         let request_bytes_max = usize::try_from(config.limits.request_bytes).unwrap_or(usize::MAX);
-        let prices = Prices::default();
-        let records_lost = AtomicU64::new(0);
+        let prices = ArcSwap::from_pointee(read_prices(files)?);
+        let budgets = BudgetStore::open(Path::new(files.keys)).map_err(|error| Failure::Service(error.to_string()))?;
         Ok(Arc::new(Self {
             keys,
             tenants: Tenants::new(),
@@ -62,10 +76,11 @@ impl State {
             pool,
             warden,
             prices,
+            budgets,
+            purses: Purses::default(),
+            ledger,
             request_bytes_max,
             inference_cores,
-            ledger,
-            records_lost,
         }))
     }
 
@@ -74,14 +89,85 @@ impl State {
         function.config().spec_on(self.inference_cores)
     }
 
-    /// Hands a record to the ledger. One that cannot be taken is logged in full, so that it is not lost to the bill.
-    pub(super) fn record(&self, record: &Record) {
-        match self.ledger.send(record) {
-            Ok(()) => {}
-            Err(error @ (SendError::Full | SendError::Closed(_) | SendError::Unfit(_))) => {
-                let lost = self.records_lost.fetch_add(1, Ordering::Relaxed) + 1;
-                tracing::error!(%error, lost, ?record, "the ledger did not take a record");
+    /// The prices of a request that came at `unix_ms`.
+    pub(super) fn prices_at(&self, unix_ms: u64) -> Arc<Prices> {
+        Arc::clone(self.prices.load().at(unix_ms))
+    }
+
+    /// Takes the price book anew, or keeps the one in use.
+    pub(super) fn reload_prices(&self, files: &ServerFiles) {
+        match read_prices(files) {
+            Ok(book) if book.currency() != self.prices.load().currency() => {
+                tracing::error!("the currency changes at a restart only; the prices in use stay");
+            }
+            Ok(book) => {
+                tracing::info!(versions = book.versions().len(), "prices reloaded");
+                self.prices.store(Arc::new(book));
+            }
+            Err(error) => tracing::error!(%error, "the prices in use stay"),
+        }
+    }
+
+    /// Tells the accounts what was spent in this month before this start, what the last server left in its rings included.
+    pub(super) fn remember_spent(&self, rings: &mut [Producer]) -> Result<(), Failure> {
+        let until = Instant::now() + LEDGER_WAIT;
+        while !rings.iter_mut().all(Producer::is_drained) {
+            if Instant::now() >= until {
+                return Err(Failure::Service("the ledger does not take what the last server left".to_owned()));
+            }
+            thread::sleep(LEDGER_PAUSE);
+        }
+        let now = unix_ms();
+        let (day, month) = (Period::Day.start_ms(now), Period::Month.start_ms(now));
+        let projects: HashMap<_, _> =
+            self.keys.list().iter().map(|key| (key.name.clone(), key.project.clone())).collect();
+        for by in [Dimension::Key, Dimension::Function] {
+            let today: HashMap<_, _> = self.spent(by, day, until)?.into_iter().collect();
+            for (group, all) in self.spent(by, month, until)? {
+                let new = today.get(&group).copied().unwrap_or(0);
+                for owner in owners(by, &group, &projects) {
+                    self.purses.remember(owner.clone(), month, all.saturating_sub(new));
+                    self.purses.remember(owner, day, new);
+                }
             }
         }
+        Ok(())
+    }
+
+    /// What each key or function has spent since then, nano-units.
+    fn spent(&self, by: Dimension, since_unix_ms: u64, until: Instant) -> Result<Vec<(String, u64)>, Failure> {
+        let (mut spent, mut after) = (Vec::new(), None);
+        loop {
+            let filter = Filter { since_unix_ms, ..Filter::default() };
+            match block_on(self.ledger.ask(Query::Usage { filter, by, after: after.clone(), limit: PAGE_ROWS_MAX })) {
+                Ok(Answer::Usage { rows, next }) => {
+                    spent.extend(rows.into_iter().map(|row| (row.group, row.totals.cost_nanos)));
+                    match next {
+                        Some(next) => after = Some(next),
+                        None => return Ok(spent),
+                    }
+                }
+                Err(QueryError::Restarted | QueryError::Busy) if Instant::now() < until => thread::sleep(LEDGER_PAUSE),
+                Err(error) => return Err(Failure::Service(format!("what was spent is not known: {error}"))),
+                Ok(_) => return Err(Failure::Bug("the ledger answered another question".to_owned())),
+            }
+        }
+    }
+}
+
+fn read_prices(files: &ServerFiles) -> Result<Book, Failure> {
+    let text = fs::read_to_string(files.prices).map_err(Failure::of("read", files.prices))?;
+    appliance_config::prices(&text).map_err(|source| Failure::Config { file: files.prices.into(), source })
+}
+
+/// Whose budgets the spending of this key or function counts to.
+fn owners(by: Dimension, group: &str, projects: &HashMap<KeyName, Option<ProjectName>>) -> Vec<Owner> {
+    match by {
+        Dimension::Key => {
+            let key: Option<KeyName> = group.parse().ok();
+            let project = key.as_ref().and_then(|key| projects.get(key)).and_then(Option::as_ref);
+            key.iter().cloned().map(Owner::Key).chain(project.cloned().map(Owner::Project)).collect()
+        }
+        _ => group.parse().ok().map(Owner::Function).into_iter().collect(),
     }
 }

@@ -64,6 +64,11 @@ impl Asked {
         }
     }
 
+    /// Who waits for the answer.
+    pub(super) fn class(&self) -> Class {
+        self.class
+    }
+
     /// Time left; `None` without a deadline.
     pub(super) fn left(&self) -> Option<Duration> {
         self.deadline.map(|deadline| deadline.at.saturating_duration_since(Instant::now()))

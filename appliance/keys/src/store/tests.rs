@@ -19,7 +19,7 @@ fn name(name: &str) -> KeyName {
 }
 
 fn user(key: &str) -> NewKey {
-    NewKey { name: name(key), kind: Kind::User, functions: None, rates: Rates::default() }
+    NewKey { name: name(key), kind: Kind::User, functions: None, rates: Rates::default(), project: None, budget: None }
 }
 
 /// What a store knows of a text.
@@ -153,7 +153,7 @@ fn names_are_unique_and_the_admin_key_is_roots() {
     assert!(matches!(store.revoke(&name("amy")), Err(KeyError::Missing(_))));
     assert!(matches!(store.revoke(&name("admin")), Err(KeyError::Admin)));
     let functions = Some(vec!["f".parse().unwrap()]);
-    let admin = NewKey { name: name("amy"), kind: Kind::Admin, functions: functions.clone(), rates: Rates::default() };
+    let admin = NewKey { kind: Kind::Admin, functions: functions.clone(), ..user("amy") };
     assert!(matches!(store.create(admin, NOW), Err(KeyError::AdminWithFunctions)));
     let text = store.create(NewKey { functions, ..user("amy") }, NOW).unwrap();
     let key = shown(&store, text.as_str()).unwrap();

@@ -1,0 +1,148 @@
+//! `machine.toml` on the boot partition: what an operator says of this one box.
+//!
+//! ```toml
+//! hostname = "ember-7"
+//! listen = "0.0.0.0:8443"
+//! admin_key = "…"               # without it one is made, on the data partition; of use at the first boot only
+//! [network]                     # without it: DHCP
+//! address = "192.168.1.7/24"
+//! gateway = "192.168.1.1"
+//! ```
+//!
+//! A file that is wrong never keeps a box from starting: what was right the last time is used, and the console says what
+//! is wrong and where.
+
+use crate::console::say;
+use serde::{Deserialize, Deserializer, de::Error as _};
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::Path,
+};
+
+/// What the box is told.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Machine {
+    /// Its name.
+    pub(crate) hostname: String,
+    /// Where requests are answered.
+    pub(crate) listen: SocketAddr,
+    /// The admin key of a box that has none yet.
+    pub(crate) admin_key: Option<String>,
+    /// Its address; DHCP without.
+    pub(crate) network: Option<Static>,
+}
+
+/// An address that is given, not asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Static {
+    pub(crate) address: Prefixed,
+    pub(crate) gateway: Option<IpAddr>,
+}
+
+/// `192.168.1.7/24`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Prefixed {
+    pub(crate) address: IpAddr,
+    pub(crate) prefix: u8,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        let listen = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8443));
+        Self { hostname: "ember".to_owned(), listen, admin_key: None, network: None }
+    }
+}
+
+impl<'de> Deserialize<'de> for Prefixed {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let parsed = text.split_once('/').and_then(|(address, prefix)| {
+            let address: IpAddr = address.parse().ok()?;
+            let most = if address.is_ipv4() { 32 } else { 128 };
+            let prefix = prefix.parse().ok().filter(|prefix| *prefix <= most)?;
+            Some(Self { address, prefix })
+        });
+        parsed.ok_or_else(|| D::Error::custom(format!("{text:?} is no address with its prefix, as in 192.168.1.7/24")))
+    }
+}
+
+impl Machine {
+    fn parse(text: &str) -> Result<Self, String> {
+        let machine: Self = toml::from_str(text).map_err(|error| error.to_string())?;
+        let name = &machine.hostname;
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+        if name.is_empty() || name.len() > 63 || !name.bytes().all(fits) || name.starts_with('-') {
+            return Err(format!("hostname is {name:?}; it may have letters, digits and -, 63 of them"));
+        }
+        if machine.admin_key.as_ref().is_some_and(|key| key.is_empty() || !key.bytes().all(|b| b.is_ascii_graphic())) {
+            return Err("admin_key is a key as `ember key create` prints it".to_owned());
+        }
+        Ok(machine)
+    }
+}
+
+/// Reads `current`; where it is wrong, `last_good`. What was right is kept as `last_good`.
+pub(crate) fn read(current: &Path, last_good: &Path) -> Machine {
+    let Ok(text) = fs::read_to_string(current) else { return Machine::default() };
+    match Machine::parse(&text) {
+        Ok(machine) => {
+            if fs::read_to_string(last_good).ok().as_deref() != Some(&text) {
+                keep(&text, last_good);
+            }
+            machine
+        }
+        Err(reason) => {
+            say(format_args!("machine.toml is wrong, the last good one is used: {reason}"));
+            let last = fs::read_to_string(last_good).ok();
+            last.and_then(|text| Machine::parse(&text).ok()).unwrap_or_default()
+        }
+    }
+}
+
+fn keep(text: &str, last_good: &Path) {
+    let fresh = last_good.with_extension("new");
+    if let Err(error) = fs::write(&fresh, text).and_then(|()| fs::rename(&fresh, last_good)) {
+        say(format_args!("machine.toml cannot be kept as the last good one: {error}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_reads() {
+        let text = "hostname = \"box-1\"\n[network]\naddress = \"192.168.1.7/24\"\ngateway = \"192.168.1.1\"\n";
+        let machine = Machine::parse(text).unwrap();
+        let network = machine.network.unwrap();
+        assert_eq!((network.address.prefix, network.gateway), (24, Some("192.168.1.1".parse().unwrap())));
+        assert_eq!(Machine::parse("").unwrap(), Machine::default());
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_line() {
+        for (text, expected) in [
+            ("hostname = \"a b\"", "hostname"),
+            ("\nhost = \"a\"", "line 2"),
+            ("[network]\naddress = \"192.168.1.7\"", "192.168.1.7/24"),
+            ("[network]\naddress = \"192.168.1.7/33\"", "192.168.1.7/24"),
+        ] {
+            let error = Machine::parse(text).unwrap_err();
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_file_gives_way_to_the_last_good_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let (current, last) = (folder.path().join("machine.toml"), folder.path().join("last.toml"));
+        assert_eq!(read(&current, &last), Machine::default());
+        fs::write(&current, "hostname = \"box-1\"").unwrap();
+        assert_eq!(read(&current, &last).hostname, "box-1");
+        fs::write(&current, "hostname = ").unwrap();
+        assert_eq!(read(&current, &last).hostname, "box-1");
+    }
+}

@@ -1,0 +1,35 @@
+//! Builds the bootable image from one recipe, and says what is in one.
+//!
+//! ```text
+//!  appliance.toml ─▶ recipe
+//!                      │    debian: kernel, systemd-boot (downloaded, never installed)
+//!                      │       │
+//!                      ▼       ▼
+//!  programs ───▶ initramfs ◀─ modules (those that are wanted, and what they need)
+//!                      │
+//!                      ▼
+//!              uki = stub + os-release + command line + kernel + initramfs
+//!                      │
+//!                      ▼
+//!              disk = GPT { ESP (FAT32): systemd-boot, uki · data (ext4) }  ─▶ ember.img, ember.img.bmap
+//! ```
+//!
+//! Invariants: the same inputs give the same bytes, whatever the clock and the folder; no root, no loop device, no mount;
+//! a finished image appears under its name whole or not at all. Left out: what runs on the appliance (`firmware/`).
+
+pub mod bmap;
+mod build;
+pub mod debian;
+pub mod disk;
+mod error;
+pub mod initramfs;
+mod inspect;
+pub mod modules;
+pub mod qemu;
+pub mod recipe;
+pub mod uki;
+
+pub use build::{Built, build};
+pub use error::ImageError;
+pub use inspect::{Inspection, inspect};
+pub use recipe::Recipe;

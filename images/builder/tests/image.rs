@@ -1,0 +1,118 @@
+//! A whole disk, built, read back by other programs, and built again.
+
+use images_builder::{
+    bmap::Map,
+    disk::{self, Contents},
+    inspect,
+    uki::{self, Parts},
+};
+use std::{
+    fs::{self, File},
+    path::Path,
+    process::Command,
+};
+
+/// The least PE program that a UKI can be made of.
+fn stub() -> Vec<u8> {
+    let mut file = vec![0; 1536];
+    file[..2].copy_from_slice(b"MZ");
+    file[0x3c] = 0x40;
+    file[0x40..0x46].copy_from_slice(b"PE\0\0\x64\x86");
+    file[0x44 + 16] = 240;
+    file[0x58..0x5a].copy_from_slice(&0x20b_u16.to_le_bytes());
+    file[0x58 + 60..0x58 + 64].copy_from_slice(&1024_u32.to_le_bytes());
+    file
+}
+
+fn uki() -> Vec<u8> {
+    let os_release = "ID=ember\nIMAGE_VERSION=0.1.0\n";
+    let (linux, initrd) = (vec![1; 3 << 20], vec![2; 2 << 20]);
+    let parts =
+        Parts { stub: &stub(), os_release, command_line: "quiet", release: "6.12.1", linux: &linux, initrd: &initrd };
+    uki::build(&parts).expect("the parts fit")
+}
+
+fn write(path: &Path, uki: &[u8]) {
+    let contents = Contents { loader: b"loader", uki, esp_bytes: 72 << 20, data_bytes: 32 << 20 };
+    disk::write(path, &contents).expect("the contents fit");
+}
+
+fn passes(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program)
+        .args(arguments)
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .output()
+        .unwrap_or_else(|error| panic!("{program}, of a Debian package that `make test` installs: {error}"));
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success(), "{program}: {text}");
+    text
+}
+
+#[test]
+fn other_programs_find_nothing_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let (image, uki) = (folder.path().join("image"), uki());
+    write(&image, &uki);
+    let path = image.to_str().unwrap();
+    assert!(passes("sgdisk", &["-v", path]).contains("No problems found"));
+    let table = passes("sfdisk", &["--json", path]);
+    assert!(table.contains("\"name\": \"esp\"") && table.contains("\"name\": \"data\""), "{table}");
+
+    let partitions = disk::partitions(&File::open(&image).unwrap()).unwrap();
+    for (slice, check) in partitions.iter().zip([&["fsck.vfat", "-n"], &["e2fsck", "-fn"]]) {
+        let part = folder.path().join(&slice.name);
+        disk::copy_out(&image, slice, &part).unwrap();
+        passes(check[0], &[check[1], part.to_str().unwrap()]);
+    }
+    let esp = folder.path().join("esp");
+    let copied = folder.path().join("copied");
+    let (esp, to) = (esp.to_str().unwrap(), copied.to_str().unwrap());
+    for loader in disk::LOADERS {
+        passes("mcopy", &["-n", "-o", "-i", esp, &format!("::{loader}"), to]);
+        assert_eq!(fs::read(&copied).unwrap(), b"loader");
+    }
+    passes("mcopy", &["-n", "-o", "-i", esp, &format!("::{}", disk::FIRST_SLOT), to]);
+    assert_eq!(fs::read(&copied).unwrap(), uki);
+}
+
+#[test]
+fn the_same_contents_are_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let uki = uki();
+    let images = ["first", "second"].map(|name| {
+        let path = folder.path().join(name);
+        write(&path, &uki);
+        Map::of(File::open(path).unwrap()).unwrap()
+    });
+    assert_eq!(images[0], images[1]);
+    assert!(images[0].mapped() * 4096 < 16 << 20, "{} blocks", images[0].mapped());
+}
+
+#[test]
+fn an_image_says_what_is_in_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (image, uki) = (folder.path().join("image"), uki());
+    write(&image, &uki);
+    let inspection = inspect(&image).unwrap();
+    let names: Vec<_> = inspection.partitions.iter().map(|slice| (slice.name.as_str(), slice.bytes)).collect();
+    assert_eq!(names, [("esp", 72 << 20), ("data", 32 << 20)]);
+    let [slot] = inspection.slots.as_slice() else { panic!("{:?}", inspection.slots) };
+    assert_eq!((slot.file.as_str(), slot.version.as_str(), slot.kernel.as_str()), ("ember-a.efi", "0.1.0", "6.12.1"));
+    assert_eq!((slot.command_line.as_str(), slot.bytes), ("quiet", uki.len() as u64));
+
+    let bytes = fs::read(&image).unwrap();
+    fs::write(&image, &bytes[..4 << 20]).unwrap();
+    assert!(inspect(&image).is_err(), "cut within the boot partition");
+    fs::write(&image, b"nothing").unwrap();
+    assert!(inspect(&image).is_err());
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let uki = vec![0; 30 << 20];
+    let contents = Contents { loader: b"loader", uki: &uki, esp_bytes: 72 << 20, data_bytes: 32 << 20 };
+    let error = disk::write(&folder.path().join("image"), &contents).unwrap_err().to_string();
+    assert_eq!(error, "disk image: three UKIs need 95 MiB, image.esp is 72 MiB");
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+}
