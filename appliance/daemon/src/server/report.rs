@@ -1,7 +1,7 @@
 //! One line for each request that was given to an instance, in the words of AWS Lambda's `REPORT`.
 //!
 //! `Billed Duration` and `Billed Restore Duration` add up to the time of the bill: the whole is rounded up once, and what
-//! the work alone would be billed is the former's. Left out: `Max Memory Used`, until records hold it.
+//! the work alone would be billed is the former's. Left out: `Max Memory Used`: records hold memory used over time, not its peak.
 
 use appliance_price::{Measured, Prices};
 use appliance_types::Record;
