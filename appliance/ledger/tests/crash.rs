@@ -212,7 +212,7 @@ fn a_failed_sync_is_final_until_the_disk_is_read_again() {
 fn every_flipped_bit_is_reported_by_position() {
     let disk = Sim::new(State::default());
     let (mut log, _) = open(disk.clone());
-    (0..9).for_each(|number| log.append(&batch(2 * number, 2)).unwrap());
+    (0..7).for_each(|number| log.append(&batch(2 * number, 2)).unwrap());
     assert_eq!(log.end().segment, 2);
     let end = log.end();
     drop(log);
@@ -241,7 +241,7 @@ fn every_flipped_bit_is_reported_by_position() {
                 .is_some_and(|(from, bytes)| from <= at && at.offset < from.offset + bytes && from.segment == segment);
             assert!(damaged || cut, "bit {bit} of {file}: {recovery:?}");
             let found = sequences(&disk.state());
-            assert!(found.is_sorted() && found.len() >= 14, "bit {bit} of {file}: {found:?}");
+            assert!(found.is_sorted() && found.len() >= 10, "bit {bit} of {file}: {found:?}");
             flips += 1;
         }
     }
@@ -281,7 +281,7 @@ fn a_full_disk_takes_what_was_admitted_and_says_so_before() {
         }
     };
     assert!(matches!(full, LogError::NoSpace { .. }), "{full}");
-    assert!(next - admitted >= 8, "most of a segment was left: {}", next - admitted);
+    assert!(next - admitted >= 5, "half of a segment was left: {}", next - admitted);
     assert!(matches!(log.append(&batch(next, 1)), Err(LogError::NoSpace { .. })), "and again");
     disk.limit(8192 + 1);
     log.append(&batch(next, 1)).unwrap();

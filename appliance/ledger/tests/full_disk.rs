@@ -42,7 +42,7 @@ fn a_full_tmpfs_stops_admission_first_and_loses_nothing() {
         }
     };
     assert!(matches!(error, LogError::NoSpace { .. }), "{error}");
-    assert!(next - admitted >= 8, "most of a segment was left for what was admitted: {}", next - admitted);
+    assert!(next - admitted >= 5, "half of a segment was left for what was admitted: {}", next - admitted);
     drop(log);
     let count = || records(folder.path()).unwrap().map(Result::unwrap).count() as u64;
     assert_eq!(count(), next);
