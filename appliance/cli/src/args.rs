@@ -130,6 +130,9 @@ pub(crate) enum Image {
         /// Write to the image, as a machine would to its disk
         #[arg(long)]
         write: bool,
+        /// By KVM: much faster, where this machine has it
+        #[arg(long)]
+        kvm: bool,
     },
     /// Show an image's partitions, versions and sizes
     Inspect {

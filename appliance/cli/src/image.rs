@@ -17,7 +17,7 @@ pub(crate) fn command(command: &Image) -> Result<(), Error> {
                 build(&recipe, env!("CARGO_PKG_VERSION"), out, cache, |step| output::note(&format!("{step} ...")))?;
             print_built(&built, *listing)
         }
-        Image::Boot { file, port, memory, cpus, disk, nic, write } => {
+        Image::Boot { file, port, memory, cpus, disk, nic, write, kvm } => {
             let machine = Machine {
                 image: file.clone(),
                 port: *port,
@@ -26,6 +26,7 @@ pub(crate) fn command(command: &Image) -> Result<(), Error> {
                 disk: *disk,
                 nic: nic.clone(),
                 write: *write,
+                kvm: *kvm,
             };
             output::note(&format!("booting {}; it will answer on https://127.0.0.1:{port}", file.display()));
             Ok(machine.run()?)

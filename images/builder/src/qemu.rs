@@ -1,6 +1,6 @@
 //! An image as a machine of QEMU's: UEFI, a disk, a network interface, the console on stdout.
 //!
-//! By emulation alone where `/dev/kvm` is not there, which takes 20 to 60 s to the first answer. The image's answers are
+//! By emulation, which takes 20 to 60 s to the first answer; by KVM where that is asked for. The image's answers are
 //! forwarded to a port of this machine; it reaches nothing else.
 
 use crate::ImageError;
@@ -61,6 +61,8 @@ pub struct Machine {
     pub nic: String,
     /// Whether what is written to the disk stays.
     pub write: bool,
+    /// Whether by KVM.
+    pub kvm: bool,
 }
 
 /// A machine that is on. Dropped, it is cut off from its power.
@@ -72,6 +74,11 @@ pub struct Running {
 }
 
 impl Running {
+    /// Whether it is off.
+    pub fn is_off(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
     /// Waits until it is off.
     ///
     /// # Errors
@@ -99,7 +106,7 @@ impl Machine {
         let missing = |error: io::Error| failed(format!("{FIRMWARE_VARIABLES}: {error}; install the package ovmf"));
         fs::copy(FIRMWARE_VARIABLES, &variables).map_err(missing)?;
         let child = Command::new("qemu-system-x86_64")
-            .args(self.arguments(&variables, Path::new("/dev/kvm").exists()))
+            .args(self.arguments(&variables))
             .stdin(Stdio::null())
             .stdout(console)
             .spawn()
@@ -116,10 +123,10 @@ impl Machine {
         if status.success() { Ok(()) } else { Err(failed(status.to_string())) }
     }
 
-    fn arguments(&self, variables: &Path, kvm: bool) -> Vec<String> {
+    fn arguments(&self, variables: &Path) -> Vec<String> {
         let mut arguments: Vec<String> = Vec::new();
         let mut add = |flag: &str, value: String| arguments.extend([flag.to_owned(), value]);
-        add("-accel", if kvm { "kvm" } else { "tcg" }.to_owned());
+        add("-accel", if self.kvm { "kvm" } else { "tcg" }.to_owned());
         add("-machine", "q35".to_owned());
         add("-cpu", "max".to_owned());
         add("-m", format!("{}M", self.memory >> 20));
@@ -169,12 +176,13 @@ mod tests {
             disk,
             nic: "e1000e".to_owned(),
             write: false,
+            kvm: disk == DiskKind::Usb,
         }
     }
 
     #[test]
     fn a_machine_is_what_was_asked_for() {
-        let line = machine(DiskKind::Nvme).arguments(Path::new("vars"), false).join(" ");
+        let line = machine(DiskKind::Nvme).arguments(Path::new("vars")).join(" ");
         for part in [
             "-accel tcg",
             "-m 1024M -smp 2",
@@ -185,7 +193,7 @@ mod tests {
         ] {
             assert!(line.contains(part), "{part}: {line}");
         }
-        let usb = machine(DiskKind::Usb).arguments(Path::new("vars"), true).join(" ");
+        let usb = machine(DiskKind::Usb).arguments(Path::new("vars")).join(" ");
         assert!(usb.contains("-accel kvm") && usb.contains("qemu-xhci -device usb-storage"), "{usb}");
     }
 
