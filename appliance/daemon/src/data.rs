@@ -93,6 +93,24 @@ impl Data {
         Ok(Self { path, _lock: lock })
     }
 
+    /// Sees to it that the folders above let others through: server and ledger are not root, and SQLite and the warden's
+    /// runners open files by absolute paths.
+    pub(crate) fn require_reachable(&self) -> Result<(), Failure> {
+        for folder in self.path.ancestors().skip(1) {
+            let mode = fs::metadata(folder).map_err(|source| Failure::io("look at", folder, source))?.mode();
+            if mode & 0o001 == 0 {
+                let (data, folder) = (self.path.display(), folder.display());
+                let reason = format!(
+                    "{data}: {folder} lets nobody but its owner through (mode {:03o}), and the server is not its owner; \
+                     name another folder with --data, or run `chmod o+x {folder}`",
+                    mode & 0o777
+                );
+                return Err(Failure::Unusable(reason));
+            }
+        }
+        Ok(())
+    }
+
     /// Its absolute path.
     pub(crate) fn path(&self) -> &Path {
         &self.path
@@ -238,6 +256,18 @@ mod tests {
         assert!(matches!(verdict(0, 0o700, false), Verdict::Refuse(_)));
         assert!(matches!(verdict(0, 0o1777, true), Verdict::Refuse(_)));
         assert!(matches!(verdict(1000, 0o755, true), Verdict::Refuse(_)));
+    }
+
+    #[test]
+    fn a_folder_above_that_lets_nobody_through_is_named() {
+        let parent = tempfile::tempdir().unwrap();
+        let data = open(&parent.path().join("a")).unwrap();
+        fs::set_permissions(parent.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        let refused = data.require_reachable().unwrap_err().to_string();
+        let named = format!("chmod o+x {}", parent.path().display());
+        assert!(refused.contains(&named) && refused.contains("mode 700"), "{refused}");
+        fs::set_permissions(parent.path(), fs::Permissions::from_mode(0o711)).unwrap();
+        data.require_reachable().unwrap();
     }
 
     #[test]

@@ -54,6 +54,7 @@ pub(crate) fn serve(flags: &Flags, format: LogFormat, filter: &str) -> Result<()
     let runner = runner()?;
     let signals = take_signals().map_err(Failure::of("watch", "signals"))?;
     let data = Data::open(&config.data)?;
+    data.require_reachable()?;
     data.ensure_admin_key()?;
     data.ensure_prices()?;
     tls::ensure(data.path(), config.listen.ip(), SystemTime::now())?;
