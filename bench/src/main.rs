@@ -22,7 +22,6 @@ mod ember;
 mod error;
 mod figure;
 mod http_client;
-mod larger;
 mod llama_server;
 mod load;
 mod machine;
@@ -45,6 +44,7 @@ use figure::{Context, Figure, Outcome};
 use machine::Machine;
 use report::Report;
 use std::{path::PathBuf, process::ExitCode};
+use tests_synthetic::Sizes;
 
 #[derive(Debug, Parser)]
 #[command(name = "bench", version, about = "Measure Ember against its peers")]
@@ -108,7 +108,8 @@ struct Larger {
 fn main() -> ExitCode {
     let done = match Args::parse().command {
         Command::Run(run) => measure(&run),
-        Command::Larger(larger) => larger::write(&larger.from, &larger.to)
+        Command::Larger(larger) => tests_synthetic::write(&larger.from, &larger.to, Sizes::LARGE)
+            .map_err(Error::setup)
             .map(|bytes| println!("{} MB in {}", bytes / 1_000_000, larger.to.display())),
         Command::Overload(overload) => overload::run(&overload.model, overload.seconds),
         Command::ServeEdge(serve) => peers::edge(&serve),

@@ -20,7 +20,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("money", &["appliance-price"]),
     ("pure", &["appliance-config", "appliance-api", "appliance-admit", "appliance-scale", "sandbox-snapshot"]),
     ("fences", &["appliance-runtime", "appliance-meter", "sandbox-kernel", "sandbox-model"]),
-    ("mechanisms", &["sandbox-image", "images-builder", "firmware-init"]),
+    ("mechanisms", &["sandbox-image", "images-builder", "firmware-init", "tests-synthetic"]),
     ("stages", &["appliance-edge", "appliance-keys", "appliance-pool", "appliance-ledger", "sandbox-warden"]),
     ("simulators", &["appliance-sim"]),
     ("programs", &["appliance-daemon", "appliance-cli", "sandbox-runner", "bench", "tests"]),

@@ -1,4 +1,4 @@
-//! A larger model than there is at hand: the architecture and the vocabulary of a small one, with random weights.
+//! Models of other sizes than there are at hand: the architecture and the vocabulary of one, with random weights.
 //!
 //! ```text
 //!  GGUF of architecture llama ──▶ metadata, but for the sizes ──▶ tensors of those sizes, in the order of their use ──▶ GGUF
@@ -10,7 +10,6 @@
 //! Layout read and written: magic, version 3, counts of tensors and of pairs; pairs (name, type, value); tensors (name,
 //! dimensions, type, offset); from a multiple of 32 on the data, each tensor from such a multiple on.
 
-use crate::error::Error;
 use std::{
     fs::{self, File},
     io::{self, BufWriter, Write},
@@ -21,30 +20,64 @@ const MAGIC: &[u8] = b"GGUF\x03\0\0\0";
 const ALIGNMENT: u64 = 32;
 /// Values in a block of either quantised type.
 const BLOCK: u64 = 32;
-const WIDTH: u64 = 2048;
-const HIDDEN: u64 = 8192;
-const HEADS: u64 = 32;
-const HEADS_KV: u64 = 8;
+/// Values of a head. That of the model that is read stays, as its rotations do.
+const HEAD: u32 = 64;
 
-/// The sizes that replace those of the small model.
-const SIZES: [(&str, u64); 4] = [
-    ("llama.embedding_length", WIDTH),
-    ("llama.feed_forward_length", HIDDEN),
-    ("llama.attention.head_count", HEADS),
-    ("llama.attention.head_count_kv", HEADS_KV),
-];
+/// The sizes of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Layers; those of the model that is read, where none are said.
+    pub layers: Option<u32>,
+    /// Values of an embedding: 64 for each head.
+    pub width: u32,
+    /// Values between the two halves of a feed-forward part, a multiple of 32.
+    pub hidden: u32,
+    /// Heads that share a key and a value.
+    pub heads_per_key: u32,
+}
 
-/// Writes the larger model, and says how many bytes it has.
-pub(crate) fn write(from: &Path, to: &Path) -> Result<u64, Error> {
-    let read = |source| Error::File { path: from.into(), source };
-    let small = fs::read(from).map_err(read)?;
-    let metadata =
-        metadata(&small).ok_or_else(|| Error::setup(format!("`{}`: no GGUF of version 3", from.display())))?;
-    let tensors = tensors(&metadata)?;
-    let written =
-        File::create(to).and_then(|file| write_all(BufWriter::with_capacity(1 << 20, file), &metadata, &tensors));
-    written.map_err(|source| Error::File { path: to.into(), source })?;
-    fs::metadata(to).map(|metadata| metadata.len()).map_err(|source| Error::File { path: to.into(), source })
+impl Sizes {
+    /// With 30 layers and 49,152 words, 1.2 GB: a model for a box.
+    pub const LARGE: Self = Self { layers: None, width: 2048, hidden: 8192, heads_per_key: 4 };
+    /// With 49,152 words, 3.6 million weights and 6 MB: a model for a processor that is emulated.
+    pub const TINY: Self = Self { layers: Some(4), width: 64, hidden: 192, heads_per_key: 1 };
+
+    fn heads(self) -> u32 {
+        self.width / HEAD
+    }
+
+    fn keys(self) -> u32 {
+        self.heads() / self.heads_per_key
+    }
+
+    /// What a pair of the model that is read is replaced by.
+    fn instead_of(self, name: &str) -> Option<u32> {
+        match name {
+            "llama.block_count" => self.layers,
+            "llama.embedding_length" => Some(self.width),
+            "llama.feed_forward_length" => Some(self.hidden),
+            "llama.attention.head_count" => Some(self.heads()),
+            "llama.attention.head_count_kv" => Some(self.keys()),
+            _ => None,
+        }
+    }
+}
+
+/// Writes a model of these sizes, with the vocabulary of `from`, and says how many bytes it has.
+///
+/// # Errors
+/// Files cannot be read or written, or `from` is no GGUF of version 3 and architecture llama, of which `InvalidData` tells.
+pub fn write(from: &Path, to: &Path, sizes: Sizes) -> io::Result<u64> {
+    let source = fs::read(from)?;
+    let metadata = metadata(&source).ok_or_else(|| invalid(format!("`{}`: no GGUF of version 3", from.display())))?;
+    let tensors = tensors(&metadata, sizes)?;
+    let file = BufWriter::with_capacity(1 << 20, File::create(to)?);
+    write_all(file, &metadata, sizes, &tensors)?;
+    Ok(fs::metadata(to)?.len())
+}
+
+fn invalid(what: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
 /// Pairs as they are written: names, and the bytes of type and value.
@@ -135,38 +168,37 @@ impl Tensor {
 }
 
 /// An unsigned number among the pairs.
-fn number(metadata: &Metadata<'_>, name: &str) -> Result<u64, Error> {
+fn number(metadata: &Metadata<'_>, name: &str) -> io::Result<u64> {
     let found = metadata.iter().find(|(of, _)| *of == name);
     let value = found.and_then(|(_, bytes)| bytes.strip_prefix(&4_u32.to_le_bytes())?.try_into().ok());
-    value
-        .map(|value| u64::from(u32::from_le_bytes(value)))
-        .ok_or_else(|| Error::setup(format!("a GGUF without `{name}`")))
+    value.map(|value| u64::from(u32::from_le_bytes(value))).ok_or_else(|| invalid(format!("a GGUF without `{name}`")))
 }
 
-fn tensors(metadata: &Metadata<'_>) -> Result<Vec<Tensor>, Error> {
-    let (layers, words) = (number(metadata, "llama.block_count")?, number(metadata, "llama.vocab_size")?);
-    let width_kv = WIDTH / HEADS * HEADS_KV;
-    let mut all = vec![Tensor::new("token_embd.weight", &[WIDTH, words], Kind::Q8_0)];
+fn tensors(metadata: &Metadata<'_>, sizes: Sizes) -> io::Result<Vec<Tensor>> {
+    let layers = sizes.layers.map_or_else(|| number(metadata, "llama.block_count"), |layers| Ok(layers.into()))?;
+    let words = number(metadata, "llama.vocab_size")?;
+    let [width, hidden, keys] = [sizes.width, sizes.hidden, sizes.keys() * HEAD].map(u64::from);
+    let mut all = vec![Tensor::new("token_embd.weight", &[width, words], Kind::Q8_0)];
     for layer in 0..layers {
         let mut add = |name: &str, dimensions: &[u64], kind| {
             all.push(Tensor::new(format!("blk.{layer}.{name}.weight"), dimensions, kind));
         };
-        add("attn_norm", &[WIDTH], Kind::F32);
-        add("attn_q", &[WIDTH, WIDTH], Kind::Q4_1);
-        add("attn_k", &[WIDTH, width_kv], Kind::Q4_1);
-        add("attn_v", &[WIDTH, width_kv], Kind::Q4_1);
-        add("attn_output", &[WIDTH, WIDTH], Kind::Q4_1);
-        add("ffn_norm", &[WIDTH], Kind::F32);
-        add("ffn_gate", &[WIDTH, HIDDEN], Kind::Q4_1);
-        add("ffn_up", &[WIDTH, HIDDEN], Kind::Q4_1);
-        add("ffn_down", &[HIDDEN, WIDTH], Kind::Q4_1);
+        add("attn_norm", &[width], Kind::F32);
+        add("attn_q", &[width, width], Kind::Q4_1);
+        add("attn_k", &[width, keys], Kind::Q4_1);
+        add("attn_v", &[width, keys], Kind::Q4_1);
+        add("attn_output", &[width, width], Kind::Q4_1);
+        add("ffn_norm", &[width], Kind::F32);
+        add("ffn_gate", &[width, hidden], Kind::Q4_1);
+        add("ffn_up", &[width, hidden], Kind::Q4_1);
+        add("ffn_down", &[hidden, width], Kind::Q4_1);
     }
-    all.push(Tensor::new("output_norm.weight", &[WIDTH], Kind::F32));
+    all.push(Tensor::new("output_norm.weight", &[width], Kind::F32));
     Ok(all)
 }
 
-fn write_all(mut file: impl Write, metadata: &Metadata<'_>, tensors: &[Tensor]) -> io::Result<()> {
-    let head = head(metadata, tensors);
+fn write_all(mut file: impl Write, metadata: &Metadata<'_>, sizes: Sizes, tensors: &[Tensor]) -> io::Result<()> {
+    let head = head(metadata, sizes, tensors);
     file.write_all(&head)?;
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     for tensor in tensors {
@@ -180,7 +212,7 @@ fn padding(bytes: u64) -> usize {
     (bytes.next_multiple_of(ALIGNMENT) - bytes) as usize
 }
 
-fn head(metadata: &Metadata<'_>, tensors: &[Tensor]) -> Vec<u8> {
+fn head(metadata: &Metadata<'_>, sizes: Sizes, tensors: &[Tensor]) -> Vec<u8> {
     let mut head = MAGIC.to_vec();
     let put_string = |head: &mut Vec<u8>, text: &str| {
         head.extend((text.len() as u64).to_le_bytes());
@@ -190,8 +222,8 @@ fn head(metadata: &Metadata<'_>, tensors: &[Tensor]) -> Vec<u8> {
     head.extend((metadata.len() as u64).to_le_bytes());
     for (name, value) in metadata {
         put_string(&mut head, name);
-        match SIZES.iter().find(|(of, _)| of == name) {
-            Some((_, size)) => head.extend([4_u32.to_le_bytes(), (*size as u32).to_le_bytes()].concat()),
+        match sizes.instead_of(name) {
+            Some(size) => head.extend([4_u32, size].map(u32::to_le_bytes).concat()),
             None => head.extend(*value),
         }
     }
@@ -266,20 +298,26 @@ mod tests {
         file
     }
 
-    #[test]
-    fn a_larger_model_has_the_vocabulary_and_other_sizes() {
+    fn has_the_vocabulary_and_the_sizes(sizes: Sizes, count: usize) {
         let folder = tempfile::tempdir().unwrap();
-        let (from, to) = (folder.path().join("small"), folder.path().join("large"));
+        let (from, to) = (folder.path().join("from"), folder.path().join("to"));
         fs::write(&from, small()).unwrap();
-        let bytes = write(&from, &to).unwrap();
-        let large = fs::read(&to).unwrap();
-        let (small, pairs) = (small(), metadata(&large).unwrap());
-        assert_eq!(number(&pairs, "llama.embedding_length").unwrap(), WIDTH);
+        let bytes = write(&from, &to, sizes).unwrap();
+        let (written, small) = (fs::read(&to).unwrap(), small());
+        let pairs = metadata(&written).unwrap();
+        assert_eq!(number(&pairs, "llama.embedding_length").unwrap(), u64::from(sizes.width));
+        assert_eq!(number(&pairs, "llama.block_count").unwrap(), u64::from(sizes.layers.unwrap_or(1)));
         assert_eq!(pairs[3], metadata(&small).unwrap()[3]);
-        let tensors = tensors(&pairs).unwrap();
+        let tensors = tensors(&pairs, sizes).unwrap();
         let data: u64 = tensors.iter().map(|tensor| tensor.bytes().next_multiple_of(ALIGNMENT)).sum();
-        assert_eq!(bytes, head(&pairs, &tensors).len() as u64 + data);
-        assert_eq!(tensors.len(), 11);
+        assert_eq!(bytes, head(&pairs, sizes, &tensors).len() as u64 + data);
+        assert_eq!(tensors.len(), count);
+    }
+
+    #[test]
+    fn a_model_has_the_vocabulary_of_another_and_its_own_sizes() {
+        has_the_vocabulary_and_the_sizes(Sizes::LARGE, 11);
+        has_the_vocabulary_and_the_sizes(Sizes::TINY, 38);
     }
 
     #[test]
