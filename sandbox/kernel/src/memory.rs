@@ -13,7 +13,7 @@ use nix::{
     libc,
     sys::{
         memfd::{MFdFlags, memfd_create},
-        mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap},
+        mman::{MapFlags, ProtFlags, mmap, munmap},
     },
     unistd::Pid,
 };
@@ -107,53 +107,24 @@ pub fn resident(file: &File) -> io::Result<f64> {
 }
 
 /// Memory that nobody can change once `fill` has written it: a sealed file, to be mapped copy-on-write by many.
-/// `fill` gets it whole, zeroed.
+///
+/// `fill` writes to the file. That costs half of what writing to a mapping of it does, which takes a fault for each page. Huge
+/// pages would cost less still, and more later: the first write to a private mapping of one unmaps all of it.
 ///
 /// # Errors
 /// There is no room, or what `fill` says.
 pub fn sealed<E: From<io::Error>>(
     name: &CStr,
     bytes: u64,
-    fill: impl FnOnce(&mut [u8]) -> std::result::Result<(), E>,
+    fill: impl FnOnce(&File) -> std::result::Result<(), E>,
 ) -> std::result::Result<File, E> {
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     let file = File::from(memfd_create(name, flags).map_err(io::Error::from)?);
     file.set_len(bytes)?;
-    if let Some(length) = usize::try_from(bytes).ok().and_then(NonZeroUsize::new) {
-        let mut writable = Writable::new(&file, length).map_err(io::Error::from)?;
-        writable.prefer_huge();
-        fill(writable.bytes())?;
-    }
-    // FUTURE_WRITE, not WRITE: a child that another thread clones just now has a copy of the mapping, which the kernel would
-    // refuse to seal. The child's first act is to unmap it, or to exec.
-    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_FUTURE_WRITE | SealFlag::F_SEAL_SEAL;
+    fill(&file)?;
+    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SEAL;
     fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(io::Error::from)?;
     Ok(file)
-}
-
-/// A writable mapping of a file that nobody else knows.
-struct Writable(Mapping);
-
-impl Writable {
-    fn new(file: &File, bytes: NonZeroUsize) -> Result<Self> {
-        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: a fresh mapping at an address of the kernel's choice.
-        let address = unsafe { mmap(None, bytes, protection, MapFlags::MAP_SHARED, file.as_fd(), 0) }?;
-        Ok(Self(Mapping { address, bytes }))
-    }
-
-    /// Asks for huge pages, of which a fault each is taken. Where there are none it does without.
-    fn prefer_huge(&self) {
-        let Self(Mapping { address, bytes }) = self;
-        // SAFETY: the range is exactly our own mapping, whose bytes stay what they are.
-        let _ = unsafe { madvise(*address, bytes.get(), MmapAdvise::MADV_HUGEPAGE) };
-    }
-
-    fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: the mapping is as long as this, readable and writable, and lives as long as we are borrowed. Its file
-        // is a memfd that only `sealed` holds, so that nothing else maps, writes or shortens it meanwhile.
-        unsafe { std::slice::from_raw_parts_mut(self.0.address.as_ptr().cast(), self.0.bytes.get()) }
-    }
 }
 
 /// Memory of this host, bytes.

@@ -12,7 +12,7 @@ use sandbox_kernel::{
     ring::{self, Reader, Route},
 };
 use sandbox_snapshot::{
-    EncodeOptions, FrameDecoder, HEADER_BYTES, Snapshot, SnapshotError, encode, head_bytes,
+    EncodeOptions, Frame, FrameDecoder, HEADER_BYTES, Snapshot, SnapshotError, encode, head_bytes,
     image::{Capture, Extent, Identity, Image, Source},
 };
 use sandbox_wire::frame::FrameError;
@@ -21,7 +21,7 @@ use std::{
     io,
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::atomic::{AtomicUsize, Ordering},
     thread,
 };
 
@@ -110,66 +110,63 @@ fn head(file: &File) -> Result<(Vec<u8>, u64), FileError> {
     Ok((head, file_bytes))
 }
 
-/// Decodes every frame to its place. The first failure ends all threads.
-fn decode(file: &File, snapshot: &Snapshot, mut data: &mut [u8], threads: usize) -> Result<(), FileError> {
-    let mut places = Vec::with_capacity(snapshot.frames().len());
-    for (index, frame) in snapshot.frames().iter().enumerate() {
-        let (place, rest) = data.split_at_mut(frame.raw_bytes);
-        places.push((index, place));
-        data = rest;
-    }
-    places.reverse();
-    let threads = threads.clamp(1, places.len().max(1));
-    let places = Mutex::new(places);
+/// Decodes every frame to its place in `data`. The first failure ends all threads.
+fn decode(file: &File, snapshot: &Snapshot, data: &File, threads: usize) -> Result<(), FileError> {
+    let frames = Frames::of(snapshot);
     thread::scope(|scope| {
         let each = |turn| {
-            let places = &places;
+            let frames = &frames;
             // On a core of its own: the kernel may start it on its maker's, and leave another idle. One that may not say
             // where it runs, runs where it may.
             scope.spawn(move || {
                 let _ = stay_on(turn);
-                work(file, snapshot, places)
+                work(file, snapshot, frames, data).inspect_err(|_| frames.end())
             })
         };
-        let all: Vec<_> = (0..threads).map(each).collect();
+        let all: Vec<_> = (0..threads.clamp(1, frames.count.max(1))).map(each).collect();
         let panicked = |_| Err(FileError::Read(io::Error::other("a decoding thread panicked")));
         let done: Vec<_> = all.into_iter().map(|thread| thread.join().unwrap_or_else(panicked)).collect();
         done.into_iter().collect()
     })
 }
 
-/// Frames that are still to be decoded, the first last, each with its place.
-type Places<'a> = Mutex<Vec<(usize, &'a mut [u8])>>;
+/// Frames that are still to be decoded, each once.
+struct Frames {
+    next: AtomicUsize,
+    count: usize,
+}
 
-fn work(file: &File, snapshot: &Snapshot, places: &Places<'_>) -> Result<(), FileError> {
-    let mut decoder = FrameDecoder::new()?;
-    let longest = snapshot.frames().iter().map(|frame| frame.stored_bytes).max().unwrap_or(0);
-    let mut reader = Reader::new(file, READS_AT_ONCE, longest)?;
-    // Where what is being read belongs.
-    let own: Places<'_> = Mutex::default();
-    let next = || {
-        let (index, place) = locked(places).pop()?;
-        locked(&own).push((index, place));
-        Some((index, snapshot.frames()[index].file_range()))
-    };
-    let done = reader.each(next, |index, input| {
-        let mut own = locked(&own);
-        let at = own.iter().position(|(of, _)| *of == index).expect("each piece was asked for");
-        let (_, place) = own.swap_remove(at);
-        Ok(snapshot.decode_frame(&mut decoder, index, input, place)?)
-    });
-    if done.is_err() {
-        locked(places).clear();
+impl Frames {
+    fn of(snapshot: &Snapshot) -> Self {
+        Self { next: AtomicUsize::new(0), count: snapshot.frames().len() }
     }
-    done
+
+    fn take(&self) -> Option<usize> {
+        let index = self.next.fetch_add(1, Ordering::Relaxed);
+        (index < self.count).then_some(index)
+    }
+
+    fn end(&self) {
+        self.next.store(self.count, Ordering::Relaxed);
+    }
+}
+
+fn work(file: &File, snapshot: &Snapshot, frames: &Frames, data: &File) -> Result<(), FileError> {
+    let mut decoder = FrameDecoder::new()?;
+    let most = |bytes: fn(&Frame) -> usize| snapshot.frames().iter().map(bytes).max().unwrap_or(0);
+    let mut reader = Reader::new(file, READS_AT_ONCE, most(|frame| frame.stored_bytes))?;
+    let mut output = vec![0; most(|frame| frame.raw_bytes)];
+    let next = || frames.take().map(|index| (index, snapshot.frames()[index].file_range()));
+    reader.each(next, |index, input| {
+        let frame = &snapshot.frames()[index];
+        let output = &mut output[..frame.raw_bytes];
+        snapshot.decode_frame(&mut decoder, index, input, output)?;
+        Ok(data.write_all_at(output, frame.data_offset)?)
+    })
 }
 
 /// Pieces that a thread reads ahead while it decodes one.
 const READS_AT_ONCE: usize = 3;
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// A file that has been written; gone when this is, unless it was kept.
 pub(crate) struct Incoming(PathBuf);
