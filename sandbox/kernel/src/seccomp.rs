@@ -129,18 +129,42 @@ fn unless_skip(value: u32, skipped: usize) -> Instruction {
     Instruction { jump_false, ..plain(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, value) }
 }
 
-/// Rules of one call must follow one another: the first that holds answers.
+/// Leaves out the next `skipped` instructions if the value loaded is this or more.
+fn skip_from(value: u32, skipped: usize) -> Instruction {
+    let jump_true = u8::try_from(skipped).expect("half of the rules is short");
+    Instruction { jump_true, ..plain(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, value) }
+}
+
+/// Rules must be in the order of their calls; of one call the first that holds answers.
 fn compile(rules: &[Rule]) -> Filter {
     let own_architecture = Instruction { jump_true: 1, ..unless_skip(X86_64, 0) };
     let mut program = vec![load(ARCHITECTURE_OFFSET), own_architecture, answer(KILL), load(CALL_OFFSET)];
-    for group in rules.chunk_by(|one, next| one.call == next.call) {
-        let mut body: Vec<_> = group.iter().flat_map(compile_rule).collect();
-        body.push(answer(KILL));
-        program.push(unless_skip(group[0].call, body.len()));
-        program.extend(body);
-    }
-    program.push(answer(KILL));
+    let calls: Vec<_> = rules.chunk_by(|one, next| one.call == next.call).collect();
+    program.extend(search(&calls));
     Filter(program)
+}
+
+/// Finds a call by halves: the kernel tries a filter with each call there is when it is installed, and at each call later.
+fn search(calls: &[&[Rule]]) -> Vec<Instruction> {
+    if let [] | [_] = calls {
+        let mut found: Vec<_> = calls.iter().flat_map(|rules| compile_call(rules)).collect();
+        found.push(answer(KILL));
+        return found;
+    }
+    let (low, high) = calls.split_at(calls.len() / 2);
+    let first_high = high[0][0].call;
+    let low = search(low);
+    let mut program = vec![skip_from(first_high, low.len())];
+    program.extend(low);
+    program.extend(search(high));
+    program
+}
+
+fn compile_call(rules: &[Rule]) -> Vec<Instruction> {
+    let mut body: Vec<_> = rules.iter().flat_map(compile_rule).collect();
+    body.push(answer(KILL));
+    body.insert(0, unless_skip(rules[0].call, body.len()));
+    body
 }
 
 /// The checks, each of which skips what is left of the rule when it does not hold, and the answer.
@@ -221,6 +245,19 @@ mod tests {
         for (call, first, last) in [(0, 0, 0), (4, 0, 0), (u32::MAX, 0, 0), (1, 0x1_0000_0002, 8), (1 << 30 | 3, 0, 0)]
         {
             assert_eq!(answered(call, first, last), KILL, "{call}");
+        }
+    }
+
+    #[test]
+    fn each_call_is_found_among_many() {
+        for count in [0, 1, 2, 3, 7, 30] {
+            let rules: Vec<_> = (0..count).map(|at| rule(5 + 3 * at, &[], Answer::Allow)).collect();
+            let filter = compile(&rules);
+            for call in 0..128 {
+                let is_allowed = rules.iter().any(|rule| rule.call == call);
+                let expected = if is_allowed { libc::SECCOMP_RET_ALLOW } else { KILL };
+                assert_eq!(run(&filter, X86_64, call, [0; 6]), expected, "{call} of {count}");
+            }
         }
     }
 

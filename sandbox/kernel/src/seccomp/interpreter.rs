@@ -6,6 +6,7 @@ use nix::libc;
 const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
 const AND: u32 = libc::BPF_ALU | libc::BPF_AND | libc::BPF_K;
 const JUMP_IF_EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+const JUMP_IF_AT_LEAST: u32 = libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K;
 const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
 
 /// What a filter answers to a call.
@@ -22,6 +23,8 @@ pub(super) fn run(filter: &Filter, architecture: u32, call: u32, arguments: [u64
             AND => accumulator &= operand,
             JUMP_IF_EQUAL if accumulator == operand => at += usize::from(jump_true),
             JUMP_IF_EQUAL => at += usize::from(jump_false),
+            JUMP_IF_AT_LEAST if accumulator >= operand => at += usize::from(jump_true),
+            JUMP_IF_AT_LEAST => at += usize::from(jump_false),
             RETURN => return operand,
             code => panic!("instruction {code:#x} is not used"),
         }

@@ -37,10 +37,9 @@ pub fn sealed() -> Filter {
     compile(&merge(served()))
 }
 
-/// Brings the rules of one call together, in the order in which they were given.
+/// Brings rules in the order of their calls, those of one call in the order in which they were given.
 fn merge(mut rules: Vec<Rule>) -> Vec<Rule> {
-    let order: Vec<u32> = rules.iter().map(|rule| rule.call).collect();
-    rules.sort_by_key(|rule| order.iter().position(|call| *call == rule.call));
+    rules.sort_by_key(|rule| rule.call);
     rules
 }
 
@@ -101,7 +100,7 @@ const FUTEX_MAY: libc::c_int = libc::FUTEX_PRIVATE_FLAG | libc::FUTEX_CLOCK_REAL
 /// The process's number in its namespace: it is the first.
 const SELF: libc::c_int = 1;
 
-/// What a process with its model in memory needs. The most frequent come first.
+/// What a process with its model in memory needs.
 fn served() -> Vec<Rule> {
     [&talk()[..], &threads(), &memory(), &signals(), &odds()].concat()
 }
