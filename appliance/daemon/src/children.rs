@@ -31,7 +31,7 @@ use nix::{
         stat::{Mode, umask},
     },
 };
-use sandbox_kernel::process::{die_with_parent, drop_privileges, leave_network, run_at_once};
+use sandbox_kernel::process::{die_with_parent, drop_privileges, keep_no_free_memory, leave_network, run_at_once};
 use sandbox_warden::{RunError, WardenConfig};
 use std::{
     env::set_current_dir,
@@ -76,6 +76,7 @@ fn warden(mut gifts: Gifts, start: &Start) -> Result<(), Failure> {
     let config = start.source.resolve()?;
     set_current_dir("/").map_err(Failure::of("go to", "/"))?;
     leave_network().map_err(Failure::of("leave", "the network"))?;
+    keep_no_free_memory();
     stay_with(start)?;
     let resources = resources(&config)?;
     let config = WardenConfig::new(

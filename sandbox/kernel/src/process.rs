@@ -44,13 +44,22 @@ pub fn die_with_parent(parent: u32) -> Result<bool> {
     Ok(u32::try_from(getppid().as_raw()) == Ok(parent))
 }
 
-/// Moves the process into a network namespace of its own, which holds nothing but a loopback that is down.
+/// Moves the calling thread into a network namespace of its own, which holds nothing but a loopback that is down.
 ///
 /// # Errors
 /// `EPERM` without root.
 pub fn leave_network() -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNET)
 }
+
+/// Has memory go back to the kernel when it is freed, from 128 KiB on: what a process holds, a child that it clones copies.
+pub fn keep_no_free_memory() {
+    // SAFETY: nix has no mallopt. It takes numbers, and any value is one that the allocator can work with.
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_BYTES_MIN) };
+}
+
+/// Allocations from here on are mappings of their own. To set it stops the C library from raising it to what was freed last.
+const MAPPED_BYTES_MIN: libc::c_int = 128 << 10;
 
 /// Becomes the parent of descendants whose parent ends, so that none escapes.
 ///
