@@ -1,10 +1,14 @@
 //! What a sandboxed process is, seen from outside, and what it can do, tried from inside.
 
 use crate::harness::Warden;
+use appliance_types::Tier;
 use sandbox_kernel::pidfd::{Pid, Pidfd};
 use sandbox_warden::UID_BASE;
 use sandbox_wire::warden::{ExitCause, WardenError};
-use std::{collections::BTreeMap, fs};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+};
 
 /// Fields of `/proc/PID/status`.
 fn status(pid: i32) -> BTreeMap<String, String> {
@@ -43,12 +47,27 @@ fn its_identity_is_its_slots_and_it_may_nothing() {
     }
 }
 
+const NAMESPACES: [&str; 7] = ["user", "pid", "mnt", "net", "ipc", "uts", "cgroup"];
+
+#[test]
+fn instances_share_no_namespace_with_one_another() {
+    let mut warden = Warden::start();
+    let runners = [warden.wake(), warden.wake(), warden.wake(), warden.wake()];
+    let tiers = runners.each_ref().map(|runner| runner.awake.tier);
+    assert_eq!(tiers, [Tier::Cold, Tier::Parked, Tier::Parked, Tier::Parked]);
+    let pids = runners.each_ref().map(|runner| warden.pid(runner.awake.instance));
+    for namespace in NAMESPACES {
+        let links: BTreeSet<_> = pids.iter().map(|pid| link(pid, &format!("ns/{namespace}"))).collect();
+        assert_eq!(links.len(), pids.len(), "{namespace}: {links:?}");
+    }
+}
+
 #[test]
 fn it_shares_no_namespace_with_the_host() {
     let mut warden = Warden::start();
     let runner = warden.wake();
     let pid = warden.pid(runner.awake.instance);
-    for namespace in ["user", "pid", "mnt", "net", "ipc", "uts", "cgroup"] {
+    for namespace in NAMESPACES {
         let name = format!("ns/{namespace}");
         assert_ne!(link(pid, &name), link("self", &name), "{namespace}");
     }
