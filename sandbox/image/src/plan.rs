@@ -178,8 +178,8 @@ pub(crate) fn touch(table: &mut Table, image: &Image, written: &[Span]) {
     written.iter().for_each(|span| advise(*span, libc::MADV_POPULATE_WRITE));
 }
 
-/// Tells the kernel what it knew of the captured process.
-pub(crate) fn tell(table: &mut Table, process: &Process, program: RawFd) {
+/// Tells the kernel what it knew of the captured process. `ignored` signals are inherited as such.
+pub(crate) fn tell(table: &mut Table, process: &Process, program: RawFd, ignored: u64) {
     tell_layout(table, process, program);
     let name: Vec<u8> = process.comm.iter().chain(&[0]).copied().collect();
     let name = table.put(&name);
@@ -191,7 +191,7 @@ pub(crate) fn tell(table: &mut Table, process: &Process, program: RawFd) {
         table.call(libc::SYS_set_robust_list, &[process.robust_list, ROBUST_LIST_BYTES]);
     }
     table.call(libc::SYS_set_tid_address, &[process.tid_address]);
-    tell_signals(table, process);
+    tell_signals(table, process, ignored);
 }
 
 fn tell_layout(table: &mut Table, p: &Process, program: RawFd) {
@@ -207,7 +207,7 @@ fn tell_layout(table: &mut Table, p: &Process, program: RawFd) {
     table.call(libc::SYS_prctl, &[libc::PR_SET_MM as u64, libc::PR_SET_MM_MAP as u64, map, MM_MAP_BYTES]);
 }
 
-fn tell_signals(table: &mut Table, process: &Process) {
+fn tell_signals(table: &mut Table, process: &Process, ignored: u64) {
     let stack = match process.sigaltstack {
         Some(stack) => [stack.address, stack.flags.into(), stack.bytes],
         // The child inherits one that is no longer mapped.
@@ -215,15 +215,12 @@ fn tell_signals(table: &mut Table, process: &Process) {
     };
     let stack = put_words(table, &stack);
     table.call(libc::SYS_sigaltstack, &[stack, 0]);
-    let default = put_words(table, &[0; 4]);
-    for signal in (1..=64).filter(|signal| ![libc::SIGKILL, libc::SIGSTOP].contains(&i32::from(*signal))) {
-        let action = match process.signal_actions.iter().find(|action| action.signal == signal) {
-            Some(SignalAction { handler, flags, restorer, mask, .. }) => {
-                put_words(table, &[*handler, *flags, *restorer, *mask])
-            }
-            // The child inherits what its parent ignores.
-            None => default,
-        };
+    let set = |action: &SignalAction| (action.signal, [action.handler, action.flags, action.restorer, action.mask]);
+    let taken = |signal: &u8| process.signal_actions.iter().any(|action| action.signal == *signal);
+    let reset =
+        (1..=64).filter(|signal| ignored >> (signal - 1) & 1 == 1 && !taken(signal)).map(|signal| (signal, [0; 4]));
+    for (signal, action) in process.signal_actions.iter().map(set).chain(reset) {
+        let action = put_words(table, &action);
         table.call(libc::SYS_rt_sigaction, &[signal.into(), action, 0, SIGNAL_SET_BYTES]);
     }
     let mask = put_words(table, &[process.signal_mask]);

@@ -33,7 +33,7 @@ use sandbox_kernel::{
     cgroup::Entrance,
     pidfd::Pid,
     spawn::{Child, LayerError},
-    table::{REGION_BYTES, Region, Table, inherited_rseq},
+    table::{REGION_BYTES, Region, Table, inherited_ignored, inherited_rseq},
     trace::{Registers, Stop, Tracee},
 };
 use sandbox_snapshot::image::{Image, Span};
@@ -166,7 +166,7 @@ impl Restore<'_> {
         clock.mark(&mut table, Step::Emptied);
         plan::map(&mut table, image, &numbers)?;
         clock.mark(&mut table, Step::Mapped);
-        plan::tell(&mut table, &image.process, numbers.program);
+        plan::tell(&mut table, &image.process, numbers.program, inherited_ignored());
         clock.mark(&mut table, Step::Told);
         (self.confine)(&mut table);
         plan::place(&mut table, &placed);

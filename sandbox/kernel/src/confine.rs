@@ -13,18 +13,18 @@
 
 use crate::{
     cgroup::{Entrance, MYSELF},
-    identity::{CAPABILITIES_MAX, CAPABILITY_VERSION_3, SECUREBITS},
+    identity::{CAPABILITY_VERSION_3, SECUREBITS, capabilities_known},
     limits::RLIMITS,
     mounts::{MOUNT_POINT, ROOT_OPTIONS, inert},
     seccomp::{self, Filter},
     spec::{HOST_NAME, INSIDE_ID, LANDLOCK},
-    table::{MAY_FAIL, Table},
+    table::Table,
 };
 use nix::{
     libc,
     mount::{MntFlags, MsFlags},
 };
-use std::{ffi::CStr, os::fd::RawFd};
+use std::{ffi::CStr, os::fd::RawFd, sync::LazyLock};
 
 /// Adds all layers but the last two: the cgroups of `entrance`, where clone3 has not entered them, namespaces entered late, identity, root, capabilities, the Landlock domain of
 /// `ruleset`, and death with the parent, which a change of identity had cleared.
@@ -57,7 +57,8 @@ pub fn confine(table: &mut Table, entrance: &Entrance, ruleset: RawFd) {
 /// ([`seccomp::sealed`]).
 pub fn seal(table: &mut Table) {
     limits(table);
-    filter(table, &seccomp::sealed());
+    static SEALED: LazyLock<Filter> = LazyLock::new(seccomp::sealed);
+    filter(table, &SEALED);
 }
 
 fn filter(table: &mut Table, filter: &Filter) {
@@ -108,9 +109,8 @@ fn limits(table: &mut Table) {
 
 fn capabilities(table: &mut Table) {
     table.begin("capabilities");
-    for capability in 0..CAPABILITIES_MAX {
-        // The kernel knows fewer and refuses the rest. What it keeps by mistake, the audit finds in the bounding set.
-        table.call_with(libc::SYS_prctl, &[libc::PR_CAPBSET_DROP as u64, capability], MAY_FAIL);
+    for capability in 0..capabilities_known() {
+        table.call(libc::SYS_prctl, &[libc::PR_CAPBSET_DROP as u64, capability]);
     }
     let clear = [libc::PR_CAP_AMBIENT as u64, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64, 0, 0, 0];
     table.call(libc::SYS_prctl, &clear);

@@ -12,7 +12,7 @@
 #![allow(unsafe_code)]
 
 use nix::{Result, errno::Errno, libc, unistd::Pid};
-use std::{fs, io};
+use std::{fs, io, sync::OnceLock};
 
 /// Writes both id maps of a child that waits at its gate.
 ///
@@ -56,7 +56,14 @@ pub(crate) fn set_user(id: u32) -> Result<()> {
 }
 
 /// Room in the kernel's capability sets; it knows fewer.
-pub(crate) const CAPABILITIES_MAX: u64 = 64;
+const CAPABILITIES_MAX: u64 = 64;
+
+/// How many capabilities this kernel knows.
+pub(crate) fn capabilities_known() -> u64 {
+    static KNOWN: OnceLock<u64> = OnceLock::new();
+    let is_known = |capability: &u64| prctl(libc::PR_CAPBSET_READ, [*capability, 0]).is_ok();
+    *KNOWN.get_or_init(|| (0..CAPABILITIES_MAX).take_while(is_known).count() as u64)
+}
 
 /// Empties the bounding set.
 pub(crate) fn drop_bounding_set() -> Result<()> {

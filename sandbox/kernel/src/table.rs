@@ -145,13 +145,15 @@ impl Table {
 
     /// The table's bytes, and the address of the first call.
     fn to_bytes(&self) -> (Vec<u8>, u64) {
-        let mut bytes = self.data.clone();
-        bytes.resize(bytes.len().next_multiple_of(size_of::<Call>()), 0);
-        let first = self.base + PAGE_BYTES + bytes.len() as u64;
+        let data_bytes = self.data.len().next_multiple_of(size_of::<Call>());
+        let mut bytes = Vec::with_capacity(data_bytes + (self.calls.len() + 1) * size_of::<Call>());
+        bytes.extend_from_slice(&self.data);
+        bytes.resize(data_bytes, 0);
         let end = Call { number: END, arguments: [0; 6], result_min: 0 };
-        let words = self.calls.iter().chain([&end]).flat_map(Call::words);
-        bytes.extend(words.flat_map(u64::to_ne_bytes));
-        (bytes, first)
+        for call in self.calls.iter().chain([&end]) {
+            bytes.extend_from_slice(call.words().map(u64::to_ne_bytes).as_flattened());
+        }
+        (bytes, self.base + PAGE_BYTES + data_bytes as u64)
     }
 }
 
@@ -305,6 +307,22 @@ pub fn inherited_rseq() -> Result<Option<Rseq>> {
         }
     };
     Ok(relative.map(|rseq| Rseq { address: rseq.address.wrapping_add(thread_pointer()), ..rseq }))
+}
+
+/// Signals that a child inherits as ignored, a bit each from signal 1 on: clone3 takes handlers off, and leaves these. Learned
+/// once.
+pub fn inherited_ignored() -> u64 {
+    static IGNORED: OnceLock<u64> = OnceLock::new();
+    *IGNORED
+        .get_or_init(|| (1..=64).filter(|signal| is_ignored(*signal)).fold(0, |set, signal| set | 1 << (signal - 1)))
+}
+
+fn is_ignored(signal: libc::c_int) -> bool {
+    // SAFETY: a sigaction of zeros is a valid one.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: nix cannot ask without setting. With no new action nothing is changed; the answer goes to a whole sigaction.
+    let asked = unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut action) };
+    asked == 0 && action.sa_sigaction == libc::SIG_IGN
 }
 
 /// Only a tracer is told, so a throwaway child is stopped and asked.
