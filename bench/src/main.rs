@@ -147,7 +147,7 @@ fn all() -> Vec<Box<dyn Figure>> {
     all.push(Box::new(decode::DecodeRate));
     all.push(Box::new(decode::SharedDecodeRate));
     all.extend(together::BOTH.map(|figure| Box::new(figure) as _));
-    all.push(Box::new(restore::SealedRestore));
+    all.extend(restore::BOTH.map(|figure| Box::new(figure) as _));
     all.push(Box::new(meter::ProducerSide));
     all.push(Box::new(edge::EdgeCpu));
     all
