@@ -30,9 +30,19 @@ use tempfile::TempDir;
 /// Lines of emberd's log that a failed test shows.
 const LOG_LINES_SHOWN_MAX: usize = 60;
 
+/// How emberd is started, beside what all tests need.
+#[derive(Clone, Debug, Default)]
+pub struct Launch {
+    /// The program that starts it, with its first arguments; none: it is started as it is.
+    pub launcher: Vec<String>,
+    /// Flags of `emberd serve`.
+    pub flags: Vec<String>,
+}
+
 /// A running Ember.
 pub struct Ember {
     folder: TempDir,
+    launch: Launch,
     address: SocketAddr,
     supervisor: Supervisor,
     remains: Remains,
@@ -53,12 +63,17 @@ impl Ember {
 
     /// Starts emberd with a configuration file.
     pub fn start_with(config: &str) -> Self {
+        Self::launch(Launch::default(), config)
+    }
+
+    /// Starts emberd in some way, with a configuration file.
+    pub fn launch(launch: Launch, config: &str) -> Self {
         let turn = take_turn();
         let remains = Remains::before();
         let folder = TempDir::with_prefix("ember-test-").expect("a temporary folder");
         fs::write(folder.path().join("emberd.toml"), config).expect("write the configuration");
-        let (supervisor, address) = Supervisor::start(folder.path());
-        let mut ember = Self { folder, address, supervisor, remains, stopped: false, _turn: turn };
+        let (supervisor, address) = Supervisor::start(folder.path(), &launch);
+        let mut ember = Self { folder, launch, address, supervisor, remains, stopped: false, _turn: turn };
         ember.look();
         ember
     }
@@ -213,7 +228,7 @@ impl Ember {
 
     /// Starts emberd again in the same folder.
     pub fn start_again(&mut self) {
-        (self.supervisor, self.address) = Supervisor::start(self.folder.path());
+        (self.supervisor, self.address) = Supervisor::start(self.folder.path(), &self.launch);
         self.stopped = false;
         self.look();
     }
@@ -244,8 +259,8 @@ impl Drop for Ember {
 }
 
 impl Supervisor {
-    fn start(folder: &Path) -> (Self, SocketAddr) {
-        let mut child = spawn(folder);
+    fn start(folder: &Path, launch: &Launch) -> (Self, SocketAddr) {
+        let mut child = spawn(folder, launch);
         let pid = i32::try_from(child.id()).expect("a pid");
         let lines = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
         let (said, saying) = mpsc::channel();
@@ -274,11 +289,24 @@ impl Supervisor {
     }
 }
 
-fn spawn(folder: &Path) -> Child {
+fn spawn(folder: &Path, launch: &Launch) -> Child {
     let log = File::options().create(true).append(true).open(folder.join("emberd.log")).expect("open the log");
-    let mut command = Command::new(tree::program("emberd"));
+    let emberd = tree::program("emberd");
+    let mut command = match launch.launcher.split_first() {
+        None => Command::new(emberd),
+        Some((program, arguments)) => {
+            let mut command = Command::new(program);
+            command.args(arguments).arg(emberd);
+            command
+        }
+    };
     command.arg("serve").arg("--config").arg(folder.join("emberd.toml")).arg("--data").arg(folder.join("data"));
-    command.args(["--listen", "127.0.0.1:0"]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+    command
+        .args(&launch.flags)
+        .args(["--listen", "127.0.0.1:0"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(log);
     command.spawn().expect("start emberd")
 }
 

@@ -25,7 +25,7 @@ mod wait;
 
 pub use cli::Run;
 pub use client::Client;
-pub use ember::Ember;
+pub use ember::{Ember, Launch};
 pub use function::{Function, assistant, chat};
 pub use process::{Process, Role};
 pub use random::Random;

@@ -2,7 +2,7 @@
 
 use std::{fs, process::Command};
 use tempfile::TempDir;
-use tests::{Ember, Run, assistant, tree};
+use tests::{Ember, Launch, Run, assistant, tree};
 
 fn emberd(arguments: &[&str]) -> Run {
     Run::of(Command::new(tree::program("emberd")).args(arguments))
@@ -86,4 +86,42 @@ fn ember_finds_the_server_in_every_way() {
     assert_eq!(nowhere.code, 69);
     assert!(nowhere.refused().contains("emberd serve"), "it says what to do");
     ember.stop();
+}
+
+fn without_landlock() -> Vec<String> {
+    let script = tree::root().join("tests/src/without_landlock.py");
+    ["python3".to_owned(), script.display().to_string()].into()
+}
+
+#[test]
+fn a_layer_that_the_kernel_lacks_is_69_and_named() {
+    let [python, script] = without_landlock().try_into().unwrap();
+    let folder = TempDir::new().unwrap();
+    let data = folder.path().join("data");
+    let mut command = Command::new(python);
+    command.arg(script).arg(tree::program("emberd")).args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(&data);
+    let run = Run::of(&mut command);
+    assert_eq!(run.code, 69, "{}", run.stderr);
+    let said = run.refused();
+    assert!(said.contains("landlock") && said.contains("lsm="), "{said}");
+    assert!(!data.exists(), "nothing was touched");
+}
+
+#[test]
+fn an_insecure_sandbox_lacks_what_the_kernel_lacks_and_says_so_at_each_start() {
+    let launch = Launch { launcher: without_landlock(), flags: vec!["--insecure-sandbox".to_owned()] };
+    let mut ember = Ember::launch(launch, "").with(&assistant());
+    let said = |ember: &Ember| ember.log().matches("insecure sandbox: a layer is missing").count();
+    assert_eq!(said(&ember), 1);
+    // From cold: under a filter of its own the warden may take no snapshots.
+    assert!(!ember.run(&["run", "assistant", "Hello", "--max-tokens", "4"]).ok().is_empty());
+    ember.signal(nix::sys::signal::Signal::SIGTERM);
+    ember.has_stopped();
+    ember.start_again();
+    assert_eq!(said(&ember), 2);
+    ember.stop();
+
+    let whole = Ember::launch(Launch { flags: vec!["--insecure-sandbox".to_owned()], ..Launch::default() }, "");
+    assert_eq!(said(&whole), 0, "nothing is missing on this machine");
+    whole.stop();
 }

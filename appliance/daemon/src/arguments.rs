@@ -51,6 +51,10 @@ pub(crate) struct Flags {
     /// Where telemetry is answered.
     #[arg(long, value_name = "ADDR:PORT")]
     pub(crate) telemetry_listen: Option<SocketAddr>,
+    /// Start even where the kernel lacks Landlock, and say so. For trying Ember out; nothing else of the sandbox is given up.
+    #[arg(long)]
+    #[serde(default)]
+    pub(crate) insecure_sandbox: bool,
 }
 
 /// How log lines look.

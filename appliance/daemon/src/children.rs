@@ -79,7 +79,7 @@ fn warden(mut gifts: Gifts, start: &Start) -> Result<(), Failure> {
     keep_no_free_memory();
     stay_with(start)?;
     let resources = resources(&config)?;
-    let config = WardenConfig::new(
+    let mut warden = WardenConfig::new(
         start.data.join(MODELS),
         start.data.join(SNAPSHOTS),
         start.runner.clone(),
@@ -87,7 +87,8 @@ fn warden(mut gifts: Gifts, start: &Start) -> Result<(), Failure> {
         resources.cores,
         resources.memory,
     );
-    sandbox_warden::run(config, gifts.take(What::Peer)?).map_err(warden_failure)
+    warden.may_lack_layers = start.source.may_lack_layers();
+    sandbox_warden::run(warden, gifts.take(What::Peer)?).map_err(warden_failure)
 }
 
 fn warden_failure(error: RunError) -> Failure {

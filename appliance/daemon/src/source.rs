@@ -23,6 +23,11 @@ impl Source {
         Ok(Self { flags: flags.clone(), text })
     }
 
+    /// Whether a sandbox may lack a layer that the kernel does not have. A flag alone says so: a file is forgotten.
+    pub(crate) fn may_lack_layers(&self) -> bool {
+        self.flags.insecure_sandbox
+    }
+
     /// Flags before file before defaults.
     pub(crate) fn resolve(&self) -> Result<ServeConfig, Failure> {
         let file = self.flags.config.clone().unwrap_or_default();

@@ -32,7 +32,12 @@ use nix::sys::{
     signal::{SigSet, Signal},
     signalfd::{SfdFlags, SignalFd},
 };
-use sandbox_kernel::{cgroup::Cgroups, probe, ready::readable, socket::packet_pair};
+use sandbox_kernel::{
+    cgroup::Cgroups,
+    probe::{self, Probe},
+    ready::readable,
+    socket::packet_pair,
+};
 use std::{
     collections::VecDeque,
     io::{self, Write},
@@ -50,7 +55,7 @@ const FAILURES_BEFORE_READY_MAX: u32 = 5;
 pub(crate) fn serve(flags: &Flags, format: LogFormat, filter: &str) -> Result<(), Failure> {
     let source = Source::read(flags)?;
     let config = source.resolve()?;
-    require_machine()?;
+    require_machine(source.may_lack_layers())?;
     let runner = runner()?;
     let signals = take_signals().map_err(Failure::of("watch", "signals"))?;
     let data = Data::open(&config.data)?;
@@ -319,15 +324,21 @@ fn report(role: Role, action: &str, done: io::Result<()>) {
     }
 }
 
-fn require_machine() -> Result<(), Failure> {
+fn require_machine(may_lack_layers: bool) -> Result<(), Failure> {
     if !nix::unistd::geteuid().is_root() {
         let fix = "run emberd as root, or by sudo: it makes a sandbox and a user for every instance";
         return Err(Failure::Missing { feature: "root".to_owned(), fix: fix.to_owned() });
     }
-    probe::require(&probe::all()).map_err(|missing| Failure::Missing {
+    let probes = probe::all();
+    let lacking = probe::require(&probes, may_lack_layers).map_err(|missing| Failure::Missing {
         feature: missing.name.to_owned(),
         fix: missing.outcome.clone().err().unwrap_or_default(),
-    })
+    })?;
+    for Probe { name, outcome, .. } in lacking {
+        let reason = outcome.as_ref().err();
+        tracing::warn!(layer = name, reason, "insecure sandbox: a layer is missing, and functions run without it");
+    }
+    Ok(())
 }
 
 /// The runner's program: installed beside this one.

@@ -27,8 +27,8 @@ use nix::{
 use std::{ffi::CStr, os::fd::RawFd, sync::LazyLock};
 
 /// Adds all layers but the last two: the cgroups of `entrance`, where clone3 has not entered them, namespaces entered late, identity, root, capabilities, the Landlock domain of
-/// `ruleset`, and death with the parent, which a change of identity had cleared.
-pub fn confine(table: &mut Table, entrance: &Entrance, ruleset: RawFd) {
+/// `ruleset` if there is one, and death with the parent, which a change of identity had cleared.
+pub fn confine(table: &mut Table, entrance: &Entrance, ruleset: Option<RawFd>) {
     table.begin("cgroup");
     let myself = table.put(MYSELF);
     for tasks in entrance.numbers() {
@@ -46,8 +46,10 @@ pub fn confine(table: &mut Table, entrance: &Entrance, ruleset: RawFd) {
     capabilities(table);
     table.begin("no new privileges");
     table.call(libc::SYS_prctl, &[libc::PR_SET_NO_NEW_PRIVS as u64, 1, 0, 0, 0]);
-    table.begin(LANDLOCK);
-    table.call(libc::SYS_landlock_restrict_self, &[ruleset as u64, 0]);
+    if let Some(ruleset) = ruleset {
+        table.begin(LANDLOCK);
+        table.call(libc::SYS_landlock_restrict_self, &[ruleset as u64, 0]);
+    }
     table.begin("supervision");
     table.call(libc::SYS_prctl, &[libc::PR_SET_PDEATHSIG as u64, libc::SIGKILL as u64]);
     table.begin("descriptors");
@@ -127,9 +129,9 @@ mod tests {
         audit,
         cgroup::{Cgroups, Limits},
         landlock,
-        pidfd::Ended,
+        pidfd::{Ended, Pid},
         socket::{send_now, stream_pair},
-        spawn::{NAMESPACES, admit},
+        spawn::{LayerError, NAMESPACES, admit},
         spec::SOCKET,
         table::Region,
     };
@@ -137,44 +139,92 @@ mod tests {
         fs,
         io::{Write, pipe},
         os::fd::AsRawFd,
+        sync::atomic::{AtomicU64, Ordering},
     };
 
-    const BASE: u64 = 96 << 30;
     const HOST_ID: u32 = 2_000_003_100;
 
-    #[test]
-    fn a_child_is_confined_by_a_table_as_the_audit_wants_it() {
-        let groups = Cgroups::open(&format!("confine-{}", std::process::id())).unwrap();
+    /// A child that is confined but for one layer, if any, and sealed; then looked at. What the audit found, and how the child ended.
+    fn confined(name: &str, namespaces: libc::c_int, left_out: Option<&str>) -> (Result<(), LayerError>, Ended) {
+        let groups = Cgroups::open(&format!("confine-{}-{name}", std::process::id())).unwrap();
         let cgroup = groups.create("one", &Limits { memory_bytes: 32 << 20, pids: 4, cpus: 1 }).unwrap();
         let ruleset = landlock::domain([]).unwrap();
         let ((gate, mut opener), (held, release)) = (pipe().unwrap(), stream_pair().unwrap());
-        let mut table = Table::new(BASE);
+        // An address of its own: tests run side by side.
+        static NEXT: AtomicU64 = AtomicU64::new(96 << 30);
+        let mut table = Table::new(NEXT.fetch_add(1 << 30, Ordering::Relaxed));
         let byte = table.put(b".");
         table.call_with(libc::SYS_read, &[gate.as_raw_fd() as u64, byte, 1], 1);
         let entrance = cgroup.entrance().unwrap();
-        confine(&mut table, &entrance, ruleset.as_raw_fd());
+        confine(&mut table, &entrance, Some(ruleset.as_raw_fd()));
         table.call(libc::SYS_dup2, &[held.as_raw_fd() as u64, SOCKET as u64]);
         seal(&mut table);
+        if let Some(layer) = left_out {
+            table.leave_out(layer);
+        }
         // What the filter lets it do: wait at its socket, and end.
+        table.begin("end");
         table.call_with(libc::SYS_recvfrom, &[SOCKET as u64, byte, 1], 1);
         table.call(libc::SYS_exit_group, &[7]);
         let region = Region::load(&table).unwrap();
-        let mut child = region.spawn(NAMESPACES, Some(&entrance)).unwrap();
+        let mut child = region.spawn(namespaces, Some(&entrance)).unwrap();
         admit(child.pid(), HOST_ID).unwrap();
         opener.write_all(b".").unwrap();
-        // Until it waits at its socket, or has ended over a call: it waits once before, at the gate.
-        let waits_sealed = || {
-            let status = fs::read_to_string(format!("/proc/{}/status", child.pid())).unwrap();
-            status.contains("State:\tZ") || (status.contains("State:\tS") && status.contains("Seccomp:\t2"))
-        };
-        while !waits_sealed() {
-            std::thread::yield_now();
-        }
-        let looked = audit::confinement(child.pid(), HOST_ID, &cgroup);
-        send_now(&release, b".").unwrap();
+        let looked = await_rest(child.pid()).map_or(Ok(()), |()| audit::confinement(child.pid(), HOST_ID, &cgroup));
+        let _ = send_now(&release, b".");
         let ended = child.wait().unwrap();
         cgroup.remove().unwrap();
         groups.close().unwrap();
-        assert_eq!((looked, ended), (Ok(()), Ended::Exit(7)));
+        (looked, ended)
+    }
+
+    /// Until it waits at its socket; `None` if it has ended over a call. It waits once before, at the gate.
+    fn await_rest(child: Pid) -> Option<()> {
+        loop {
+            let file = |name| fs::read_to_string(format!("/proc/{child}/{name}")).unwrap();
+            if file("status").contains("State:\tZ") {
+                return None;
+            }
+            if file("syscall").starts_with(&format!("{} ", libc::SYS_recvfrom)) {
+                return Some(());
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_child_is_confined_by_a_table_as_the_audit_wants_it() {
+        assert_eq!(confined("whole", NAMESPACES, None), (Ok(()), Ended::Exit(7)));
+    }
+
+    #[test]
+    fn a_layer_that_is_left_out_is_named_by_the_audit() {
+        for layer in ["cgroup namespace", "capabilities", "seccomp"] {
+            let (looked, _) = confined("layer", NAMESPACES, Some(layer));
+            assert_eq!(looked.unwrap_err().layer, layer);
+        }
+        let namespaces = [
+            ("ipc namespace", libc::CLONE_NEWIPC),
+            ("network namespace", libc::CLONE_NEWNET),
+            ("pid namespace", libc::CLONE_NEWPID),
+        ];
+        for (layer, flag) in namespaces {
+            let (looked, _) = confined("namespace", NAMESPACES & !flag, None);
+            assert_eq!(looked.unwrap_err().layer, layer);
+        }
+    }
+
+    #[test]
+    fn a_layer_without_which_another_cannot_be_had_ends_the_child() {
+        // No filter without no_new_privs; no change of a host name or of mounts that are the host's.
+        let flawed = [
+            (NAMESPACES, Some("no new privileges")),
+            (NAMESPACES & !libc::CLONE_NEWUTS, None),
+            (NAMESPACES & !libc::CLONE_NEWNS, None),
+        ];
+        for (namespaces, left_out) in flawed {
+            let (_, ended) = confined("flawed", namespaces, left_out);
+            assert!(matches!(ended, Ended::Signal(_)), "{left_out:?}: {ended:?}");
+        }
     }
 }

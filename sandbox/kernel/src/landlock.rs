@@ -9,7 +9,7 @@
 //! outside the domain.
 //!
 //! By hand: three calls, of which the last is made between clone3 and exec, where nothing may allocate. A kernel without
-//! Landlock is an error, not a weaker sandbox. Left out: the kernel does not tell from outside who is in a domain; that
+//! Landlock is an error, not a weaker sandbox, unless the operator has accepted that. Left out: the kernel does not tell from outside who is in a domain; that
 //! the call succeeded is all that is known, and the escapes tried from inside are the proof.
 #![allow(unsafe_code)]
 
@@ -101,6 +101,17 @@ pub fn domain<'a>(files: impl IntoIterator<Item = (BorrowedFd<'a>, Use)>) -> Res
     let ruleset = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
     files.into_iter().try_for_each(|(file, purpose)| add(&ruleset, file, purpose))?;
     Ok(ruleset)
+}
+
+/// The same; nothing where the kernel has no Landlock and `may_lack` says that this is accepted.
+///
+/// # Errors
+/// As for [`domain`].
+pub fn domain_if_there_is<'a>(
+    files: impl IntoIterator<Item = (BorrowedFd<'a>, Use)>,
+    may_lack: bool,
+) -> Result<Option<OwnedFd>> {
+    if may_lack && version().is_err() { Ok(None) } else { domain(files).map(Some) }
 }
 
 fn add(ruleset: &OwnedFd, file: BorrowedFd<'_>, purpose: Use) -> Result<()> {

@@ -24,15 +24,17 @@ pub struct Probe {
     pub outcome: Result<String, String>,
 }
 
-/// Whether every needed feature is there; the first that is not otherwise.
+/// A layer of the sandbox without which the others still hold.
+const LAYER_LEFT_OUT: &str = "landlock";
+
+/// Whether every needed feature is there; the first that is not otherwise. With `may_lack_layers`, those that are missing and
+/// can be left out are the answer.
 ///
 /// # Errors
 /// The missing feature.
-pub fn require(probes: &[Probe]) -> Result<(), &Probe> {
-    match probes.iter().find(|probe| probe.needed && probe.outcome.is_err()) {
-        Some(missing) => Err(missing),
-        None => Ok(()),
-    }
+pub fn require(probes: &[Probe], may_lack_layers: bool) -> Result<Vec<&Probe>, &Probe> {
+    let missing = probes.iter().filter(|probe| probe.needed && probe.outcome.is_err());
+    missing.map(|probe| if may_lack_layers && probe.name == LAYER_LEFT_OUT { Ok(probe) } else { Err(probe) }).collect()
 }
 
 /// Tries everything. Takes a few milliseconds and changes nothing.
@@ -141,7 +143,7 @@ fn seccomp() -> Probe {
 fn landlock() -> Probe {
     let fix = "enable CONFIG_SECURITY_LANDLOCK and add landlock to the kernel's lsm= list";
     let tried = landlock::version().map(|abi| format!("ABI {abi}")).map_err(|error| format!("{error}; {fix}"));
-    probe("landlock", true, tried)
+    probe(LAYER_LEFT_OUT, true, tried)
 }
 
 /// What one io_uring executor pins for each core at the least.
@@ -170,14 +172,23 @@ mod tests {
     fn every_feature_is_tried_and_this_host_has_the_needed() {
         let probes = all();
         assert_eq!(probes.len(), 18);
-        assert_eq!(require(&probes), Ok(()), "{probes:#?}");
+        assert_eq!(require(&probes, false), Ok(Vec::new()), "{probes:#?}");
     }
 
     #[test]
     fn a_missing_feature_is_named_unless_it_is_a_luxury() {
         let luxury = probe("a", false, Err("no".into()));
         let needed = probe("b", true, Err("no".into()));
-        assert_eq!(require(std::slice::from_ref(&luxury)), Ok(()));
-        assert_eq!(require(&[luxury, needed.clone()]), Err(&needed));
+        assert_eq!(require(std::slice::from_ref(&luxury), false), Ok(Vec::new()));
+        assert_eq!(require(&[luxury, needed.clone()], true), Err(&needed));
+    }
+
+    #[test]
+    fn only_landlock_can_be_left_out_and_only_when_told() {
+        let missing = |name| probe(name, true, Err("no".into()));
+        let probes = [missing(LAYER_LEFT_OUT), missing("seccomp")];
+        assert_eq!(require(&probes[..1], false), Err(&probes[0]));
+        assert_eq!(require(&probes[..1], true), Ok(vec![&probes[0]]));
+        assert_eq!(require(&probes, true), Err(&probes[1]));
     }
 }

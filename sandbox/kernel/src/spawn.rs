@@ -53,6 +53,8 @@ pub struct Sandbox<'a> {
     pub stderr: BorrowedFd<'a>,
     /// Its limits.
     pub cgroup: &'a Cgroup,
+    /// Whether it may run without Landlock where the kernel has none.
+    pub may_lack_landlock: bool,
 }
 
 /// The layer that could not be set up, and why. Nothing runs then.
@@ -139,7 +141,7 @@ impl Drop for Child {
 pub fn spawn(sandbox: &Sandbox<'_>) -> std::result::Result<Child, LayerError> {
     let descriptors = |error| LayerError::new("descriptors", "duplicate", error);
     let ruleset = ruleset(sandbox).map_err(|error| LayerError::new(spec::LANDLOCK, "make a ruleset", error))?;
-    let own = Own::prepare(sandbox, &ruleset).map_err(descriptors)?;
+    let own = Own::prepare(sandbox, ruleset.as_ref()).map_err(descriptors)?;
     let image = Image::new(sandbox);
     let (gate_in, gate) = pipe2(OFlag::O_CLOEXEC).map_err(descriptors)?;
     let (report, report_in) = pipe2(OFlag::O_CLOEXEC).map_err(descriptors)?;
@@ -194,9 +196,9 @@ fn await_exec(report: &OwnedFd, steps: &[Step]) -> std::result::Result<(), Layer
 }
 
 /// What the sandbox may open: its files, and once its program.
-fn ruleset(sandbox: &Sandbox<'_>) -> Result<OwnedFd> {
+fn ruleset(sandbox: &Sandbox<'_>) -> Result<Option<OwnedFd>> {
     let files = sandbox.files.iter().map(|(mount, _)| (*mount, landlock::Use::Read));
-    landlock::domain(files.chain([(sandbox.program, landlock::Use::Execute)]))
+    landlock::domain_if_there_is(files.chain([(sandbox.program, landlock::Use::Execute)]), sandbox.may_lack_landlock)
 }
 
 /// Descriptors of the sandbox, duplicated above those that the child will overwrite.
@@ -204,19 +206,19 @@ struct Own {
     null: OwnedFd,
     stderr: OwnedFd,
     socket: OwnedFd,
-    ruleset: OwnedFd,
+    ruleset: Option<OwnedFd>,
     program: OwnedFd,
     files: Vec<(OwnedFd, CString)>,
 }
 
 impl Own {
-    fn prepare(sandbox: &Sandbox<'_>, ruleset: &OwnedFd) -> Result<Self> {
+    fn prepare(sandbox: &Sandbox<'_>, ruleset: Option<&OwnedFd>) -> Result<Self> {
         let files = sandbox.files.iter().map(|(mount, name)| Ok((raise(mount)?, (*name).to_owned())));
         Ok(Self {
             null: raise(open(c"/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?)?,
             stderr: raise(sandbox.stderr)?,
             socket: raise(sandbox.socket)?,
-            ruleset: raise(ruleset)?,
+            ruleset: ruleset.map(raise).transpose()?,
             program: raise(sandbox.program)?,
             files: files.collect::<Result<_>>()?,
         })
@@ -229,7 +231,7 @@ impl Own {
             null: self.null.as_raw_fd(),
             stderr: self.stderr.as_raw_fd(),
             socket: self.socket.as_raw_fd(),
-            ruleset: self.ruleset.as_raw_fd(),
+            ruleset: self.ruleset.as_ref().map(AsRawFd::as_raw_fd),
             program: self.program.as_raw_fd(),
         }
     }
@@ -468,6 +470,7 @@ mod tests {
             socket: socket.as_fd(),
             stderr: stderr.as_fd(),
             cgroup: &cgroup,
+            may_lack_landlock: false,
         });
         let failed = failed.map(|child| child.pid()).unwrap_err();
         cgroup.remove().unwrap();

@@ -50,8 +50,8 @@ pub struct Descriptors {
     pub stderr: RawFd,
     /// Becomes descriptor 3.
     pub socket: RawFd,
-    /// The Landlock ruleset that allows the program and the files.
-    pub ruleset: RawFd,
+    /// The Landlock ruleset that allows the program and the files, unless the kernel has none and that was accepted.
+    pub ruleset: Option<RawFd>,
     /// The program, executed by descriptor.
     pub program: RawFd,
 }
@@ -167,7 +167,8 @@ pub fn plan(descriptors: &Descriptors, cgroups: &[RawFd], files: Vec<File>, filt
     steps.extend([Step::EnterRoot, Step::SealRoot]);
     steps.extend(RLIMITS.map(Step::Limit));
     steps.extend([Step::DropBoundingSet, Step::ClearAmbient, Step::LockSecurebits, Step::DropCapabilities]);
-    steps.extend([Step::ForbidNewPrivileges, Step::EnterDomain(descriptors.ruleset)]);
+    steps.push(Step::ForbidNewPrivileges);
+    steps.extend(descriptors.ruleset.map(Step::EnterDomain));
     steps.extend([Step::DieWithParent, Step::ConfirmParent(descriptors.report)]);
     steps.extend(place(descriptors));
     steps.extend([Step::CloseFrom(DESCRIPTORS_KEPT), Step::FilterCalls(filter), Step::Exec(descriptors.program)]);
@@ -185,7 +186,7 @@ mod tests {
     use crate::seccomp;
 
     const DESCRIPTORS: Descriptors =
-        Descriptors { gate: 10, report: 11, null: 12, stderr: 13, socket: 14, ruleset: 17, program: 15 };
+        Descriptors { gate: 10, report: 11, null: 12, stderr: 13, socket: 14, ruleset: Some(17), program: 15 };
 
     fn steps() -> Vec<Step> {
         plan(&DESCRIPTORS, &[18], vec![File { mount: 16, name: c"model.gguf".to_owned() }], seccomp::sealed())

@@ -108,6 +108,16 @@ impl Table {
         self.layers.push((self.calls.len(), layer));
     }
 
+    /// Takes all calls of a layer out again: a test's way to a sandbox that lacks it.
+    #[cfg(test)]
+    pub(crate) fn leave_out(&mut self, layer: &str) {
+        for at in 0..self.calls.len() {
+            if self.layer(at) == Some(layer) {
+                self.calls[at] = Call { number: libc::SYS_getpid as u64, arguments: [0; 6], result_min: 0 };
+            }
+        }
+    }
+
     /// The layer that a call belongs to, if any.
     pub fn layer(&self, call: usize) -> Option<&'static str> {
         self.layers.iter().rev().find(|(first, _)| *first <= call).map(|(_, layer)| *layer)

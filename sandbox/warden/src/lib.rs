@@ -98,6 +98,8 @@ pub struct WardenConfig {
     pub slots: usize,
     /// Longest wait for a model to load.
     pub load_timeout: Duration,
+    /// Whether sandboxes may lack Landlock where the kernel has none.
+    pub may_lack_layers: bool,
 }
 
 impl WardenConfig {
@@ -111,7 +113,18 @@ impl WardenConfig {
         memory_bytes_max: u64,
     ) -> Self {
         let (uid_base, slots, load_timeout) = (UID_BASE, SLOTS_MAX, LOAD_TIMEOUT);
-        Self { models, snapshots, runner, tag, inference_cpus, memory_bytes_max, uid_base, slots, load_timeout }
+        Self {
+            models,
+            snapshots,
+            runner,
+            tag,
+            inference_cpus,
+            memory_bytes_max,
+            uid_base,
+            slots,
+            load_timeout,
+            may_lack_layers: false,
+        }
     }
 }
 
@@ -176,8 +189,11 @@ fn begin(config: WardenConfig, socket: &Arc<OwnedFd>) -> Result<Arc<Shared>, Run
         spares: Spares::default(),
         registry: Registry::new(config.slots.min(SLOTS_MAX)),
         outbox: Outbox::new(Arc::clone(socket)),
-        spawner: Spawner::start(program.try_clone().map_err(system("duplicate the runner's program"))?)
-            .map_err(system("start a thread"))?,
+        spawner: Spawner::start(
+            program.try_clone().map_err(system("duplicate the runner's program"))?,
+            config.may_lack_layers,
+        )
+        .map_err(system("start a thread"))?,
         program,
         config,
     }))

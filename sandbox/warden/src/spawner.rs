@@ -12,7 +12,7 @@ use sandbox_image::{self as image, Data, Restore, RestoreError, Restored};
 use sandbox_kernel::{
     cgroup::Cgroup,
     confine::{confine, seal},
-    landlock::domain,
+    landlock::domain_if_there_is,
     process::leave_network,
     spawn::{Child, LayerError, NAMESPACES, NETWORK, Sandbox, admit, spawn},
     spec::SOCKET,
@@ -104,12 +104,13 @@ type Answer = SyncSender<Result<Child, SpawnError>>;
 pub(crate) struct Spawner(Sender<(Order, Answer)>);
 
 impl Spawner {
-    pub(crate) fn start(program: File) -> io::Result<Self> {
+    pub(crate) fn start(program: File, may_lack_landlock: bool) -> io::Result<Self> {
         let (orders, queue) = channel();
         let maker = Maker {
             program,
             null: File::options().read(true).write(true).open("/dev/null")?,
-            nothing: domain([])?,
+            nothing: domain_if_there_is([], may_lack_landlock)?,
+            may_lack_landlock,
             has_network: Cell::new(false),
         };
         thread::Builder::new().name("spawner".into()).spawn(move || maker.serve(&queue))?;
@@ -133,7 +134,8 @@ struct Maker {
     program: File,
     null: File,
     /// A Landlock domain in which no file may be opened.
-    nothing: OwnedFd,
+    nothing: Option<OwnedFd>,
+    may_lack_landlock: bool,
     /// Whether this thread's network namespace is one in which nobody has been.
     has_network: Cell<bool>,
 }
@@ -172,6 +174,7 @@ impl Maker {
             socket: order.socket.as_fd(),
             stderr: order.stderr.as_fd(),
             cgroup: &order.cgroup,
+            may_lack_landlock: self.may_lack_landlock,
         })
     }
 
@@ -195,7 +198,7 @@ impl Maker {
             namespaces: if self.has_network.take() { NAMESPACES & !NETWORK } else { NAMESPACES },
             entrance: Some(&entrance),
             admit: &|child| admit(child, order.host_id),
-            confine: &|table| confine(table, &entrance, self.nothing.as_raw_fd()),
+            confine: &|table| confine(table, &entrance, self.nothing.as_ref().map(AsRawFd::as_raw_fd)),
             seal: &seal,
         };
         let Restored { child, steps } = restored.run()?;
