@@ -29,6 +29,10 @@ pub(crate) trait Figure {
     fn title(&self) -> &'static str;
     /// What it must reach.
     fn bar(&self) -> Bar;
+    /// What it must reach with a model of so many bytes.
+    fn bar_for(&self, _model_bytes: u64) -> Bar {
+        self.bar()
+    }
     /// Measures both sides.
     fn measure(&self, context: &Context) -> Result<Measured, Error>;
 }
@@ -102,19 +106,11 @@ impl Bar {
 }
 
 impl Outcome {
-    pub(crate) fn of(figure: &dyn Figure, measured: Measured) -> Self {
+    pub(crate) fn of(figure: &dyn Figure, bar: Bar, measured: Measured) -> Self {
         let pairs = measured.ours.samples.iter().zip(&measured.peer.samples);
         let ratios: Vec<f64> = pairs.map(|(ours, peer)| ours / peer).collect();
         let value = median(&ratios);
-        Self {
-            name: figure.name(),
-            title: figure.title(),
-            bar: figure.bar(),
-            value,
-            ok: figure.bar().holds(value),
-            ratios,
-            measured,
-        }
+        Self { name: figure.name(), title: figure.title(), bar, value, ok: bar.holds(value), ratios, measured }
     }
 }
 
@@ -185,7 +181,7 @@ pub(crate) mod tests {
 
     pub(crate) fn outcome(bar: Bar) -> Outcome {
         let context = Context { model: PathBuf::new(), smoke: true };
-        Outcome::of(&Fake(bar), Fake(bar).measure(&context).unwrap())
+        Outcome::of(&Fake(bar), bar, Fake(bar).measure(&context).unwrap())
     }
 
     #[test]

@@ -105,6 +105,9 @@ impl Figure for FromParked {
     }
 }
 
+/// Between a model of 135 and one of 270 million weights.
+const SMALL_BYTES_MAX: u64 = 150_000_000;
+
 impl Figure for FromStored {
     fn name(&self) -> &'static str {
         self.name
@@ -116,6 +119,11 @@ impl Figure for FromStored {
 
     fn bar(&self) -> Bar {
         Bar::AtMost(0.25)
+    }
+
+    /// The larger a model, the longer its peer loads it.
+    fn bar_for(&self, model_bytes: u64) -> Bar {
+        if model_bytes > SMALL_BYTES_MAX { Bar::AtMost(0.10) } else { self.bar() }
     }
 
     fn measure(&self, context: &Context) -> Result<Measured, Error> {

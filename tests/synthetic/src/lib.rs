@@ -1,4 +1,5 @@
-//! Models of other sizes than there are at hand: the architecture and the vocabulary of one, with random weights.
+//! Models of other sizes than there are at hand: the architecture and the vocabulary of one, with random weights, and where
+//! more words are asked for, words that no text has.
 //!
 //! ```text
 //!  GGUF of architecture llama ──▶ metadata, but for the sizes ──▶ tensors of those sizes, in the order of their use ──▶ GGUF
@@ -34,13 +35,17 @@ pub struct Sizes {
     pub hidden: u32,
     /// Heads that share a key and a value.
     pub heads_per_key: u32,
+    /// Words of the vocabulary; those of the model that is read, where none are said. Never fewer.
+    pub words: Option<u32>,
 }
 
 impl Sizes {
     /// With 30 layers and 49,152 words, 1.2 GB: a model for a box.
-    pub const LARGE: Self = Self { layers: None, width: 2048, hidden: 8192, heads_per_key: 4 };
+    pub const LARGE: Self = Self { layers: None, width: 2048, hidden: 8192, heads_per_key: 4, words: None };
     /// With 49,152 words, 3.6 million weights and 6 MB: a model for a processor that is emulated.
-    pub const TINY: Self = Self { layers: Some(4), width: 64, hidden: 192, heads_per_key: 1 };
+    pub const TINY: Self = Self { layers: Some(4), width: 64, hidden: 192, heads_per_key: 1, words: None };
+    /// A vocabulary of 262,144 words, as Gemma 3's, and 270 million weights, of which two thirds are words.
+    pub const WORDY: Self = Self { layers: Some(18), width: 640, hidden: 2048, heads_per_key: 2, words: Some(262_144) };
 
     fn heads(self) -> u32 {
         self.width / HEAD
@@ -58,9 +63,33 @@ impl Sizes {
             "llama.feed_forward_length" => Some(self.hidden),
             "llama.attention.head_count" => Some(self.heads()),
             "llama.attention.head_count_kv" => Some(self.keys()),
+            "llama.vocab_size" => self.words,
             _ => None,
         }
     }
+}
+
+/// A pair that lists something of each word, with `extra` more: type, type of the elements, their count, the elements.
+fn with_more_words(name: &str, value: &[u8], extra: u64) -> Option<Vec<u8>> {
+    /// What the format calls a word that is in no text.
+    const UNUSED: u32 = 5;
+    let (types, rest) = value.split_at_checked(8)?;
+    let (count, elements) = rest.split_at_checked(8)?;
+    let count = u64::from_le_bytes(count.try_into().ok()?);
+    let mut all = [types, &(count + extra).to_le_bytes(), elements].concat();
+    for at in 0..extra {
+        match name {
+            "tokenizer.ggml.tokens" => put_string(&mut all, &format!("<unused{at}>")),
+            "tokenizer.ggml.token_type" => all.extend(UNUSED.to_le_bytes()),
+            _ => return None,
+        }
+    }
+    Some(all)
+}
+
+fn put_string(bytes: &mut Vec<u8>, text: &str) {
+    bytes.extend((text.len() as u64).to_le_bytes());
+    bytes.extend(text.as_bytes());
 }
 
 /// Writes a model of these sizes, with the vocabulary of `from`, and says how many bytes it has.
@@ -176,7 +205,7 @@ fn number(metadata: &Metadata<'_>, name: &str) -> io::Result<u64> {
 
 fn tensors(metadata: &Metadata<'_>, sizes: Sizes) -> io::Result<Vec<Tensor>> {
     let layers = sizes.layers.map_or_else(|| number(metadata, "llama.block_count"), |layers| Ok(layers.into()))?;
-    let words = number(metadata, "llama.vocab_size")?;
+    let words = sizes.words.map_or_else(|| number(metadata, "llama.vocab_size"), |words| Ok(words.into()))?;
     let [width, hidden, keys] = [sizes.width, sizes.hidden, sizes.keys() * HEAD].map(u64::from);
     let mut all = vec![Tensor::new("token_embd.weight", &[width, words], Kind::Q8_0)];
     for layer in 0..layers {
@@ -214,16 +243,17 @@ fn padding(bytes: u64) -> usize {
 
 fn head(metadata: &Metadata<'_>, sizes: Sizes, tensors: &[Tensor]) -> Vec<u8> {
     let mut head = MAGIC.to_vec();
-    let put_string = |head: &mut Vec<u8>, text: &str| {
-        head.extend((text.len() as u64).to_le_bytes());
-        head.extend(text.as_bytes());
-    };
+    let read = number(metadata, "llama.vocab_size").unwrap_or(0);
+    let more_words = sizes.words.map_or(0, |words| u64::from(words).saturating_sub(read));
     head.extend((tensors.len() as u64).to_le_bytes());
     head.extend((metadata.len() as u64).to_le_bytes());
     for (name, value) in metadata {
         put_string(&mut head, name);
         match sizes.instead_of(name) {
             Some(size) => head.extend([4_u32, size].map(u32::to_le_bytes).concat()),
+            None if more_words > 0 && name.starts_with("tokenizer.ggml.token") => {
+                head.extend(with_more_words(name, value, more_words).unwrap_or_else(|| value.to_vec()));
+            }
             None => head.extend(*value),
         }
     }
@@ -318,6 +348,20 @@ mod tests {
     fn a_model_has_the_vocabulary_of_another_and_its_own_sizes() {
         has_the_vocabulary_and_the_sizes(Sizes::LARGE, 11);
         has_the_vocabulary_and_the_sizes(Sizes::TINY, 38);
+    }
+
+    #[test]
+    fn a_vocabulary_grows_by_words_that_no_text_has() {
+        let small = small();
+        let sizes = Sizes { words: Some(66), ..Sizes::TINY };
+        let pairs = metadata(&small).unwrap();
+        let tensors = tensors(&pairs, sizes).unwrap();
+        let head = head(&pairs, sizes, &tensors);
+        let pairs = metadata(&head).unwrap();
+        assert_eq!((number(&pairs, "llama.vocab_size").unwrap(), tensors[0].dimensions[1]), (66, 66));
+        let words = [&9_u32.to_le_bytes()[..], &8_u32.to_le_bytes(), &3_u64.to_le_bytes()].concat();
+        let (_, listed) = pairs[3];
+        assert!(listed.starts_with(&words) && listed.ends_with(b"<unused1>"), "{listed:?}");
     }
 
     #[test]
