@@ -4,7 +4,7 @@
 //!   0 request 16 │ 16 sequence 8 │ 24 came │ 32 ended │ 40 queue │ 48 wake │ 56 prefill │ 64 decode │ 72 first text │
 //!  80 memory │ 88 bytes in │ 96 bytes out │ 104 tokens in 4 │ 108 cached 4 │ 112 out 4 │ 116 status 2 │ 118 outcome 1 │
 //! 119 tier 1 │ 120 stage 1 │ 121 key's length 1 │ 122 function's length 1 │ 123 batch 1, budget reached 2 │ 128 key 64 │
-//! 192 function 64 │ 256 share │ 264 wake share │ 272 CPU │ 280 reserved │ 288 used │ 296 cost │ 304 price version 4 │ 308 free 4
+//! 192 function 64 │ 256 share │ 264 wake share │ 272 CPU │ 280 reserved │ 288 used │ 296 cost │ 304 price version 4 │ 308 peak 4
 //! ```
 //! Little endian; eight bytes where none are named. Only programs of one build share a ring, so there is no version: the
 //! supervisor starts its children from its own file.
@@ -58,6 +58,7 @@ macro_rules! fields {
         $field!(used_byte_ms, 288, u64);
         $field!(cost_nanos, 296, u64);
         $field!(price_version, 304, u32);
+        $field!(peak_kib, 308, u32);
     };
 }
 

@@ -116,6 +116,9 @@ pub struct Record {
     /// Memory used by its instances over its part of their time, byte·ms.
     #[serde(default)]
     pub used_byte_ms: u64,
+    /// Most memory that its instance was seen to use, KiB, rounded up; 0 where nobody looked.
+    #[serde(default)]
+    pub peak_kib: u32,
     /// From when it came to its first text, µs; 0 where it had none.
     #[serde(default)]
     pub first_text_us: u64,
@@ -196,6 +199,7 @@ impl Record {
             cpu_us: 0,
             reserved_byte_ms: 0,
             used_byte_ms: 0,
+            peak_kib: 0,
             first_text_us: 0,
             tokens_in: 0,
             tokens_cached: 0,

@@ -334,6 +334,7 @@ fn add_used(record: &mut Record, used: &Used) {
     add(&mut record.cpu_us, total.cpu_us);
     add(&mut record.reserved_byte_ms, per_ms(total.reserved_byte_us));
     add(&mut record.used_byte_ms, per_ms(total.used_byte_us));
+    record.peak_kib = record.peak_kib.max(u32::try_from(used.peak_bytes.div_ceil(1_024)).unwrap_or(u32::MAX));
 }
 
 /// Of byte·µs, whole byte·ms.
