@@ -18,7 +18,17 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("types", &["appliance-types"]),
     ("wire", &["sandbox-wire"]),
     ("money", &["appliance-price"]),
-    ("pure", &["appliance-config", "appliance-api", "appliance-admit", "appliance-scale", "sandbox-snapshot"]),
+    (
+        "pure",
+        &[
+            "appliance-config",
+            "appliance-api",
+            "appliance-admit",
+            "appliance-report",
+            "appliance-scale",
+            "sandbox-snapshot",
+        ],
+    ),
     ("fences", &["appliance-runtime", "appliance-meter", "sandbox-kernel", "sandbox-model"]),
     ("mechanisms", &["sandbox-image", "images-builder", "firmware-init", "tests-synthetic"]),
     ("stages", &["appliance-edge", "appliance-keys", "appliance-pool", "appliance-ledger", "sandbox-warden"]),
