@@ -85,6 +85,34 @@ fn one_amount_everywhere() {
     ember.stop();
 }
 
+/// The project is in the records, so neither the end of its key nor another key of that name changes what it has spent.
+#[test]
+fn a_projects_past_outlives_its_keys() {
+    let mut ember = Ember::serving(&assistant());
+    let key = |ember: &Ember, project: &str| {
+        let key = ember.run(&["key", "create", "--name", "app", "--project", project]).ok();
+        ember.client().with_key(key.trim())
+    };
+    let spent = |ember: &Ember, project: &str| {
+        let rows = ember.run(&["budget", "ls", "--json"]).json();
+        let row = rows.as_array().unwrap().iter().find(|row| row["of"] == format!("project:{project}"));
+        row.unwrap_or_else(|| panic!("{rows}"))["spent_nanos"].as_u64().expect("an amount")
+    };
+    for project in ["shop", "lab"] {
+        ember.run(&["budget", "set", &format!("project:{project}"), "1.00/month"]).ok();
+    }
+    let reply = key(&ember, "shop").ask(&chat("assistant", "Hello.", json!({"max_tokens": 2}))).expect(200);
+    let record = record_of(&ember, reply.json()["usage"]["ember"]["request_id"].as_str().expect("an id"));
+    assert_eq!(record["project"], "shop");
+    let cost = record["cost_nanos"].as_u64().expect("a cost");
+    ember.run(&["key", "revoke", "app"]).ok();
+    drop(key(&ember, "lab"));
+    ember.kill();
+    ember.start_again();
+    assert_eq!((spent(&ember, "shop"), spent(&ember, "lab")), (cost, 0));
+    ember.stop();
+}
+
 #[test]
 fn prices_change_by_version_and_old_bills_stay() {
     let ember = Ember::serving(&assistant());

@@ -1,7 +1,7 @@
 //! FOCUS 1.0, the FinOps Open Cost and Usage Specification: what was charged, as CSV.
 //!
 //! ```text
-//!  record ─▶ its bill's lines ─▶ (hour, key, function, version, class, line) ─▶ a row: Usage
+//!  record ─▶ its bill's lines ─▶ (hour, key, project, function, version, class, line) ─▶ a row: Usage
 //!              waived past a budget ───────────────────────────────────────────▶ a row: Credit, negative
 //!              version that the book does not hold, or that gives another cost ▶ a row: Usage without quantity and price
 //! ```
@@ -9,11 +9,11 @@
 //! Invariant: the billed costs of all rows add up to what was charged, to the nano-unit. List and contracted cost
 //! are price × quantity, as FOCUS has it; each bill rounds its lines up, so the billed cost is above them by less than a nano-unit a
 //! request and line. Amounts and quantities are exact to 12 decimals, written with a point always: the validator tells
-//! decimals by it. That validator's 1.0 rules know four columns by earlier names, so both stand there; columns of our own begin
+//! decimals by it. That validator's 1.0 rules know five columns by earlier names, so both stand there; columns of our own begin
 //! with `x_`.
 
 use appliance_price::{Book, Line, What, calendar};
-use appliance_types::{FunctionName, KeyName, Record};
+use appliance_types::{FunctionName, KeyName, ProjectName, Record};
 use std::{collections::BTreeMap, fmt::Write};
 
 const HOUR_MS: u64 = 3_600_000;
@@ -21,7 +21,7 @@ const NANO: u128 = 1_000_000_000;
 const DECIMALS: u32 = 12;
 const PROVIDER: &str = "Ember";
 
-const COLUMNS: [&str; 49] = [
+const COLUMNS: [&str; 50] = [
     "AvailabilityZone",
     "BilledCost",
     "BillingAccountId",
@@ -35,6 +35,7 @@ const COLUMNS: [&str; 49] = [
     "ChargeFrequency",
     "ChargePeriodEnd",
     "ChargePeriodStart",
+    "ChargeType",
     "CommitmentDiscountCategory",
     "CommitmentDiscountId",
     "CommitmentDiscountName",
@@ -85,6 +86,7 @@ enum Charge {
 struct Group {
     hour_ms: u64,
     key: KeyName,
+    project: Option<ProjectName>,
     function: FunctionName,
     price_version: u32,
     batch: bool,
@@ -138,6 +140,7 @@ impl<'b> Focus<'b> {
         let group = Group {
             hour_ms: record.ended_unix_ms / HOUR_MS * HOUR_MS,
             key: record.key.clone(),
+            project: record.project.clone(),
             function: record.function.clone(),
             price_version: record.price_version,
             batch: record.batch,
@@ -188,6 +191,7 @@ impl<'b> Focus<'b> {
     fn row(&self, group: &Group, sums: &Sums) -> Vec<(&'static str, String)> {
         let month = calendar::month(group.hour_ms);
         let text = str::to_owned;
+        let category = text(if group.charge == Charge::Waived { "Credit" } else { "Usage" });
         let mut row = vec![
             ("BillingAccountId", self.account.clone()),
             ("BillingAccountName", self.account.clone()),
@@ -196,7 +200,8 @@ impl<'b> Focus<'b> {
             ("BillingPeriodEnd", time(calendar::month_start_ms(month + 1))),
             ("ChargePeriodStart", time(group.hour_ms)),
             ("ChargePeriodEnd", time(group.hour_ms.saturating_add(HOUR_MS))),
-            ("ChargeCategory", text(if group.charge == Charge::Waived { "Credit" } else { "Usage" })),
+            ("ChargeCategory", category.clone()),
+            ("ChargeType", category),
             ("ChargeDescription", description(group)),
             ("ChargeFrequency", text("Usage-Based")),
             ("ResourceID", group.function.to_string()),
@@ -236,6 +241,10 @@ fn costs(group: &Group, sums: &Sums) -> Vec<(&'static str, String)> {
     let mut costs = vec![("BilledCost", billed.clone()), ("EffectiveCost", billed.clone())];
     let Charge::Line(what) = group.charge else {
         costs.extend([("ListCost", billed.clone()), ("ContractedCost", billed)]);
+        if group.charge == Charge::Unexplained {
+            let name = "unexplained".to_owned();
+            costs.extend([("SkuPriceId", format!("{name}-v{}", group.price_version)), ("SkuId", name)]);
+        }
         return costs;
     };
     let (per, price) = (u128::from(sums.per.max(1)), u128::from(sums.price_nanos));
@@ -285,7 +294,11 @@ fn description(group: &Group) -> String {
 
 fn tags(group: &Group) -> String {
     let class = if group.batch { "batch" } else { "interactive" };
-    serde_json::json!({ "class": class, "function": group.function, "key": group.key }).to_string()
+    let mut tags = serde_json::json!({ "class": class, "function": group.function, "key": group.key });
+    if let Some(project) = &group.project {
+        tags["project"] = project.as_str().into();
+    }
+    tags.to_string()
 }
 
 fn time(unix_ms: u64) -> String {
@@ -394,6 +407,7 @@ mod tests {
         assert_eq!((&*credit["BilledCost"], &*credit["SkuId"]), ("-0.000006867", ""));
         let unknown = rows.iter().find(|row| row["x_PriceVersion"] == "9").unwrap();
         assert_eq!((&*unknown["BilledCost"], &*unknown["ListUnitPrice"]), ("0.000000077", ""));
+        assert_eq!(unknown["SkuPriceId"], "unexplained-v9");
     }
 
     proptest! {

@@ -2,7 +2,7 @@
 //!
 //! All durations are of one monotonic clock in one process; the wall clock only stamps `ended_unix_ms`.
 
-use crate::{FunctionName, KeyName, Tier};
+use crate::{FunctionName, KeyName, ProjectName, Tier};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -85,6 +85,9 @@ pub struct Record {
     pub ended_unix_ms: u64,
     /// The key that pays.
     pub key: KeyName,
+    /// The project of that key when it came, if it had one.
+    #[serde(default)]
+    pub project: Option<ProjectName>,
     /// The function called.
     pub function: FunctionName,
     /// How it ended.
@@ -186,6 +189,7 @@ impl Record {
             came_unix_ms: 0,
             ended_unix_ms: 0,
             key,
+            project: None,
             function,
             outcome: Outcome::Cancelled,
             status: 0,
