@@ -53,9 +53,16 @@ impl Ember {
 
     /// Starts emberd with a configuration file.
     pub fn start_with(config: &str) -> Self {
+        Self::prepared(config, |_| ())
+    }
+
+    /// Starts emberd in a folder that was made ready for it: below it `data` is where emberd keeps everything, and where there is a
+    /// `bin/emberd`, that is started.
+    pub fn prepared(config: &str, prepare: impl FnOnce(&Path)) -> Self {
         let turn = take_turn();
-        let remains = Remains::before();
         let folder = TempDir::with_prefix("ember-test-").expect("a temporary folder");
+        prepare(folder.path());
+        let remains = Remains::before();
         fs::write(folder.path().join("emberd.toml"), config).expect("write the configuration");
         let (supervisor, address) = Supervisor::start(folder.path());
         let mut ember = Self { folder, address, supervisor, remains, stopped: false, _turn: turn };
@@ -276,7 +283,8 @@ impl Supervisor {
 
 fn spawn(folder: &Path) -> Child {
     let log = File::options().create(true).append(true).open(folder.join("emberd.log")).expect("open the log");
-    let mut command = Command::new(tree::program("emberd"));
+    let own = folder.join("bin/emberd");
+    let mut command = Command::new(if own.exists() { own } else { tree::program("emberd") });
     command.arg("serve").arg("--config").arg(folder.join("emberd.toml")).arg("--data").arg(folder.join("data"));
     command.args(["--listen", "127.0.0.1:0"]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
     command.spawn().expect("start emberd")

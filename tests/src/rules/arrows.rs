@@ -33,7 +33,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("mechanisms", &["sandbox-image", "images-builder", "firmware-init", "tests-synthetic"]),
     ("stages", &["appliance-edge", "appliance-keys", "appliance-pool", "appliance-ledger", "sandbox-warden"]),
     ("simulators", &["appliance-sim"]),
-    ("programs", &["appliance-daemon", "appliance-cli", "sandbox-runner", "bench", "tests"]),
+    ("programs", &["appliance-daemon", "appliance-cli", "sandbox-runner", "bench", "tests", "tests-liar"]),
 ];
 
 /// A foreign world, the one crate that names it, and who else may, for a reason.
