@@ -102,6 +102,7 @@ pub(crate) fn encode(stage: Stage, sequence: u64, record: &Record) -> [u8; ENTRY
 
 /// The records of an entry, sealed for the places from `position` on, as a ring of `boot` holds them; also for whoever carries
 /// them otherwise.
+#[inline]
 pub fn sealed(
     stage: Stage,
     sequence: u64,
