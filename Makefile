@@ -14,7 +14,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := build
-.PHONY: build model run test bench image image-test overload packages sources
+.PHONY: build model run test bench image image-test overload packages sources focus
 
 PACKAGES := clang cmake curl g++ git libclang-dev pkg-config python3-pip unzip
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
@@ -93,9 +93,21 @@ run: build model
 	echo "serving until interrupted; ask again with: $(BIN)/ember run assistant \"...\" --data $(DATA)"
 	wait "$$emberd"
 
+# The validator of FOCUS files, which one test asks: each package pinned, in a folder of its own that counts once it is whole.
+FOCUS := target/focus
+FOCUS_PINS := tests/focus-validator.txt
+
+focus: packages
+	@if cmp --quiet $(FOCUS_PINS) $(FOCUS)/installed.txt; then exit 0; fi
+	echo "installing focus-validator into $(FOCUS)"
+	rm -rf $(FOCUS)
+	python3 -m venv $(FOCUS)
+	$(FOCUS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $(FOCUS_PINS)
+	cp $(FOCUS_PINS) $(FOCUS)/installed.txt
+
 # One test at a time: the end-to-end suites each own the machine's cgroups, and llama.cpp wants both cores.
-test: PACKAGES += cpio dosfstools e2fsprogs fdisk gdisk mtools
-test: build model
+test: PACKAGES += cpio dosfstools e2fsprogs fdisk gdisk mtools python3-venv
+test: build model focus
 	@$(with_liburing)
 	step() { echo "==> $$*"; "$$@"; }
 	step $(CARGO) fmt --all --check

@@ -51,6 +51,16 @@ impl Figure for EdgeCpu {
     }
 }
 
+/// CPU time that our edge alone takes for a small HTTPS request, µs: for what is told as a share of it.
+pub(crate) fn request_cpu_us(context: &Context) -> Result<f64, Error> {
+    let requests = if context.smoke { SMOKE_REQUESTS } else { REQUESTS };
+    let folder = tempfile::tempdir().map_err(Error::setup)?;
+    let ca = peers::write_identity(folder.path())?;
+    let ours = Contender::start("serve-edge", folder.path(), &ca, Cores::of_this_machine()?)?;
+    ours.cpu_us_per_request(requests / 5)?;
+    ours.cpu_us_per_request(requests)
+}
+
 #[derive(Clone, Copy)]
 struct Cores {
     server: usize,

@@ -2,17 +2,26 @@
 //!
 //! Both sides publish records of 128 bytes to a consumer on another core, in bursts that fit the ring and are timed; between
 //! bursts the consumer catches up. It takes what there is and then is busy for [`BUSY`], as the ledger is with its sync;
-//! what a record costs where it chases every single one, which is the price of moving cache lines, is noted beside. Ours are entries as a server makes them: a request opened and
-//! closed is six records, encoded, numbered, summed and written to sealed memory that another process could map, with the
-//! close's room set aside. The peer pushes 128 bytes that are ready, within one process, unsummed.
+//! what a record costs where it chases every single one, which is the price of moving cache lines, is noted beside. Both
+//! carry the same entries, as a server makes them: a request opened and closed is six records, encoded, numbered and
+//! summed. Ours go to sealed memory that another process could map, with the close's room set aside; the peer's through
+//! rtrb, within one process. What rtrb takes to push 128 bytes that are ready, which is no meter, is noted beside.
+//!
+//! Noted as well: what the ledger's disk takes, and metering's share of the CPU time of a small HTTPS request.
 
 use crate::{
+    edge,
     error::Error,
     figure::{Bar, Context, Figure, Measured, Side, interleave, median},
     process::pin,
 };
-use appliance_meter::{Consumer, Item, Producer, RECORD_BYTES, RECORDS, bell, create, entry::ENTRY_RECORDS};
-use appliance_types::{Outcome, Record, RequestId};
+use appliance_ledger::Log;
+use appliance_meter::{
+    Consumer, Item, Producer, RECORD_BYTES, RECORDS, bell, create,
+    entry::{ENTRY_RECORDS, sealed},
+};
+use appliance_types::{Entry, Outcome, Record, RequestId, Stage};
+use nix::sys::resource::{UsageWho, getrusage};
 use rtrb::RingBuffer;
 use std::{
     hint::black_box,
@@ -34,6 +43,11 @@ const BUSY: Duration = Duration::from_micros(100);
 const REQUEST_RECORDS: u64 = 2 * ENTRY_RECORDS;
 /// Requests of a burst: with them the ring is not full.
 const REQUESTS: u64 = RECORDS / REQUEST_RECORDS - 2;
+/// Words of a record.
+const WORDS: usize = RECORD_BYTES / 8;
+/// Entries that the ledger appends with one sync, and how often.
+const APPENDED: u64 = 256;
+const APPENDS: u64 = 100;
 /// What a record may cost, ns.
 const RECORD_NS_MAX: f64 = 50.0;
 
@@ -45,7 +59,7 @@ impl Figure for ProducerSide {
     }
 
     fn title(&self) -> &'static str {
-        "the meter's producer side, time a record of 128 bytes, ours ÷ rtrb"
+        "the meter's producer side, time a record of 128 bytes, ours ÷ rtrb with the same entries"
     }
 
     fn bar(&self) -> Bar {
@@ -59,20 +73,40 @@ impl Figure for ProducerSide {
         let (Some(first), Some(last)) = (cores.first().copied(), cores.last().copied()) else {
             return Err(Error::setup("this process may run on no core"));
         };
-        let both = |busy| {
-            let (mut ours, mut peer) = (Ours::start(last, busy)?, Peer::start(last, busy)?);
+        let both = |busy, ready| {
+            let (mut ours, mut peer) = (Ours::start(last, busy)?, Peer::start(last, busy, ready)?);
             let samples = interleave(rounds, || Ok(ours.record_ns(bursts)), || Ok(peer.record_ns(bursts)))?;
             Ok::<_, Error>((samples, ours.taken_ns()))
         };
-        let measured = in_thread(first, || Ok((both(BUSY)?, both(Duration::ZERO)?)));
-        let (((ours, peer), taken_ns), (chased, _)) = measured?;
+        let measured = in_thread(first, || Ok((both(BUSY, false)?, both(Duration::ZERO, false)?, both(BUSY, true)?)));
+        let (((ours, peer), taken_ns), (chased, _), (bare, _)) = measured?;
+        let durable = Durable::measure(if context.smoke { 1 } else { APPENDS })?;
+        let request_us = edge::request_cpu_us(context)?;
         let ns = median(&ours);
+        let produced_us = ns * REQUEST_RECORDS as f64 / 1e3;
+        let kept_us = (taken_ns * REQUEST_RECORDS as f64 + 2.0 * durable.entry_cpu_ns) / 1e3;
+        let share = |us: f64| 100.0 * us / (request_us + produced_us + kept_us);
         let verdict = if ns <= RECORD_NS_MAX { "ok" } else { "MISS" };
         let entry_ns = ns * ENTRY_RECORDS as f64;
         let notes = vec![
             format!("{ns:.1} ns a record (bar {RECORD_NS_MAX:.0}) {verdict}, {entry_ns:.0} ns an entry"),
             format!("chased by the consumer: {:.1} ns, rtrb {:.1} ns", median(&chased.0), median(&chased.1)),
+            format!(
+                "rtrb pushing 128 bytes that are ready: {:.1} ns, to which ours is {:.2}",
+                median(&bare.1),
+                median(&bare.0) / median(&bare.1)
+            ),
             format!("the consumer takes a record in {taken_ns:.1} ns, checked, three as an entry with its names"),
+            format!(
+                "the ledger appends {:.0} entries/s durably, {APPENDED} a sync, with {:.1} µs CPU each",
+                durable.per_second,
+                durable.entry_cpu_ns / 1e3
+            ),
+            format!(
+                "metering is {:.1} % of the CPU time of a small HTTPS request ({request_us:.1} µs at the edge) in the server, {:.1} % with the ledger",
+                share(produced_us),
+                share(produced_us + kept_us)
+            ),
         ];
         notes.iter().for_each(|note| eprintln!("S9: {note}"));
         let ours = Side { label: "appliance-meter: entries encoded, summed, published".into(), samples: ours };
@@ -155,10 +189,7 @@ impl Ours {
         let mut consumer = Consumer::attach(&ring, 0).map_err(Error::setup)?;
         let consuming = Consuming::start(core, busy, move || take(&mut consumer));
         let producer = Producer::attach(&ring, rings, 1).map_err(Error::setup)?;
-        let name = || "assistant".parse().map_err(Error::setup);
-        let key = "customer-0042".parse().map_err(Error::setup)?;
-        let record = Record { outcome: Outcome::Completed, ..Record::new(RequestId::from_random(7), key, name()?) };
-        Ok(Self { producer, record, sent: 0, consuming })
+        Ok(Self { producer, record: record()?, sent: 0, consuming })
     }
 
     fn record_ns(&mut self, bursts: usize) -> f64 {
@@ -213,31 +244,95 @@ fn take(consumer: &mut Consumer) -> u64 {
     records
 }
 
+/// What the ledger takes to have entries on the disk of the folder for temporary files.
+struct Durable {
+    per_second: f64,
+    entry_cpu_ns: f64,
+}
+
+impl Durable {
+    fn measure(appends: u64) -> Result<Self, Error> {
+        let folder = tempfile::tempdir().map_err(Error::setup)?;
+        let (mut log, _) = Log::open(folder.path(), 1).map_err(Error::setup)?;
+        let (mut spent, mut cpu) = (Duration::ZERO, Duration::ZERO);
+        for append in 0..appends {
+            let entries = (append * APPENDED..(append + 1) * APPENDED).map(entry).collect::<Result<Vec<_>, _>>()?;
+            let (began, before) = (Instant::now(), thread_cpu()?);
+            log.append(&entries).map_err(Error::setup)?;
+            spent += began.elapsed();
+            cpu += thread_cpu()?.saturating_sub(before);
+        }
+        let count = (appends * APPENDED) as f64;
+        Ok(Self { per_second: count / spent.as_secs_f64(), entry_cpu_ns: cpu.as_nanos() as f64 / count })
+    }
+}
+
+fn entry(sequence: u64) -> Result<Entry, Error> {
+    Ok(Entry { boot: 1, core: 0, sequence, stage: Stage::Closed, record: record()? })
+}
+
+fn record() -> Result<Record, Error> {
+    let key = "customer-0042".parse().map_err(Error::setup)?;
+    let function = "assistant".parse().map_err(Error::setup)?;
+    Ok(Record { outcome: Outcome::Completed, ..Record::new(RequestId::from_random(7), key, function) })
+}
+
+/// CPU time of this thread.
+fn thread_cpu() -> Result<Duration, Error> {
+    let usage = getrusage(UsageWho::RUSAGE_THREAD).map_err(Error::setup)?;
+    let micros = |time: nix::sys::time::TimeVal| (time.tv_sec() as u64) * 1_000_000 + time.tv_usec() as u64;
+    Ok(Duration::from_micros(micros(usage.user_time()) + micros(usage.system_time())))
+}
+
 /// The peer's ring.
 struct Peer {
-    producer: rtrb::Producer<[u8; RECORD_BYTES]>,
+    producer: rtrb::Producer<[u64; WORDS]>,
+    record: Record,
+    /// Push what is ready, rather than entries made of the record.
+    ready: bool,
+    sequence: u64,
     sent: u64,
     consuming: Consuming,
 }
 
 impl Peer {
-    fn start(core: usize, busy: Duration) -> Result<Self, Error> {
-        let (producer, mut consumer) = RingBuffer::<[u8; RECORD_BYTES]>::new(RECORDS as usize);
+    fn start(core: usize, busy: Duration, ready: bool) -> Result<Self, Error> {
+        let (producer, mut consumer) = RingBuffer::<[u64; WORDS]>::new(RECORDS as usize);
         let take = move || std::iter::from_fn(|| consumer.pop().ok()).map(black_box).count() as u64;
-        Ok(Self { producer, sent: 0, consuming: Consuming::start(core, busy, take) })
+        let consuming = Consuming::start(core, busy, take);
+        Ok(Self { producer, record: record()?, ready, sequence: 0, sent: 0, consuming })
     }
 
     fn record_ns(&mut self, bursts: usize) -> f64 {
         let mut spent_ns = 0;
-        let record = [7; RECORD_BYTES];
         for _ in 0..bursts {
             let began = Instant::now();
-            for _ in 0..REQUESTS * REQUEST_RECORDS {
-                self.sent += u64::from(self.producer.push(*black_box(&record)).is_ok());
+            if self.ready {
+                self.push_ready()
+            } else {
+                self.push_entries()
             }
             spent_ns += began.elapsed().as_nanos();
             self.consuming.progress.await_taken(self.sent);
         }
         spent_ns as f64 / (bursts as u64 * REQUESTS * REQUEST_RECORDS) as f64
+    }
+
+    fn push_ready(&mut self) {
+        let record = [7; WORDS];
+        for _ in 0..REQUESTS * REQUEST_RECORDS {
+            self.sent += u64::from(self.producer.push(*black_box(&record)).is_ok());
+        }
+    }
+
+    fn push_entries(&mut self) {
+        for _ in 0..REQUESTS {
+            for stage in [Stage::Open, Stage::Closed] {
+                for words in sealed(stage, self.sequence, black_box(&self.record), 1, self.sent) {
+                    self.sent += u64::from(self.producer.push(words).is_ok());
+                }
+                self.sequence += 1;
+            }
+        }
     }
 }

@@ -63,14 +63,25 @@ impl Ember {
 
     /// Starts emberd with a configuration file.
     pub fn start_with(config: &str) -> Self {
-        Self::launch(Launch::default(), config)
+        Self::begin(Launch::default(), config, |_| ())
     }
 
     /// Starts emberd in some way, with a configuration file.
     pub fn launch(launch: Launch, config: &str) -> Self {
+        Self::begin(launch, config, |_| ())
+    }
+
+    /// Starts emberd in a folder that was made ready for it: below it `data` is where emberd keeps everything, and where there is a
+    /// `bin/emberd`, that is started.
+    pub fn prepared(config: &str, prepare: impl FnOnce(&Path)) -> Self {
+        Self::begin(Launch::default(), config, prepare)
+    }
+
+    fn begin(launch: Launch, config: &str, prepare: impl FnOnce(&Path)) -> Self {
         let turn = take_turn();
-        let remains = Remains::before();
         let folder = TempDir::with_prefix("ember-test-").expect("a temporary folder");
+        prepare(folder.path());
+        let remains = Remains::before();
         fs::write(folder.path().join("emberd.toml"), config).expect("write the configuration");
         let (supervisor, address) = Supervisor::start(folder.path(), &launch);
         let mut ember = Self { folder, launch, address, supervisor, remains, stopped: false, _turn: turn };
@@ -291,7 +302,8 @@ impl Supervisor {
 
 fn spawn(folder: &Path, launch: &Launch) -> Child {
     let log = File::options().create(true).append(true).open(folder.join("emberd.log")).expect("open the log");
-    let emberd = tree::program("emberd");
+    let own = folder.join("bin/emberd");
+    let emberd = if own.exists() { own } else { tree::program("emberd") };
     let mut command = match launch.launcher.split_first() {
         None => Command::new(emberd),
         Some((program, arguments)) => {

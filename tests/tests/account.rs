@@ -1,8 +1,12 @@
-//! Bills and the box's own account add up to what instances lived, after whatever happened to them.
+//! Bills and the box's own account add up to what instances lived, after whatever happened to them. For as long as wanted:
+//! `EMBER_ACCOUNT_ROUNDS=200 cargo test --release --locked --workspace --test account -- --nocapture` prints both sides.
 
 use serde_json::{Value, json};
-use std::thread;
+use std::{env, thread};
 use tests::{Ember, Function, Role, chat, text_of, until};
+
+/// Rounds of load, unless the environment says more.
+const ROUNDS: u32 = 3;
 
 fn long(function: &str, tokens: u32) -> Value {
     chat(function, "Tell me a story.", json!({"max_tokens": tokens, "logit_bias": {"2": -100}}))
@@ -21,7 +25,8 @@ fn sum(values: &[Value], parts: &[&str], unit: &str) -> u64 {
 /// Overlapping answers, whole and streamed, clients who leave, and a runner that is killed.
 fn mix(ember: &mut Ember) -> usize {
     let mut requests = 0;
-    for round in 0..3 {
+    let rounds = env::var("EMBER_ACCOUNT_ROUNDS").map_or(ROUNDS, |rounds| rounds.parse().expect("a number"));
+    for round in 0..rounds {
         thread::scope(|scope| {
             for function in ["one", "two"] {
                 for index in 0..4_u32 {

@@ -75,11 +75,41 @@ fn one_amount_everywhere() {
     assert_eq!(serde_json::from_slice::<Value>(&records).unwrap(), record, "a line a record");
     let report = format!("REPORT RequestId: {id} Duration: ");
     let log = until("the report", || Some(ember.log()).filter(|log| log.contains(&report)));
-    assert!(log.contains(" Memory Size: 1024 MB"), "{log}");
+    let peak_mb = record["peak_kib"].as_u64().expect("a peak").div_ceil(1 << 10);
+    assert!((1..=1024).contains(&peak_mb), "{record}");
+    assert!(log.contains(&format!(" Memory Size: 1024 MB Max Memory Used: {peak_mb} MB")), "{log}");
 
     ember.run(&["usage", "explain", "req-00000000000000000000000000000000"]).refused();
     ember.client().get("/ember/v1/usage?by=day").error(400);
     ember.client().with_key(key.trim()).get("/ember/v1/usage").error(403);
+    ember.stop();
+}
+
+/// The project is in the records, so neither the end of its key nor another key of that name changes what it has spent.
+#[test]
+fn a_projects_past_outlives_its_keys() {
+    let mut ember = Ember::serving(&assistant());
+    let key = |ember: &Ember, project: &str| {
+        let key = ember.run(&["key", "create", "--name", "app", "--project", project]).ok();
+        ember.client().with_key(key.trim())
+    };
+    let spent = |ember: &Ember, project: &str| {
+        let rows = ember.run(&["budget", "ls", "--json"]).json();
+        let row = rows.as_array().unwrap().iter().find(|row| row["of"] == format!("project:{project}"));
+        row.unwrap_or_else(|| panic!("{rows}"))["spent_nanos"].as_u64().expect("an amount")
+    };
+    for project in ["shop", "lab"] {
+        ember.run(&["budget", "set", &format!("project:{project}"), "1.00/month"]).ok();
+    }
+    let reply = key(&ember, "shop").ask(&chat("assistant", "Hello.", json!({"max_tokens": 2}))).expect(200);
+    let record = record_of(&ember, reply.json()["usage"]["ember"]["request_id"].as_str().expect("an id"));
+    assert_eq!(record["project"], "shop");
+    let cost = record["cost_nanos"].as_u64().expect("a cost");
+    ember.run(&["key", "revoke", "app"]).ok();
+    drop(key(&ember, "lab"));
+    ember.kill();
+    ember.start_again();
+    assert_eq!((spent(&ember, "shop"), spent(&ember, "lab")), (cost, 0));
     ember.stop();
 }
 

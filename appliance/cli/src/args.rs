@@ -4,7 +4,7 @@ use appliance_config::{duration_ms, size_bytes};
 use appliance_price::Owner;
 use appliance_sim::Synthetic;
 use appliance_types::{FunctionName, KeyName, ModelDigest, ProjectName, RequestId};
-use clap::{Args as ArgGroup, Parser, Subcommand, value_parser};
+use clap::{Args as ArgGroup, Parser, Subcommand, ValueEnum, value_parser};
 use images_builder::qemu::DiskKind;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -83,6 +83,9 @@ pub(crate) enum Command {
     Budget(Budget),
     /// What was used and what it cost
     Usage(Usage),
+    /// What tokens cost, what functions need, and whether to keep an instance
+    #[command(subcommand)]
+    Report(Report),
     /// Replay a trace of requests under scaling policies, the server's own and others; asks no server
     Sim(Box<Sim>),
     /// The bootable image
@@ -359,7 +362,7 @@ pub(crate) struct Usage {
     #[command(subcommand)]
     pub(crate) command: Option<UsageCommand>,
     /// One row for each of these
-    #[arg(long, value_name = "WHAT", default_value = "function", value_parser = ["function", "key", "tier", "hour"])]
+    #[arg(long, value_name = "WHAT", default_value = "function", value_parser = ["function", "key", "project", "tier", "hour"])]
     pub(crate) by: String,
     /// Requests that ended in this time until now, as in 1h; all that the ledger keeps without it
     #[arg(long, value_name = "TIME", value_parser = duration_ms)]
@@ -378,6 +381,56 @@ pub(crate) enum UsageCommand {
         #[command(flatten)]
         listing: Listing,
     },
+    /// Write what was charged to a file, for other programs
+    Export {
+        /// How
+        #[arg(long, value_enum)]
+        format: ExportFormat,
+        /// Where; what is there is replaced
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+        /// The billing account that it is charged to, as the file names it
+        #[arg(long, value_name = "NAME", default_value = "ember")]
+        account: String,
+        #[command(flatten)]
+        span: Span,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Report {
+    /// Cost per token, by function and key
+    Cost(Span),
+    /// Memory, cores and concurrency by measured peaks, and what that saves
+    Rightsize(Span),
+    /// Paying as used against a provisioned instance, at the measured arrivals, and the rate at which that turns
+    Breakeven {
+        #[command(flatten)]
+        span: Span,
+        /// Price of a GiB that is kept for a second [default: a quarter of what one that is used costs, as in Lambda's list]
+        #[arg(long, value_name = "AMOUNT", value_parser = amount)]
+        kept: Option<u64>,
+        /// Price of a GiB that is kept, for a second in which it is used, beside that [default: seven twelfths of it]
+        #[arg(long, value_name = "AMOUNT", value_parser = amount)]
+        used: Option<u64>,
+    },
+}
+
+/// Which requests are meant.
+#[derive(Clone, Copy, Debug, ArgGroup)]
+pub(crate) struct Span {
+    /// Requests that ended in this time until now, as in 24h; all that the ledger keeps without it
+    #[arg(long, value_name = "TIME", value_parser = duration_ms)]
+    pub(crate) since: Option<u64>,
+    #[command(flatten)]
+    pub(crate) listing: Listing,
+}
+
+/// How an export is written.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum ExportFormat {
+    /// FOCUS 1.0, as CSV: what was charged, by hour, key, function and line of the bill
+    Focus,
 }
 
 fn amount(text: &str) -> Result<u64, String> {

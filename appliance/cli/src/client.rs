@@ -80,6 +80,13 @@ impl Client {
         self.json(self.request(Method::GET, path), SendBody::none())
     }
 
+    /// A page of a long listing, and what names the next one.
+    pub(crate) fn page(&self, path: &str) -> Result<(String, Option<String>), Error> {
+        let mut response = self.send(self.request(Method::GET, path), SendBody::none())?;
+        let next = response.headers().get("x-ember-next").and_then(|next| next.to_str().ok()).map(str::to_owned);
+        Ok((self.text(&mut response)?, next))
+    }
+
     pub(crate) fn delete(&self, path: &str) -> Result<(), Error> {
         self.send(self.request(Method::DELETE, path), SendBody::none()).map(drop)
     }
@@ -122,9 +129,13 @@ impl Client {
     }
 
     fn reply(&self, mut response: Response<Body>) -> Result<Value, Error> {
-        let text = response.body_mut().with_config().limit(REPLY_BYTES_MAX).read_to_string();
-        let text = text.map_err(|error| self.unreachable(error))?;
+        let text = self.text(&mut response)?;
         self.parsed(if text.is_empty() { "null" } else { &text })
+    }
+
+    fn text(&self, response: &mut Response<Body>) -> Result<String, Error> {
+        let text = response.body_mut().with_config().limit(REPLY_BYTES_MAX).read_to_string();
+        text.map_err(|error| self.unreachable(error))
     }
 
     fn send(&self, request: Builder, body: SendBody<'_>) -> Result<Response<Body>, Error> {

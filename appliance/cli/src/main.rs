@@ -21,6 +21,8 @@ mod instance;
 mod key;
 mod model;
 mod output;
+mod records;
+mod report;
 mod run;
 mod sim;
 mod snapshot;
@@ -59,6 +61,7 @@ fn command(args: Args) -> Result<(), Error> {
         Command::Key(key) => key::command(&client()?, key),
         Command::Budget(command) => budget::command(&client()?, command),
         Command::Usage(command) => usage::command(&client()?, command),
+        Command::Report(command) => report::command(&client()?, &command),
         Command::Sim(sim) => sim::sim(&sim),
         Command::Image(command) => image::command(&command),
         Command::Doctor(listing) => doctor::doctor(target(), listing),

@@ -1,14 +1,17 @@
-//! `ember usage`: sums by function, key, tier or hour, and how the amount of one request came to be.
+//! `ember usage`: sums by function, key, tier or hour, how the amount of one request came to be, and all of it as a file.
 
 use crate::{
-    args::{Usage, UsageCommand},
+    args::{ExportFormat, Span, Usage, UsageCommand},
     client::Client,
     error::Error,
-    output,
+    output, records,
 };
 use appliance_price::{Bill, Line, What, calendar};
+use appliance_report::Focus;
 use appliance_types::Record;
 use serde::Deserialize;
+use serde_json::json;
+use std::{fs, path::Path};
 
 const USAGE: &str = "/ember/v1/usage";
 
@@ -35,15 +38,42 @@ struct Explained {
 }
 
 pub(crate) fn command(client: &Client, usage: Usage) -> Result<(), Error> {
-    if let Some(UsageCommand::Explain { request, listing }) = usage.command {
-        let reply = client.get(&format!("{USAGE}/{request}"))?;
-        return output::print(listing, &reply, || Ok(explanation(&client.typed(&reply)?)));
+    match usage.command {
+        Some(UsageCommand::Explain { request, listing }) => {
+            let reply = client.get(&format!("{USAGE}/{request}"))?;
+            return output::print(listing, &reply, || Ok(explanation(&client.typed(&reply)?)));
+        }
+        Some(UsageCommand::Export { format: ExportFormat::Focus, out, account, span }) => {
+            return export(client, &out, &account, span);
+        }
+        None => {}
     }
     let since = usage.since.map_or(String::new(), |ms| format!("&since={ms}ms"));
     let reply = client.get(&format!("{USAGE}?by={}{since}", usage.by))?;
     let currency = reply["currency"].as_str().unwrap_or("").to_owned();
     let data = output::data(reply);
     output::print(usage.listing, &data, || table(&usage.by, &client.typed::<Vec<Row>>(&data)?, &currency))
+}
+
+/// Writes the file beside its place, and moves it there when it is whole.
+fn export(client: &Client, out: &Path, account: &str, span: Span) -> Result<(), Error> {
+    let book = records::book(client)?;
+    let (mut focus, mut count) = (Focus::new(&book, account), 0_u64);
+    records::each(client, span.since, |record| {
+        focus.add(record);
+        count += 1;
+        Ok(())
+    })?;
+    let failed = |source| Error::Write { path: out.to_owned(), source };
+    let mut fresh = out.as_os_str().to_owned();
+    fresh.push(".new");
+    fs::write(&fresh, focus.to_csv()).and_then(|()| fs::rename(&fresh, out)).map_err(failed)?;
+    let (rows, nanos) = (focus.len(), focus.billed_nanos());
+    let value = json!({ "file": out, "rows": rows, "requests": count, "cost_nanos": nanos as u64, "currency": book.currency() });
+    output::print(span.listing, &value, || {
+        let cost = output::money(u64::try_from(nanos).unwrap_or(u64::MAX), &book.currency().to_string());
+        Ok(format!("{rows} rows of {count} requests, {cost}: {}", out.display()))
+    })
 }
 
 fn table(by: &str, rows: &[Row], currency: &str) -> Result<String, Error> {
@@ -96,10 +126,11 @@ fn happened(record: &Record, bill_wake: Option<bool>) -> Vec<(&'static str, Stri
     let outcome = serde_json::to_value(record.outcome).ok().and_then(|outcome| outcome.as_str().map(str::to_owned));
     let (outcome, status) = (outcome.unwrap_or_default(), record.status);
     let wake = if bill_wake == Some(false) { "not billed" } else { "billed" };
+    let project = record.project.as_ref().map_or(String::new(), |project| format!(" of project {project}"));
     let (fed, cached) = (record.tokens_in.saturating_sub(record.tokens_cached), record.tokens_cached);
     vec![
         ("request", record.request.to_string()),
-        ("of", format!("key {}, function {}, found {}", record.key, record.function, record.tier)),
+        ("of", format!("key {}{project}, function {}, found {}", record.key, record.function, record.tier)),
         ("ended", format!("{}, {outcome}, status {status}", calendar::in_words(record.ended_unix_ms))),
         ("queue", format!("{}, not billed", ms(record.queue_us))),
         ("wake", format!("{} waited for; its part is {}, {wake}", ms(record.wake_us), ms(record.wake_share_us))),

@@ -6,6 +6,7 @@
 //! listen = "127.0.0.1:8443"
 //! telemetry_listen = "127.0.0.1:9443"
 //! drain = "10s"
+//! restart_delay = "5s"
 //! inference_cores = 2
 //! memory = "12GiB"
 //! [limits]
@@ -39,6 +40,8 @@ pub struct ServeConfig {
     pub telemetry_listen: Option<SocketAddr>,
     /// Time that running requests get when it stops, ms.
     pub drain_ms: u64,
+    /// Longest pause before a child that died again and again is started, ms.
+    pub restart_delay_ms: u64,
     /// Cores for inference; all when absent.
     pub inference_cores: Option<u32>,
     /// Memory for functions, bytes; what the host can spare when absent.
@@ -73,7 +76,7 @@ pub struct EdgeLimits {
 }
 
 const SCHEMA: Schema = &[
-    ("", &["data", "listen", "telemetry_listen", "drain", "inference_cores", "memory", "limits"]),
+    ("", &["data", "listen", "telemetry_listen", "drain", "restart_delay", "inference_cores", "memory", "limits"]),
     (
         "limits",
         &[
@@ -93,6 +96,7 @@ const SCHEMA: Schema = &[
 
 const HOUR_MS: u64 = 3_600_000;
 const DRAIN_MS: RangeInclusive<u64> = 0..=HOUR_MS;
+const RESTART_MS: RangeInclusive<u64> = 100..=HOUR_MS;
 const TIMEOUT_MS: RangeInclusive<u64> = 100..=HOUR_MS;
 const CONNECTIONS: RangeInclusive<u32> = 1..=1 << 20;
 const HEADERS: RangeInclusive<u32> = 8..=1024;
@@ -108,6 +112,7 @@ impl Default for ServeConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 8443)),
             telemetry_listen: None,
             drain_ms: 10_000,
+            restart_delay_ms: 5_000,
             inference_cores: None,
             memory_bytes: None,
             limits: EdgeLimits::default(),
@@ -146,6 +151,7 @@ impl ServeConfig {
             listen: top.get("listen", &parsed)?.unwrap_or(default.listen),
             telemetry_listen: top.get("telemetry_listen", &parsed)?,
             drain_ms: top.get("drain", &duration(DRAIN_MS))?.unwrap_or(default.drain_ms),
+            restart_delay_ms: top.get("restart_delay", &duration(RESTART_MS))?.unwrap_or(default.restart_delay_ms),
             inference_cores: top.get("inference_cores", &number(1..=1024))?,
             memory_bytes: top.get("memory", &size(MEMORY_BYTES))?,
             limits: limits(&top.section("limits")?)?,

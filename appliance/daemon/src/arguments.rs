@@ -28,12 +28,41 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// Answer requests until SIGTERM or SIGINT; SIGHUP reloads configuration and certificates.
     Serve(Flags),
+    /// The ledger's files, of a server that does not run.
+    #[command(subcommand)]
+    Ledger(Ledger),
     /// A child of `serve`.
     #[command(hide = true)]
     Child {
         /// Which.
         role: Role,
     },
+}
+
+/// What can be done to a ledger.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Ledger {
+    /// Check every line and the chain over all segments, and tell damage by segment and offset; changes nothing.
+    Verify {
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Make the index anew from the segments, after checking them.
+    Rebuild {
+        #[command(flatten)]
+        place: Place,
+    },
+}
+
+/// Which ledger, and how its state is told.
+#[derive(Args, Debug)]
+pub(crate) struct Place {
+    /// Folder that holds everything.
+    #[arg(long, value_name = "DIR", default_value = "./ember-data")]
+    pub(crate) data: String,
+    /// One JSON document on stdout.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// What `serve` can be told. A flag goes before the same key of the configuration file.

@@ -217,7 +217,8 @@ fn verdict(owner: u32, mode: u32, ours: bool) -> Verdict {
     }
 }
 
-fn lock(data: &Path) -> Result<Flock<File>, Failure> {
+/// Locks a data folder against other emberds.
+pub(crate) fn lock(data: &Path) -> Result<Flock<File>, Failure> {
     let path = data.join(LOCK);
     let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o644).open(&path);
     let file = open.map_err(|source| Failure::io("open", &path, source))?;

@@ -24,8 +24,6 @@ use std::time::{Duration, Instant};
 
 /// First delay before a start.
 const DELAY_MIN: Duration = Duration::from_millis(100);
-/// Longest delay before a start.
-const DELAY_MAX: Duration = Duration::from_secs(5);
 /// A unit that was up this long was not broken.
 const STEADY: Duration = Duration::from_secs(30);
 /// What the warden gets to end its instances, and the ledger to append what is queued.
@@ -91,12 +89,14 @@ struct Members {
     state: State,
     alive: Vec<Role>,
     failures: u32,
+    delay_max: Duration,
 }
 
 impl Machine {
-    /// Both units are to be started now.
-    pub(crate) fn new(now: Instant) -> Self {
-        Self { service: Members::new(Unit::Service, now), ledger: Members::new(Unit::Ledger, now), stopping: false }
+    /// Both units are to be started now, and whenever they ended after `delay_max` at most.
+    pub(crate) fn new(delay_max: Duration, now: Instant) -> Self {
+        let [service, ledger] = [Unit::Service, Unit::Ledger].map(|unit| Members::new(unit, delay_max, now));
+        Self { service, ledger, stopping: false }
     }
 
     /// Takes an event, and says what to do, in order.
@@ -154,8 +154,8 @@ impl Machine {
 }
 
 impl Members {
-    fn new(unit: Unit, now: Instant) -> Self {
-        Self { unit, state: State::Waiting { start_at: now }, alive: Vec::new(), failures: 0 }
+    fn new(unit: Unit, delay_max: Duration, now: Instant) -> Self {
+        Self { unit, state: State::Waiting { start_at: now }, alive: Vec::new(), failures: 0, delay_max }
     }
 
     fn wake_at(&self) -> Option<Instant> {
@@ -204,7 +204,7 @@ impl Members {
 
     fn wait(&mut self, up: Duration, now: Instant) {
         self.failures = if up >= STEADY { 1 } else { self.failures.saturating_add(1) };
-        self.state = State::Waiting { start_at: now + delay(self.failures) };
+        self.state = State::Waiting { start_at: now + delay(self.failures).min(self.delay_max) };
     }
 
     /// Tells `first` to end, if it is there; a unit that is ending already goes on doing so.
@@ -231,15 +231,17 @@ impl Unit {
     }
 }
 
-/// The delay before the next start after `failures` in a row.
+/// The delay before the next start after `failures` in a row, if there is no end to it.
 fn delay(failures: u32) -> Duration {
     let doublings = failures.saturating_sub(1).min(16);
-    (DELAY_MIN * 2_u32.pow(doublings)).min(DELAY_MAX)
+    DELAY_MIN * 2_u32.pow(doublings)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const DELAY_MAX: Duration = Duration::from_secs(5);
 
     /// A machine and its clock.
     struct Run {
@@ -250,7 +252,7 @@ mod tests {
     impl Run {
         fn started() -> Self {
             let now = Instant::now();
-            let mut run = Self { machine: Machine::new(now), now };
+            let mut run = Self { machine: Machine::new(DELAY_MAX, now), now };
             assert_eq!(run.on(Event::Time), [Action::Start(Unit::Ledger), Action::Start(Unit::Service)]);
             run
         }
@@ -272,9 +274,9 @@ mod tests {
 
     #[test]
     fn delays_double_up_to_five_seconds() {
-        let ms: Vec<u128> = (1..9).map(|failures| delay(failures).as_millis()).collect();
+        let ms: Vec<u128> = (1..9).map(|failures| delay(failures).min(DELAY_MAX).as_millis()).collect();
         assert_eq!(ms, [100, 200, 400, 800, 1_600, 3_200, 5_000, 5_000]);
-        assert_eq!(delay(u32::MAX), DELAY_MAX);
+        assert!(delay(u32::MAX) > DELAY_MAX);
     }
 
     #[test]

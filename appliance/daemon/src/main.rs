@@ -15,6 +15,7 @@ mod control;
 mod data;
 mod exit;
 mod files;
+mod ledger;
 mod logging;
 mod machine;
 mod meters;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         logging::start(arguments.log_format, &arguments.log)?;
         match &arguments.command {
             Command::Serve(flags) => supervisor::serve(flags, arguments.log_format, &arguments.log),
+            Command::Ledger(command) => ledger::run(command),
             Command::Child { role } => children::run(*role),
         }
     });

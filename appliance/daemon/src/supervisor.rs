@@ -69,7 +69,7 @@ pub(crate) fn serve(flags: &Flags, format: LogFormat, filter: &str) -> Result<()
         address: listeners[0].local_addr().map_err(Failure::of("look at", "the listening socket"))?,
         meters: Meters::new(listeners.len()).map_err(Failure::of("make", "the meter's rings"))?,
         logging: Logging { format, filter: filter.to_owned() },
-        machine: Machine::new(Instant::now()),
+        machine: Machine::new(Duration::from_millis(config.restart_delay_ms), Instant::now()),
         processes: Processes::default(),
         stage: Stage::Starting,
         await_ready: false,

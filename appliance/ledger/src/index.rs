@@ -26,7 +26,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params, params_from_i
 use std::{
     fs::{self, File},
     io,
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, MetadataExt, chown},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -34,7 +34,7 @@ use std::{
 /// The file's name in the ledger's folder.
 pub const FILE_NAME: &str = "index.db";
 /// Of the tables below.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 const BUSY: Duration = Duration::from_secs(5);
 /// Fields of a record that are summed as they are; those that this version's records lack are 0.
 pub(crate) const SUMS: [&str; 10] = [
@@ -169,12 +169,19 @@ impl Index {
     }
 }
 
-/// Makes the index in `folder` anew from its segments; returns how many entries it took. For a ledger that does not run.
+/// Makes the index in `folder` anew from its segments, for whom the folder belongs to; returns how many entries it took. For
+/// a ledger that does not run.
 ///
 /// # Errors
 /// [`IndexError`].
 pub fn rebuild(folder: &Path) -> Result<u64, IndexError> {
     remove(folder)?;
+    let taken = fill(folder)?;
+    give(folder)?;
+    Ok(taken)
+}
+
+fn fill(folder: &Path) -> Result<u64, IndexError> {
     let mut index = Index::open(folder)?;
     let failed = |source| IndexError::Io { action: "list", path: folder.to_owned(), source };
     let segments = crate::reader::segments(folder).map_err(|error| failed(io::Error::other(error)))?;
@@ -183,6 +190,17 @@ pub fn rebuild(folder: &Path) -> Result<u64, IndexError> {
     let scan = segment::scan(*newest, &bytes, None);
     let end = Position { segment: *newest, offset: scan.torn().unwrap_or(scan.used) };
     index.catch_up(*oldest, end)
+}
+
+/// Gives the index's file to the owner of the folder, as which the ledger's process runs.
+fn give(folder: &Path) -> Result<(), IndexError> {
+    let path = folder.join(FILE_NAME);
+    let owner = |path: &Path| fs::metadata(path).map(|metadata| (metadata.uid(), metadata.gid()));
+    let given = || match (owner(folder)?, owner(&path)?) {
+        ((uid, gid), has) if has != (uid, gid) => chown(&path, Some(uid), Some(gid)),
+        _ => Ok(()),
+    };
+    given().map_err(|source| IndexError::Io { action: "give away", path: path.clone(), source })
 }
 
 fn remove(folder: &Path) -> Result<(), IndexError> {
@@ -212,7 +230,7 @@ fn schema() -> String {
          CREATE TABLE boots(boot INTEGER PRIMARY KEY);
          CREATE TABLE requests(
              request TEXT PRIMARY KEY, position INTEGER NOT NULL, fate INTEGER NOT NULL, boot INTEGER NOT NULL,
-             ended INTEGER NOT NULL, key TEXT NOT NULL, function TEXT NOT NULL, tier TEXT NOT NULL,
+             ended INTEGER NOT NULL, key TEXT NOT NULL, project TEXT NOT NULL, function TEXT NOT NULL, tier TEXT NOT NULL,
              completed INTEGER NOT NULL, {measures} record TEXT NOT NULL) WITHOUT ROWID;
          CREATE INDEX by_position ON requests(position, request);
          CREATE INDEX by_end ON requests(ended);
@@ -240,9 +258,9 @@ fn read(path: &Path, from: u32, until: Option<u32>) -> Result<Vec<u8>, IndexErro
 /// Takes the lines of a part of a segment in. Damage was reported when the log was opened; here it is passed by.
 fn take(sql: &Transaction<'_>, from: Position, until: Option<u32>, bytes: &[u8]) -> rusqlite::Result<u64> {
     let scan = segment::scan_at(from, bytes, None);
-    let columns = 9 + SUMS.len() + WIDE_SUMS.len() + 1;
+    let columns = 10 + SUMS.len() + WIDE_SUMS.len() + 1;
     let places: Vec<String> = (1..=columns).map(|number| format!("?{number}")).collect();
-    let names = ["position", "fate", "boot", "ended", "key", "function", "tier", "completed"].iter();
+    let names = ["position", "fate", "boot", "ended", "key", "project", "function", "tier", "completed"].iter();
     let set: Vec<String> = names
         .chain(&SUMS)
         .chain(&WIDE_SUMS)
@@ -301,6 +319,7 @@ fn row(position: Position, entry: &Entry, newest: bool) -> Vec<Value> {
         Value::Integer(entry.boot as i64),
         Value::Integer(i64::try_from(ended(record)).unwrap_or(i64::MAX)),
         Value::Text(record.key.as_str().to_owned()),
+        Value::Text(record.project.as_ref().map_or(String::new(), |project| project.as_str().to_owned())),
         Value::Text(record.function.as_str().to_owned()),
         Value::Text(record.tier.to_string()),
         Value::Integer((entry.stage == Stage::Closed && record.outcome == Outcome::Completed).into()),

@@ -32,6 +32,7 @@ pub mod segment;
 mod service;
 #[cfg(test)]
 mod testing;
+mod verify;
 
 pub use client::Client;
 pub use join::Joiner;
@@ -41,3 +42,4 @@ pub use reader::{ReadError, entries, records};
 pub use recover::Recovery;
 pub use segment::{Damage, Position};
 pub use service::Indexer;
+pub use verify::{Verified, verify};

@@ -39,6 +39,8 @@ pub struct Filter {
 pub enum Dimension {
     /// The key that pays.
     Key,
+    /// The project of that key; the group of those without one is empty.
+    Project,
     /// The function.
     Function,
     /// Where the function was found.
@@ -127,7 +129,7 @@ pub struct Totals {
 /// The sums of one group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UsageRow {
-    /// The group's key, function, tier or hour.
+    /// The group's key, project, function, tier or hour.
     pub group: String,
     /// Its sums.
     pub totals: Totals,

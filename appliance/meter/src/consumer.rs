@@ -6,7 +6,7 @@
 
 use crate::{
     cursor::Back,
-    entry::{self, ENTRY_BYTES, ENTRY_RECORDS, PARTS},
+    entry::{self, ENTRY_BYTES, ENTRY_RECORDS, ENTRY_RECORDS_MAX},
     mapping::{Mapping, RingError},
     record::{Fault, Head, PAYLOAD_BYTES, RECORD_WORDS, open},
 };
@@ -103,7 +103,9 @@ impl Consumer {
                 self.back.advance(1);
                 Ok(Item::Began { boot })
             }
-            Head { part: 0, parts, .. } if usize::from(parts) == PARTS => self.entry(position, available, head, &first),
+            Head { part: 0, parts, .. } if (ENTRY_RECORDS..=ENTRY_RECORDS_MAX).contains(&parts.into()) => {
+                self.entry(position, available, head, &first)
+            }
             Head { part, parts, .. } => {
                 self.back.advance(1);
                 Err((position, Fault::Part { part, parts }))
@@ -121,7 +123,8 @@ impl Consumer {
     ) -> Result<Item, (u64, Fault)> {
         let mut bytes = [0; ENTRY_BYTES];
         bytes[..PAYLOAD_BYTES].copy_from_slice(first);
-        for part in 1..ENTRY_RECORDS {
+        let records = u64::from(head.parts);
+        for part in 1..records {
             let at = position.wrapping_add(part);
             let expected = Head { part: part as u8, ..head };
             let opened = if part < available { Some(open(&self.back.copy(part), at)) } else { None };
@@ -140,7 +143,7 @@ impl Consumer {
                 }
             }
         }
-        self.back.advance(ENTRY_RECORDS);
+        self.back.advance(records);
         let entry = entry::decode(&bytes, head.boot, self.core).map_err(|fault| (position, fault))?;
         Ok(Item::Entry(Box::new(entry)))
     }

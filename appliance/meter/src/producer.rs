@@ -9,7 +9,7 @@
 use crate::{
     bell::Bell,
     cursor::Front,
-    entry::{self, ENTRY_RECORDS, PARTS},
+    entry,
     mapping::{Mapping, RingError},
     record::{Head, PAYLOAD_BYTES, RECORD_WORDS, seal},
 };
@@ -24,10 +24,10 @@ const BEGIN_RECORDS: u64 = 1;
 #[error("the meter's ring is full: the ledger lags behind")]
 pub struct Full;
 
-/// The room of an open request's close. There is one for each, and only a close takes it back.
+/// The room of an open request's close, in records. There is one for each, and only a close takes it back.
 #[must_use = "a request that is opened must be closed"]
 #[derive(Debug)]
-pub struct Ticket(());
+pub struct Ticket(u64);
 
 /// One core's end of its ring.
 #[derive(Debug)]
@@ -65,25 +65,27 @@ impl Producer {
     /// # Errors
     /// [`Full`]; the request must not begin.
     pub fn open(&mut self, record: &Record) -> Result<Ticket, Full> {
-        self.make_room(2 * ENTRY_RECORDS)?;
-        self.promised += ENTRY_RECORDS;
-        self.push(Stage::Open, record);
-        Ok(Ticket(()))
+        let records = entry::records(record);
+        self.make_room(2 * records)?;
+        self.promised += records;
+        self.push(Stage::Open, records, record);
+        Ok(Ticket(records))
     }
 
-    /// Says what a request has used until now, if there is room; whether there was. The next one says it all again.
-    pub fn progress(&mut self, _ticket: &Ticket, record: &Record) -> bool {
-        let has_room = self.make_room(ENTRY_RECORDS).is_ok();
+    /// Says what a request has used until now, if there is room; whether there was. The next one says it all again. Its
+    /// names are those it was opened with.
+    pub fn progress(&mut self, ticket: &Ticket, record: &Record) -> bool {
+        let has_room = self.make_room(ticket.0).is_ok();
         if has_room {
-            self.push(Stage::Progress, record);
+            self.push(Stage::Progress, ticket.0, record);
         }
         has_room
     }
 
     /// Says that a request has ended, and with what.
-    pub fn close(&mut self, _ticket: Ticket, record: &Record) {
-        self.promised -= ENTRY_RECORDS;
-        self.push(Stage::Closed, record);
+    pub fn close(&mut self, ticket: Ticket, record: &Record) {
+        self.promised -= ticket.0;
+        self.push(Stage::Closed, ticket.0, record);
     }
 
     /// Whether the ledger has made all durable that was ever said here, by earlier boots too.
@@ -114,14 +116,11 @@ impl Producer {
     }
 
     /// There is room: it was made, or promised.
-    fn push(&mut self, stage: Stage, record: &Record) {
-        let bytes = entry::encode(stage, self.sequence, record);
+    fn push(&mut self, stage: Stage, records: u64, record: &Record) {
+        debug_assert_eq!(records, entry::records(record), "its names are those that it was opened with");
+        let sealed = entry::sealed(stage, self.sequence, record, self.boot, self.front.tail());
         self.sequence += 1;
-        for (part, payload) in bytes.as_chunks::<PAYLOAD_BYTES>().0.iter().enumerate() {
-            let head = Head { part: part as u8, parts: PARTS as u8, boot: self.boot };
-            let ahead = part as u64;
-            self.front.write(ahead, &seal(head, self.front.tail().wrapping_add(ahead), payload));
-        }
-        self.front.publish(ENTRY_RECORDS, || self.bell.ring());
+        sealed.zip(0..).for_each(|(words, ahead)| self.front.write(ahead, &words));
+        self.front.publish(records, || self.bell.ring());
     }
 }

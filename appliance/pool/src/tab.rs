@@ -43,6 +43,8 @@ pub struct Used {
     pub wake: Share,
     /// Its part of the time in work.
     pub run: Share,
+    /// Most memory that an instance was seen to use while it was this request's, bytes; others' in it included.
+    pub peak_bytes: u64,
 }
 
 impl Used {
@@ -114,20 +116,22 @@ impl Tab {
         state.has_slot
     }
 
-    /// Adds its part of a wake; `false` where nobody pays.
-    pub(crate) fn add_wake(&self, share: Share) -> bool {
+    /// Adds its part of a wake, at whose end the instance used so much memory; `false` where nobody pays.
+    pub(crate) fn add_wake(&self, share: Share, seen_bytes: u64) -> bool {
         let mut state = self.lock();
         if !state.closed {
             state.used.wake.add(share);
+            state.used.peak_bytes = state.used.peak_bytes.max(seen_bytes);
         }
         !state.closed
     }
 
-    /// Adds its part of an interval; `false` where nobody pays.
-    pub(crate) fn add_run(&self, share: Share) -> bool {
+    /// Adds its part of an interval, at whose end the instance used so much memory; `false` where nobody pays.
+    pub(crate) fn add_run(&self, share: Share, seen_bytes: u64) -> bool {
         let mut state = self.lock();
         if !state.closed {
             state.used.run.add(share);
+            state.used.peak_bytes = state.used.peak_bytes.max(seen_bytes);
         }
         !state.closed
     }

@@ -7,7 +7,7 @@ use std::{fmt, str::FromStr, sync::Arc};
 pub const VERSIONS_MAX: usize = 1000;
 
 /// The prices of one version, in nano-units of one currency.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Prices {
     /// Names it in records and receipts.
     pub version: u32,
@@ -30,7 +30,7 @@ pub struct Prices {
 }
 
 /// Prices of a thousand tokens each, nano-units.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenPrices {
     /// Of a prompt, computed.
     pub tokens_in_1k: u64,

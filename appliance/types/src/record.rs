@@ -2,7 +2,7 @@
 //!
 //! All durations are of one monotonic clock in one process; the wall clock only stamps `ended_unix_ms`.
 
-use crate::{FunctionName, KeyName, Tier};
+use crate::{FunctionName, KeyName, ProjectName, Tier};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -85,6 +85,9 @@ pub struct Record {
     pub ended_unix_ms: u64,
     /// The key that pays.
     pub key: KeyName,
+    /// The project of that key when it came, if it had one.
+    #[serde(default)]
+    pub project: Option<ProjectName>,
     /// The function called.
     pub function: FunctionName,
     /// How it ended.
@@ -116,6 +119,9 @@ pub struct Record {
     /// Memory used by its instances over its part of their time, byte·ms.
     #[serde(default)]
     pub used_byte_ms: u64,
+    /// Most memory that its instance was seen to use, KiB, rounded up; 0 where nobody looked.
+    #[serde(default)]
+    pub peak_kib: u32,
     /// From when it came to its first text, µs; 0 where it had none.
     #[serde(default)]
     pub first_text_us: u64,
@@ -183,6 +189,7 @@ impl Record {
             came_unix_ms: 0,
             ended_unix_ms: 0,
             key,
+            project: None,
             function,
             outcome: Outcome::Cancelled,
             status: 0,
@@ -196,6 +203,7 @@ impl Record {
             cpu_us: 0,
             reserved_byte_ms: 0,
             used_byte_ms: 0,
+            peak_kib: 0,
             first_text_us: 0,
             tokens_in: 0,
             tokens_cached: 0,

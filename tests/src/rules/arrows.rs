@@ -18,12 +18,22 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("types", &["appliance-types"]),
     ("wire", &["sandbox-wire"]),
     ("money", &["appliance-price"]),
-    ("pure", &["appliance-config", "appliance-api", "appliance-admit", "appliance-scale", "sandbox-snapshot"]),
+    (
+        "pure",
+        &[
+            "appliance-config",
+            "appliance-api",
+            "appliance-admit",
+            "appliance-report",
+            "appliance-scale",
+            "sandbox-snapshot",
+        ],
+    ),
     ("fences", &["appliance-runtime", "appliance-meter", "sandbox-kernel", "sandbox-model"]),
     ("mechanisms", &["sandbox-image", "images-builder", "firmware-init", "tests-synthetic"]),
     ("stages", &["appliance-edge", "appliance-keys", "appliance-pool", "appliance-ledger", "sandbox-warden"]),
     ("simulators", &["appliance-sim"]),
-    ("programs", &["appliance-daemon", "appliance-cli", "sandbox-runner", "bench", "tests"]),
+    ("programs", &["appliance-daemon", "appliance-cli", "sandbox-runner", "bench", "tests", "tests-liar"]),
 ];
 
 /// A foreign world, the one crate that names it, and who else may, for a reason.

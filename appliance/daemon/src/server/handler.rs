@@ -146,8 +146,7 @@ impl Call {
     pub(super) async fn meter(&self, function: &Function, bytes_in: usize) -> Result<Meter, ApiError> {
         let (state, manifest) = (&*self.state, &function.manifest);
         let context_tokens = manifest.limits.context_tokens;
-        let key = &self.caller.key.name;
-        let account = Account::new(state, self.id, key, &manifest.name, context_tokens, bytes_in);
+        let account = Account::new(state, self.id, &self.caller.key, &manifest.name, context_tokens, bytes_in);
         self.desk.open(account.of_class(self.asked.class())).await
     }
 
@@ -223,6 +222,7 @@ async fn operate(call: &Call, admin: Admin<'_>, request: Request) -> Answered {
         Admin::Usage => usage::sums(call, request.head.uri.query()).await,
         Admin::UsageRecords => usage::records(call, request.head.uri.query()).await,
         Admin::Explain(id) => usage::explain(call, id).await,
+        Admin::Prices => Ok(usage::prices(call)),
     }
 }
 

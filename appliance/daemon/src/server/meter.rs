@@ -14,9 +14,10 @@
 use super::{allowance::Allowance, handler::unix_ms, purse::Purse, report::Report, state::State};
 use appliance_admit::Class;
 use appliance_api::{ApiError, Timings, Usage};
+use appliance_keys::Key;
 use appliance_pool::{Dispatched, Tab, Used};
 use appliance_price::{Measured, Prices};
-use appliance_types::{FunctionName, KeyName, Outcome, Record, RequestId};
+use appliance_types::{FunctionName, Outcome, Record, RequestId};
 use sandbox_wire::runner::Finished;
 use std::{sync::Arc, time::Instant};
 
@@ -59,7 +60,7 @@ impl Account {
     pub(super) fn new(
         state: &State,
         request: RequestId,
-        key: &KeyName,
+        key: &Key,
         function: &FunctionName,
         context_tokens: u32,
         bytes_in: usize,
@@ -70,7 +71,8 @@ impl Account {
             came_unix_ms,
             status: CLIENT_LEFT,
             bytes_in: bytes_in as u64,
-            ..Record::new(request, key.clone(), function.clone())
+            project: key.project.clone(),
+            ..Record::new(request, key.name.clone(), function.clone())
         };
         let (began, job, dispatched) = (Instant::now(), None, false);
         Self { record, job, tab: None, began, context_tokens, dispatched, allowance: None, prices, purse: None }
@@ -334,6 +336,7 @@ fn add_used(record: &mut Record, used: &Used) {
     add(&mut record.cpu_us, total.cpu_us);
     add(&mut record.reserved_byte_ms, per_ms(total.reserved_byte_us));
     add(&mut record.used_byte_ms, per_ms(total.used_byte_us));
+    record.peak_kib = record.peak_kib.max(u32::try_from(used.peak_bytes.div_ceil(1_024)).unwrap_or(u32::MAX));
 }
 
 /// Of byte·µs, whole byte·ms.

@@ -78,6 +78,8 @@ pub(super) enum Admin<'p> {
     UsageRecords,
     /// `GET usage/{request_id}`
     Explain(&'p str),
+    /// `GET prices`
+    Prices,
 }
 
 /// Why there is no route.
@@ -153,9 +155,9 @@ fn public<'p>(segments: &[&'p str]) -> Option<Offered<'p>> {
 
 fn admin<'p>(segments: &[&'p str]) -> Option<Offered<'p>> {
     use Admin::{
-        Budgets, CreateKey, Deploy, Discard, Explain, Function, Functions, Instances, Keys, Park, Remove, RemoveBudget,
-        RemoveSnapshot, RevokeKey, SetBudget, Snapshots, Stop, Stored, TakeSnapshot, Upload, Usage, UsageRecords,
-        VerifySnapshot, Wake,
+        Budgets, CreateKey, Deploy, Discard, Explain, Function, Functions, Instances, Keys, Park, Prices, Remove,
+        RemoveBudget, RemoveSnapshot, RevokeKey, SetBudget, Snapshots, Stop, Stored, TakeSnapshot, Upload, Usage,
+        UsageRecords, VerifySnapshot, Wake,
     };
     let route = Route::Admin;
     Some(match *segments {
@@ -183,6 +185,7 @@ fn admin<'p>(segments: &[&'p str]) -> Option<Offered<'p>> {
         ["usage"] => Offered::get(route(Usage)),
         ["usage", "records"] => Offered::get(route(UsageRecords)),
         ["usage", id] => Offered::get(route(Explain(id))),
+        ["prices"] => Offered::get(route(Prices)),
         _ => return None,
     })
 }
@@ -205,6 +208,7 @@ mod tests {
             (Method::PUT, "budgets/project/a", Admin::SetBudget("project", "a")),
             (Method::GET, "usage/records", Admin::UsageRecords),
             (Method::GET, "usage/req-1", Admin::Explain("req-1")),
+            (Method::GET, "prices", Admin::Prices),
             (Method::POST, "functions/a/snapshot", Admin::TakeSnapshot("a")),
             (Method::DELETE, "functions/a/snapshot", Admin::RemoveSnapshot("a")),
             (Method::POST, "functions/a/snapshot/verify", Admin::VerifySnapshot("a")),

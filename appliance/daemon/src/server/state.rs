@@ -16,7 +16,6 @@ use appliance_ledger::{
 use appliance_meter::Producer;
 use appliance_pool::{Pool, Warden};
 use appliance_price::{Book, Owner, Period, Prices};
-use appliance_types::{KeyName, ProjectName};
 use arc_swap::ArcSwap;
 use futures_lite::future::block_on;
 use sandbox_wire::warden::RunnerSpec;
@@ -119,13 +118,11 @@ impl State {
         }
         let now = unix_ms();
         let (day, month) = (Period::Day.start_ms(now), Period::Month.start_ms(now));
-        let projects: HashMap<_, _> =
-            self.keys.list().iter().map(|key| (key.name.clone(), key.project.clone())).collect();
-        for by in [Dimension::Key, Dimension::Function] {
+        for by in [Dimension::Key, Dimension::Project, Dimension::Function] {
             let today: HashMap<_, _> = self.spent(by, day, until)?.into_iter().collect();
             for (group, all) in self.spent(by, month, until)? {
                 let new = today.get(&group).copied().unwrap_or(0);
-                for owner in owners(by, &group, &projects) {
+                if let Some(owner) = owner(by, &group) {
                     self.purses.remember(owner.clone(), month, all.saturating_sub(new));
                     self.purses.remember(owner, day, new);
                 }
@@ -160,14 +157,11 @@ fn read_prices(files: &ServerFiles) -> Result<Book, Failure> {
     appliance_config::prices(&text).map_err(|source| Failure::Config { file: files.prices.into(), source })
 }
 
-/// Whose budgets the spending of this key or function counts to.
-fn owners(by: Dimension, group: &str, projects: &HashMap<KeyName, Option<ProjectName>>) -> Vec<Owner> {
+/// Whose budget the spending of this group counts to; nobody's where it names none.
+fn owner(by: Dimension, group: &str) -> Option<Owner> {
     match by {
-        Dimension::Key => {
-            let key: Option<KeyName> = group.parse().ok();
-            let project = key.as_ref().and_then(|key| projects.get(key)).and_then(Option::as_ref);
-            key.iter().cloned().map(Owner::Key).chain(project.cloned().map(Owner::Project)).collect()
-        }
-        _ => group.parse().ok().map(Owner::Function).into_iter().collect(),
+        Dimension::Key => group.parse().ok().map(Owner::Key),
+        Dimension::Project => group.parse().ok().map(Owner::Project),
+        _ => group.parse().ok().map(Owner::Function),
     }
 }

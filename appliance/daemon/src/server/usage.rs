@@ -4,6 +4,7 @@
 //!  GET usage?by=&since=&until=&key=&function= ─┐
 //!  GET usage/{request_id}                      ├▶ a query of the ledger ─▶ answer ─▶ JSON
 //!  GET usage/records?since=&limit=&after=      ┘
+//!  GET prices ─▶ all versions that the book holds
 //! ```
 //!
 //! `since` and `until` are durations back from now (`1h`), or milliseconds since the Unix epoch. An explanation is the
@@ -12,11 +13,12 @@
 
 use super::{
     handler::{Call, unix_ms},
-    reply::{self, Answered},
+    reply::{self, Answered, Reply},
 };
 use appliance_api::{ApiError, Receipt};
 use appliance_edge::ReplyBody;
 use appliance_ledger::query::{Answer, Cursor, Dimension, Filter, PAGE_ROWS_MAX, Query, QueryError, Totals, UsageRow};
+use appliance_price::Prices;
 use appliance_runtime::timeout;
 use appliance_types::RequestId;
 use serde::Serialize;
@@ -102,6 +104,13 @@ pub(super) async fn explain(call: &Call, id: &str) -> Answered {
         "agrees": bill.as_ref().map(|bill| bill.cost_nanos == known.record.cost_nanos),
         "bill": bill,
     })))
+}
+
+/// `GET /ember/v1/prices`: by which records were charged, the earliest version first.
+pub(super) fn prices(call: &Call) -> Reply {
+    let book = call.state.prices.load();
+    let versions: Vec<Prices> = book.versions().iter().map(|prices| **prices).collect();
+    reply::list(&versions)
 }
 
 /// Asks the ledger.
@@ -207,10 +216,11 @@ fn time(text: &str, now_unix_ms: u64) -> Result<u64, String> {
 fn dimension(text: &str) -> Result<Dimension, String> {
     match text {
         "key" => Ok(Dimension::Key),
+        "project" => Ok(Dimension::Project),
         "function" => Ok(Dimension::Function),
         "tier" => Ok(Dimension::Tier),
         "hour" => Ok(Dimension::Hour),
-        _ => Err("it is none of `function`, `key`, `tier` and `hour`".to_owned()),
+        _ => Err("it is none of `function`, `key`, `project`, `tier` and `hour`".to_owned()),
     }
 }
 

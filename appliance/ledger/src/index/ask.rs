@@ -52,6 +52,7 @@ impl Reader {
     fn usage(&self, filter: &Filter, by: Dimension, after: Option<&str>, limit: u16) -> rusqlite::Result<Answer> {
         let group = match by {
             Dimension::Key => "key".to_owned(),
+            Dimension::Project => "project".to_owned(),
             Dimension::Function => "function".to_owned(),
             Dimension::Tier => "tier".to_owned(),
             Dimension::Hour => format!("ended / {HOUR_MS} * {HOUR_MS}"),

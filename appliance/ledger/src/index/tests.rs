@@ -173,6 +173,7 @@ fn sums_are_those_of_the_records() {
         entry.record.ended_unix_ms = hour(number % 4);
         entry.record.key = format!("key-{}", number % 5).parse().unwrap();
         entry.record.function = format!("function-{}", number % 2).parse().unwrap();
+        entry.record.project = (number % 2 == 0).then(|| "shop".parse().unwrap());
         (entry.record.decode_us, entry.record.tokens_out, entry.record.bytes_out) = (number, 3, u64::MAX >> 2);
         entries.push(entry);
     }
@@ -188,7 +189,13 @@ fn sums_are_those_of_the_records() {
     let wanted = records.iter().filter(|r| r.key.as_str() == "key-3" && r.ended_unix_ms >= hour(2)).count();
     assert_eq!(total(folder.path(), key).requests, wanted as u64);
 
-    for (by, groups) in [(Dimension::Key, 5), (Dimension::Function, 2), (Dimension::Tier, 1), (Dimension::Hour, 4)] {
+    for (by, groups) in [
+        (Dimension::Key, 5),
+        (Dimension::Project, 2),
+        (Dimension::Function, 2),
+        (Dimension::Tier, 1),
+        (Dimension::Hour, 4),
+    ] {
         let (mut rows, mut after) = (Vec::new(), None);
         loop {
             let query = Query::Usage { filter: Filter::default(), by, after: after.take(), limit: 2 };

@@ -187,7 +187,7 @@ impl Account {
         let (mut time, mut cpu) = (Split::new(us, weight), Split::new(cpu_us, weight));
         for waiter in waiters {
             let share = account.share(time.next(waited(waiter)), cpu.next(waited(waiter)));
-            if !waiter.billed || !waiter.tab.add_wake(share) {
+            if !waiter.billed || !waiter.tab.add_wake(share, account.used_bytes) {
                 system.provision.add(share);
             }
         }
@@ -254,7 +254,7 @@ impl Account {
             let share = self.share(us, cpu.next(tokens(line, cpu_evenly)));
             if !line.billed {
                 system.provision.add(share);
-            } else if line.left || !line.tab.add_run(share) {
+            } else if line.left || !line.tab.add_run(share, self.used_bytes) {
                 system.waste.add(share);
             }
         }
