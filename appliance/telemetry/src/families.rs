@@ -382,7 +382,7 @@ mod tests {
             &format!("gen_ai_server_request_duration_seconds_bucket{{le=\"0.08\",{chat}}} 1") as &str,
             &format!("gen_ai_server_request_duration_seconds_bucket{{le=\"+Inf\",{chat}}} 1"),
             &format!("gen_ai_server_time_to_first_token_seconds_sum{{{chat}}} 0.03"),
-            &format!("gen_ai_server_time_per_output_token_seconds_sum{{{chat}}} 0.01"),
+            &format!("gen_ai_server_time_per_output_token_seconds_count{{{chat}}} 1"),
             &format!("gen_ai_client_token_usage_sum{{{chat},gen_ai_token_type=\"output\"}} 3.0"),
             "ember_cost_nanos_total{function=\"assistant\"} 1234567890123456789",
             "ember_requests_total{function=\"assistant\",tier=\"stored\",outcome=\"completed\"} 1",
