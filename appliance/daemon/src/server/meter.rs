@@ -16,6 +16,7 @@ use appliance_admit::Class;
 use appliance_api::{ApiError, Timings, Usage};
 use appliance_pool::{Dispatched, Tab, Used};
 use appliance_price::{Measured, Prices};
+use appliance_telemetry::{Ended, Operation};
 use appliance_types::{FunctionName, KeyName, Outcome, Record, RequestId};
 use sandbox_wire::runner::Finished;
 use std::{sync::Arc, time::Instant};
@@ -31,6 +32,7 @@ pub(super) struct Account {
     /// What the current job uses of its instance.
     tab: Option<Arc<Tab>>,
     began: Instant,
+    operation: Operation,
     /// Tokens that a sequence may hold.
     context_tokens: u32,
     dispatched: bool,
@@ -72,8 +74,23 @@ impl Account {
             bytes_in: bytes_in as u64,
             ..Record::new(request, key.clone(), function.clone())
         };
-        let (began, job, dispatched) = (Instant::now(), None, false);
-        Self { record, job, tab: None, began, context_tokens, dispatched, allowance: None, prices, purse: None }
+        Self {
+            record,
+            job: None,
+            tab: None,
+            began: Instant::now(),
+            operation: Operation::Other,
+            context_tokens,
+            dispatched: false,
+            allowance: None,
+            prices,
+            purse: None,
+        }
+    }
+
+    /// The same of an operation.
+    pub(super) fn of_operation(self, operation: Operation) -> Self {
+        Self { operation, ..self }
     }
 
     /// The same of a class.
@@ -302,7 +319,7 @@ impl Account {
     }
 
     /// It ends now, and has used this.
-    pub(super) fn end(&mut self) -> Record {
+    pub(super) fn end(&mut self) -> (Record, Ended) {
         self.break_off();
         let cap_nanos = self.cap_nanos();
         self.prices.charge(&mut self.record, cap_nanos);
@@ -316,7 +333,8 @@ impl Account {
         if self.dispatched {
             tracing::info!("{}", Report { record: &self.record, prices: &self.prices });
         }
-        self.record.clone()
+        let took_us = us(self.began, Instant::now());
+        (self.record.clone(), Ended { operation: self.operation, took_us })
     }
 }
 

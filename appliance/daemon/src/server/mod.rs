@@ -4,7 +4,8 @@
 //!  edge ─▶ handler ─▶ route ─▶ key ─┬▶ inference ─▶ generation ─▶ pool ─▶ runner      model endpoints
 //!          (one a core)             │       └▶ meter ─▶ desk ─▶ ring ─▶ ledger
 //!                                   ├▶ functions, models, instances, snapshots, keys ─▶ warden   operator's endpoints
-//!                                   └▶ budgets, usage ─▶ purse, ledger
+//!                                   ├▶ budgets, usage ─▶ purse, ledger
+//!                                   └▶ metrics ─▶ each core's shard, pool, warden, rings
 //! ```
 //!
 //! Life: `run` starts one executor a core, each serving its own listener; the pool's task lives on the first. It ends
@@ -26,6 +27,7 @@ mod inference;
 mod instances;
 mod keys;
 mod meter;
+mod metrics;
 mod models;
 mod purse;
 mod reply;
@@ -49,8 +51,10 @@ use appliance_ledger::Client;
 use appliance_meter::{Producer, RingError};
 use appliance_pool::{Inputs, Resources, Warden};
 use appliance_runtime::{available_cores, run_per_core, spawn_owned};
+use appliance_telemetry::Shard;
 use desk::Desk;
 use handler::{Server, random};
+use metrics::Telemetry;
 use state::State;
 use std::{
     fs,
@@ -83,11 +87,14 @@ pub(crate) fn run(setup: ServerSetup) -> Result<(), Failure> {
     let produce =
         |ring| Producer::attach(ring, bell()?, boot).map_err(|error: RingError| Failure::Service(error.to_string()));
     let mut producers = rings.iter().map(produce).collect::<Result<Vec<_>, _>>()?;
-    let state = State::open(&files, &config, resources.cores, pool, warden.clone(), ledger.clone())?;
+    let telemetry = Telemetry::new(edge.clone(), &rings)?;
+    let state = State::open(&files, &config, resources.cores, pool, warden.clone(), ledger.clone(), telemetry)?;
     state.remember_spent(&mut producers)?;
 
     let mut driver = Some(Driver { inputs, warden, resources, end: end.clone() });
-    let mut served = listeners.into_iter().zip(producers);
+    let shards: Vec<_> = state.telemetry.shards().cloned().collect();
+    let served = listeners.into_iter().zip(producers).zip(shards);
+    let mut served = served.map(|((listener, producer), shard)| Served { listener, producer, shard });
     let (alive, all_ended) = flume::bounded(0);
     let running = run_per_core(&cores[..served.len().min(cores.len())], "server", |_| {
         let (served, driver) = (served.next(), driver.take());
@@ -140,6 +147,13 @@ impl Driver {
     }
 }
 
+/// What one core serves, and where it says and counts what it did.
+struct Served {
+    listener: TcpListener,
+    producer: Producer,
+    shard: Shard,
+}
+
 /// One core's share.
 struct Core {
     edge: Edge,
@@ -151,15 +165,11 @@ struct Core {
 
 impl Core {
     /// Serves its listener, writing to its ring, and drives the pool where that is this core's: until no core serves any more.
-    async fn serve(
-        self,
-        served: Option<(TcpListener, Producer)>,
-        driver: Option<Driver>,
-        all_ended: flume::Receiver<()>,
-    ) {
+    async fn serve(self, served: Option<Served>, driver: Option<Driver>, all_ended: flume::Receiver<()>) {
         let pool = driver.map(|driver| spawn_owned(driver.run()));
-        if let Some((listener, producer)) = served {
-            match self.edge.serve(listener, Rc::new(Server::new(self.state, Desk::new(producer, self.ledger)))).await {
+        if let Some(Served { listener, producer, shard }) = served {
+            let desk = Desk::new(producer, self.ledger, shard);
+            match self.edge.serve(listener, Rc::new(Server::new(self.state, desk))).await {
                 Ok(served) => tracing::debug!(served.draining, served.cut, "drained"),
                 Err(error) => tracing::error!(%error, "cannot serve"),
             }
