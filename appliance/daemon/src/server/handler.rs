@@ -107,12 +107,7 @@ impl Handler for Server {
     }
 
     fn failure(&self, failure: Failure) -> Reply {
-        let error = match failure {
-            Failure::Panicked => ApiError::internal("a fault of ours; the log says more").because("panicked"),
-            Failure::Head(fault) => {
-                ApiError::invalid_request(format!("the request's head is refused: {fault}")).because("head")
-            }
-        };
+        let error = refused_head(failure);
         self.shard.refused(error.counted_as());
         reply::error(&error)
     }
@@ -199,6 +194,16 @@ impl Call {
     /// What its reply begins with.
     pub(super) fn head<'f>(&self, function: &'f Function) -> Head<'f> {
         Head { request: self.id, created_unix_s: self.came_unix_s, model: function.manifest.name.as_str() }
+    }
+}
+
+/// What is told where no handler answered.
+pub(super) fn refused_head(failure: Failure) -> ApiError {
+    match failure {
+        Failure::Panicked => ApiError::internal("a fault of ours; the log says more").because("panicked"),
+        Failure::Head(fault) => {
+            ApiError::invalid_request(format!("the request's head is refused: {fault}")).because("head")
+        }
     }
 }
 

@@ -78,6 +78,11 @@ pub(super) async fn written(state: &Arc<State>, request: &Request) -> reply::Rep
     reply::with_type(format.content_type(), ReplyBody::Full(page.await.into()))
 }
 
+/// Where all functions stand now; none where pool or warden do not say.
+pub(super) async fn tiers_now(state: &State) -> Option<Vec<telemetry::FunctionTier>> {
+    standing(state).await.functions
+}
+
 /// How the box stands now.
 async fn standing(state: &State) -> Standing {
     let view = timeout(ANSWER_MAX, state.pool.view()).await.ok().and_then(Result::ok);
