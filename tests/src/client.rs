@@ -8,7 +8,7 @@ use std::sync::Arc;
 use ureq::{
     Agent, AsSendBody,
     http::{Request, Response},
-    tls::{Certificate, RootCerts, TlsConfig},
+    tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig},
 };
 
 /// A client with one key.
@@ -23,8 +23,18 @@ pub struct Client {
 impl Client {
     /// A client of the server at `base`, whose CA is `ca_pem`.
     pub fn new(base: &str, ca_pem: &[u8], key: Option<&str>) -> Self {
+        Self::with_certificate(base, ca_pem, None, key)
+    }
+
+    /// The same, which shows a certificate: its PEM, and its key's.
+    pub fn with_certificate(base: &str, ca_pem: &[u8], shown: Option<[&str; 2]>, key: Option<&str>) -> Self {
         let ca = Certificate::from_pem(ca_pem).expect("the CA is PEM");
+        let shown = shown.map(|[certificate, key]| {
+            let certificate = Certificate::from_pem(certificate.as_bytes()).expect("a certificate is PEM");
+            ClientCert::new_with_certs(&[certificate], PrivateKey::from_pem(key.as_bytes()).expect("a key is PEM"))
+        });
         let tls = TlsConfig::builder()
+            .client_cert(shown)
             .root_certs(RootCerts::Specific(Arc::new(vec![ca])))
             .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .build();

@@ -6,4 +6,5 @@
 
 pub mod arrows;
 pub mod docs;
+pub mod metrics;
 pub mod source;

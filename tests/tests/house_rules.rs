@@ -4,7 +4,7 @@ use std::process::Command;
 use tests::{
     rules::{
         arrows::{self, Dependency, Package, World},
-        docs, source,
+        docs, metrics, source,
     },
     tree,
 };
@@ -63,6 +63,17 @@ mod the_tree {
     #[test]
     fn every_file_is_compiled() {
         none(source::dead_files(&sources()));
+    }
+
+    #[test]
+    fn every_metric_is_counted_and_written() {
+        let sources = sources();
+        let is_server = |path: &str| path.starts_with("appliance/daemon/src/server/");
+        let callers: Vec<_> =
+            sources.iter().filter(|(path, _)| is_server(path)).map(|(_, text)| text.as_str()).collect();
+        let text = |file: &str| tree::text(&format!("appliance/telemetry/src/{file}.rs"));
+        none(metrics::never_incremented(&text("shard"), &callers));
+        none(metrics::never_written(&text("standing"), &text("families")));
     }
 
     #[test]
@@ -212,6 +223,18 @@ mod the_rules {
             file("a/tests/suite.rs", ""),
         ];
         assert_eq!(source::dead_files(&tree), ["a/src/three.rs: no `mod` names it"]);
+    }
+
+    #[test]
+    fn catch_a_metric_that_nobody_increments() {
+        let shard = "pub struct Counts { pub(crate) waits: u64, idle: BTreeMap<(Tier, &'static str), u64>, gone: u64 }
+            impl Shard { pub fn waited(&self) { self.0.lock().waits += 1; } pub fn unused(&self) {} }
+            impl Counts { fn f(&mut self) { *self.idle.entry(1).or_default() += 1; } fn add(&mut self, more: Self) { self.gone += more.gone; } }";
+        let expected = ["the count `gone`: nothing adds to it", "`Shard::unused`: nobody calls it"];
+        assert_eq!(metrics::never_incremented(shard, &["fn f() { shard.waited(); }"]), expected);
+        let standing = "pub struct Standing { pub shown: u64, pub hidden: Option<Vec<u64>> }";
+        let written = "fn f() { out(standing.shown) }";
+        assert_eq!(metrics::never_written(standing, written), ["`hidden` is learnt and never written"]);
     }
 
     #[test]

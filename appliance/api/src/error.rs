@@ -45,6 +45,8 @@ pub struct ApiError {
     pub message: String,
     /// Value of `retry-after`, s.
     pub retry_after_s: Option<u64>,
+    /// What it is counted as, where [`code`](Self::code) says too little; nobody is told.
+    pub reason: Option<&'static str>,
 }
 
 impl ApiError {
@@ -169,6 +171,16 @@ impl ApiError {
         }
     }
 
+    /// The same, counted as this.
+    pub fn because(self, reason: &'static str) -> Self {
+        Self { reason: Some(reason), ..self }
+    }
+
+    /// What it is counted as: one of a few words.
+    pub fn counted_as(&self) -> &'static str {
+        self.reason.or(self.code).unwrap_or(self.kind)
+    }
+
     /// The reply's body.
     pub fn body(&self) -> Vec<u8> {
         let mut body = Vec::new();
@@ -185,7 +197,7 @@ impl ApiError {
     }
 
     fn new(status: u16, kind: &'static str, code: Option<&'static str>, message: impl Into<String>) -> Self {
-        Self { status, kind, code, param: None, message: message.into(), retry_after_s: None }
+        Self { status, kind, code, param: None, message: message.into(), retry_after_s: None, reason: None }
     }
 
     fn write(&self, out: &mut Vec<u8>) {
@@ -244,6 +256,15 @@ mod tests {
         assert_eq!(error.status, 400);
         assert_eq!(String::from_utf8(error.body()).unwrap(), expected);
         assert_eq!(String::from_utf8(error.event()).unwrap(), format!("data: {expected}\n\n"));
+    }
+
+    #[test]
+    fn a_reason_is_counted_and_not_told() {
+        let error = ApiError::unavailable("x", 1);
+        assert_eq!((error.counted_as(), ApiError::invalid_request("x").counted_as()), ("unavailable", INVALID));
+        let told = error.body();
+        let error = error.because("queue_full");
+        assert_eq!((error.counted_as(), error.body()), ("queue_full", told));
     }
 
     #[test]

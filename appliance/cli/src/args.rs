@@ -308,6 +308,9 @@ pub(crate) enum Key {
         /// What the key is called in lists and bills
         #[arg(long)]
         name: KeyName,
+        /// It reads metrics (GET /metrics) and nothing else
+        #[arg(long, conflicts_with_all = ["functions", "budget", "project"])]
+        telemetry: bool,
         /// Functions that it may call; all without this
         #[arg(long, value_name = "A,B", value_delimiter = ',')]
         functions: Option<Vec<FunctionName>>,

@@ -32,9 +32,12 @@ struct Created {
 
 pub(crate) fn command(client: &Client, command: Key) -> Result<(), Error> {
     match command {
-        Key::Create { name, functions, rates, budget, budget_soft, project, listing } => {
+        Key::Create { name, telemetry, functions, rates, budget, budget_soft, project, listing } => {
             let budget = budget.map(|budget| Budget { soft_nanos: budget_soft, ..budget });
             let mut new = json!({ "name": name, "functions": functions, "rates": rates });
+            if telemetry {
+                new["kind"] = json!("telemetry");
+            }
             if let Some(budget) = budget {
                 new["budget"] = json!(budget);
             }

@@ -5,6 +5,8 @@
 //! data = "./ember-data"
 //! listen = "127.0.0.1:8443"
 //! telemetry_listen = "127.0.0.1:9443"
+//! telemetry_ca = "/etc/ember/fleet-ca.pem"
+//! telemetry_name = "shop-7"
 //! drain = "10s"
 //! restart_delay = "5s"
 //! inference_cores = 2
@@ -27,7 +29,7 @@ use crate::{
     section::{Schema, Section, duration, number, parsed, size, text},
 };
 use std::{net::SocketAddr, ops::RangeInclusive};
-use toml::de::DeTable;
+use toml::de::{DeTable, DeValue};
 
 /// How emberd serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +40,10 @@ pub struct ServeConfig {
     pub listen: SocketAddr,
     /// Where telemetry is answered, if anywhere.
     pub telemetry_listen: Option<SocketAddr>,
+    /// File with the CA of the clients that are told telemetry; the box's own telemetry CA when absent.
+    pub telemetry_ca: Option<String>,
+    /// What the box is called in telemetry; its host name when absent.
+    pub telemetry_name: Option<String>,
     /// Time that running requests get when it stops, ms.
     pub drain_ms: u64,
     /// Longest pause before a child that died again and again is started, ms.
@@ -76,7 +82,21 @@ pub struct EdgeLimits {
 }
 
 const SCHEMA: Schema = &[
-    ("", &["data", "listen", "telemetry_listen", "drain", "restart_delay", "inference_cores", "memory", "limits"]),
+    (
+        "",
+        &[
+            "data",
+            "listen",
+            "telemetry_listen",
+            "telemetry_ca",
+            "telemetry_name",
+            "drain",
+            "restart_delay",
+            "inference_cores",
+            "memory",
+            "limits",
+        ],
+    ),
     (
         "limits",
         &[
@@ -111,6 +131,8 @@ impl Default for ServeConfig {
             data: "./ember-data".to_owned(),
             listen: SocketAddr::from(([127, 0, 0, 1], 8443)),
             telemetry_listen: None,
+            telemetry_ca: None,
+            telemetry_name: None,
             drain_ms: 10_000,
             restart_delay_ms: 5_000,
             inference_cores: None,
@@ -150,12 +172,27 @@ impl ServeConfig {
             data: top.get("data", &text)?.unwrap_or(default.data),
             listen: top.get("listen", &parsed)?.unwrap_or(default.listen),
             telemetry_listen: top.get("telemetry_listen", &parsed)?,
+            telemetry_ca: top.get("telemetry_ca", &text)?,
+            telemetry_name: top.get("telemetry_name", &host)?,
             drain_ms: top.get("drain", &duration(DRAIN_MS))?.unwrap_or(default.drain_ms),
             restart_delay_ms: top.get("restart_delay", &duration(RESTART_MS))?.unwrap_or(default.restart_delay_ms),
             inference_cores: top.get("inference_cores", &number(1..=1024))?,
             memory_bytes: top.get("memory", &size(MEMORY_BYTES))?,
             limits: limits(&top.section("limits")?)?,
         })
+    }
+}
+
+/// A name that a certificate can hold.
+fn host(value: &DeValue<'_>) -> Result<String, String> {
+    let name = text(value)?;
+    let label = |label: &str| {
+        let letters = label.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+        (1..=63).contains(&label.len()) && letters && !label.starts_with('-') && !label.ends_with('-')
+    };
+    match name.len() <= 253 && name.split('.').all(label) {
+        true => Ok(name),
+        false => Err(format!("`{name}` is no host name: small letters, digits, `-` and `.`")),
     }
 }
 
@@ -196,7 +233,9 @@ mod tests {
         let read = ServeConfig::parse(&documented).unwrap();
         let telemetry_listen = Some(SocketAddr::from(([127, 0, 0, 1], 9443)));
         let (inference_cores, memory_bytes) = (Some(2), Some(12 << 30));
-        assert_eq!(read, ServeConfig { telemetry_listen, inference_cores, memory_bytes, ..ServeConfig::default() });
+        let (telemetry_ca, telemetry_name) = (Some("/etc/ember/fleet-ca.pem".into()), Some("shop-7".into()));
+        let listed = ServeConfig { telemetry_listen, telemetry_ca, telemetry_name, ..ServeConfig::default() };
+        assert_eq!(read, ServeConfig { inference_cores, memory_bytes, ..listed });
     }
 
     #[test]

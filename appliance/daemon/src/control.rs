@@ -68,6 +68,8 @@ pub(crate) enum What {
     Questions,
     /// A listening socket.
     Listener,
+    /// The listening socket of telemetry.
+    TelemetryListener,
 }
 
 /// What every child is told before it begins.

@@ -6,6 +6,7 @@
 //!  ├── address     root     0644   ADDR:PORT, there while requests are answered
 //!  ├── admin.key   root     0600
 //!  ├── prices.toml root     0644   the price book, made once, then the operator's
+//!  ├── telemetry/  root     0755   box.key, server.key are the server's; the rest as in tls/: telemetry_files.rs
 //!  ├── tls/        root     0755   ca.pem 0644, ca.key 0600, server.pem 0644; server.key 0600 is the server's
 //!  ├── models/     root     0755   the warden's store
 //!  ├── snapshots/  root     0700   the warden's, with the key that seals them
@@ -44,13 +45,16 @@ pub(crate) const SERVER_ID: u32 = BASE_ID + 1;
 pub(crate) const LEDGER_ID: u32 = BASE_ID + 2;
 
 const FOLDER_MODE: u32 = 0o755;
-const FOLDERS: [(&str, Access); 5] = [
+const FOLDERS: [(&str, Access); 6] = [
+    (TELEMETRY, Access { id: ROOT_ID, mode: FOLDER_MODE }),
     (TLS, Access { id: ROOT_ID, mode: FOLDER_MODE }),
     (MODELS, Access { id: ROOT_ID, mode: FOLDER_MODE }),
     (SNAPSHOTS, Access { id: ROOT_ID, mode: 0o700 }),
     (SERVER, Access { id: SERVER_ID, mode: 0o700 }),
     (LEDGER, Access { id: LEDGER_ID, mode: 0o700 }),
 ];
+/// What a fleet knows the box by.
+pub(crate) const TELEMETRY: &str = "telemetry";
 /// Certificates and their keys.
 pub(crate) const TLS: &str = "tls";
 /// The warden's store.
@@ -84,7 +88,9 @@ impl Data {
         let path = std::path::absolute(path).map_err(|source| Failure::io("find", path, source))?;
         take_over(&path)?;
         let lock = lock(&path)?;
-        files::remove(&path.join(ADDRESS)).map_err(|source| Failure::io("remove", path.join(ADDRESS), source))?;
+        for stale in [path.join(ADDRESS), path.join(TELEMETRY).join(ADDRESS)] {
+            files::remove(&stale).map_err(|source| Failure::io("remove", &stale, source))?;
+        }
         for (name, access) in FOLDERS {
             let folder = path.join(name);
             let changed = files::ensure_folder(&folder, access).map_err(|e| Failure::io("make", &folder, e))?;
@@ -157,10 +163,18 @@ impl Data {
         files::replace(&path, format!("{address}\n").as_bytes(), PUBLIC).map_err(|e| Failure::io("write", &path, e))
     }
 
-    /// Takes that back.
+    /// Says where telemetry is answered.
+    pub(crate) fn write_telemetry_address(&self, address: std::net::SocketAddr) -> Result<(), Failure> {
+        let path = self.path.join(TELEMETRY).join(ADDRESS);
+        files::replace(&path, format!("{address}\n").as_bytes(), PUBLIC).map_err(|e| Failure::io("write", &path, e))
+    }
+
+    /// Takes both back.
     pub(crate) fn remove_address(&self) -> Result<(), Failure> {
-        let path = self.path.join(ADDRESS);
-        files::remove(&path).map_err(|source| Failure::io("remove", &path, source))
+        for path in [self.path.join(ADDRESS), self.path.join(TELEMETRY).join(ADDRESS)] {
+            files::remove(&path).map_err(|source| Failure::io("remove", &path, source))?;
+        }
+        Ok(())
     }
 }
 

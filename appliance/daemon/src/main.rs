@@ -25,6 +25,7 @@ mod server;
 mod setup;
 mod source;
 mod supervisor;
+mod telemetry_files;
 mod tls;
 
 use crate::{arguments::Command, exit::Failure};

@@ -20,6 +20,8 @@ use std::{
 pub(crate) struct ServerSetup {
     /// Listening sockets of one address, one a core (SO_REUSEPORT), non-blocking. The supervisor holds them too.
     pub(crate) listeners: Vec<TcpListener>,
+    /// The socket that telemetry is answered on, where it is.
+    pub(crate) telemetry_listener: Option<TcpListener>,
     /// The address they listen on, with the port that was picked.
     pub(crate) address: SocketAddr,
     /// The server's end of the SOCK_SEQPACKET pair to the warden; nobody else holds it. Blocking until set otherwise.
@@ -51,6 +53,8 @@ pub(crate) struct ServerFiles {
     pub(crate) certificate: &'static str,
     /// Its private key, PEM; likewise.
     pub(crate) certificate_key: &'static str,
+    /// The folder of what a fleet knows the box by; the supervisor has seen to what is in it.
+    pub(crate) telemetry: &'static str,
     /// The price book; the supervisor has seen to it that there is one, the server reads it again at a reload.
     pub(crate) prices: &'static str,
 }
@@ -61,5 +65,6 @@ pub(crate) const SERVER_FILES: ServerFiles = ServerFiles {
     functions: "server/functions",
     certificate: "tls/server.pem",
     certificate_key: "tls/server.key",
+    telemetry: "telemetry",
     prices: "prices.toml",
 };

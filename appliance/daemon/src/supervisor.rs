@@ -25,7 +25,7 @@ use crate::{
     meters::Meters,
     processes::{Logging, Processes},
     source::Source,
-    tls,
+    telemetry_files, tls,
 };
 use appliance_config::ServeConfig;
 use nix::sys::{
@@ -64,7 +64,9 @@ pub(crate) fn serve(flags: &Flags, format: LogFormat, filter: &str) -> Result<()
     data.ensure_prices()?;
     tls::ensure(data.path(), config.listen.ip(), SystemTime::now())?;
     let listeners = listen(config.listen)?;
-    warn_of_telemetry(&config);
+    let telemetry = listen_for_telemetry(&config)?;
+    ensure_telemetry(&data, &config, telemetry.as_ref())?;
+    telemetry_files::note_boot(data.path(), SystemTime::now())?;
     Supervisor {
         address: listeners[0].local_addr().map_err(Failure::of("look at", "the listening socket"))?,
         meters: Meters::new(listeners.len()).map_err(Failure::of("make", "the meter's rings"))?,
@@ -81,6 +83,7 @@ pub(crate) fn serve(flags: &Flags, format: LogFormat, filter: &str) -> Result<()
         data,
         runner,
         listeners,
+        telemetry,
         signals,
     }
     .run()
@@ -105,6 +108,7 @@ struct Supervisor {
     runner: PathBuf,
     address: SocketAddr,
     listeners: Vec<TcpListener>,
+    telemetry: Option<TcpListener>,
     meters: Meters,
     logging: Logging,
     signals: SignalFd,
@@ -155,6 +159,7 @@ impl Supervisor {
                     self.await_ready = false;
                     // Whoever calls from now on is refused at once, and not kept waiting for nobody.
                     self.listeners.clear();
+                    self.telemetry = None;
                     self.handle(Event::Stop { drain: self.drain });
                 }
                 Err(errno) => return Err(Failure::Bug(format!("an unknown signal was taken: {errno}"))),
@@ -210,6 +215,7 @@ impl Supervisor {
         let mut gifts: Vec<(What, BorrowedFd<'_>)> = vec![(What::Peer, servers.as_fd())];
         gifts.extend(self.meters.for_server());
         gifts.extend(self.listeners.iter().map(|listener| (What::Listener, listener.as_fd())));
+        gifts.extend(self.telemetry.iter().map(|listener| (What::TelemetryListener, listener.as_fd())));
         self.processes.start(Role::Server, &gifts, start, &self.logging)?;
         self.await_ready = true;
         Ok(())
@@ -276,6 +282,11 @@ impl Supervisor {
     fn announce(&mut self) -> Result<(), Failure> {
         self.stage = Stage::Serving;
         self.data.write_address(self.address)?;
+        if let Some(listener) = &self.telemetry {
+            let address = listener.local_addr().map_err(Failure::of("look at", "the socket of telemetry"))?;
+            self.data.write_telemetry_address(address)?;
+            tracing::info!(%address, "telemetry is answered");
+        }
         tracing::info!(address = %self.address, "requests are answered");
         let mut stdout = io::stdout().lock();
         let printed = writeln!(stdout, "ready https://{}", self.address).and_then(|()| stdout.flush());
@@ -296,6 +307,9 @@ impl Supervisor {
         }
         if let Err(failure) = tls::ensure(self.data.path(), self.address.ip(), SystemTime::now()) {
             tracing::error!(%failure, "the certificates are kept as they were");
+        }
+        if let Err(failure) = ensure_telemetry(&self.data, &config, self.telemetry.as_ref()) {
+            tracing::error!(%failure, "the files of telemetry are kept as they were");
         }
         self.drain = Duration::from_millis(config.drain_ms);
         self.source = source;
@@ -376,8 +390,18 @@ fn listen(address: SocketAddr) -> Result<Vec<TcpListener>, Failure> {
     Ok(listeners)
 }
 
-fn warn_of_telemetry(config: &ServeConfig) {
-    if let Some(address) = config.telemetry_listen {
-        tracing::warn!(%address, "this version serves no telemetry; nothing listens there");
-    }
+/// One socket: whoever asks there is served beside the requests of one core.
+fn listen_for_telemetry(config: &ServeConfig) -> Result<Option<TcpListener>, Failure> {
+    let Some(address) = config.telemetry_listen else { return Ok(None) };
+    let failed = || Failure::of("listen on", address.to_string());
+    let listener = TcpListener::bind(address).map_err(failed())?;
+    listener.set_nonblocking(true).map_err(failed())?;
+    Ok(Some(listener))
+}
+
+/// Sees to what a fleet knows the box by, where it listens for one.
+fn ensure_telemetry(data: &Data, config: &ServeConfig, listener: Option<&TcpListener>) -> Result<(), Failure> {
+    let Some(listener) = listener else { return Ok(()) };
+    let address = listener.local_addr().map_err(Failure::of("look at", "the socket of telemetry"))?;
+    telemetry_files::ensure(data.path(), config, address, SystemTime::now())
 }

@@ -26,10 +26,11 @@ use std::{
     time::SystemTime,
 };
 
-const SERVERS_OWN: Access = Access { id: SERVER_ID, mode: 0o600 };
+/// What the server alone reads.
+pub(crate) const SERVERS_OWN: Access = Access { id: SERVER_ID, mode: 0o600 };
 
 /// A certificate and its key on the disk.
-struct Pair {
+pub(crate) struct Pair {
     certificate: PathBuf,
     key: PathBuf,
     key_access: Access,
@@ -37,21 +38,34 @@ struct Pair {
 
 /// Sees to it that the server has a certificate for `listen` that clients of this device's CA accept.
 pub(crate) fn ensure(data: &Path, listen: IpAddr, now: SystemTime) -> Result<(), Failure> {
-    let folder = data.join(TLS);
-    let pair = |name: &str, key_access| Pair {
-        certificate: folder.join(format!("{name}.pem")),
-        key: folder.join(format!("{name}.key")),
-        key_access,
-    };
     let hostname = hostname();
-    let (authority, made) = ensure_authority(&pair("ca", PRIVATE), &hostname, now)?;
-    let names = ServerNames::new(&hostname, listen);
-    let server = pair("server", SERVERS_OWN);
-    if !made && is_current(&server, &names, now)? {
+    ensure_in(&data.join(TLS), &hostname, &ServerNames::new(&hostname, listen), now).map(drop)
+}
+
+/// The same in any folder, by an authority of its own, which is returned.
+pub(crate) fn ensure_in(
+    folder: &Path,
+    device: &str,
+    names: &ServerNames,
+    now: SystemTime,
+) -> Result<Identity, Failure> {
+    let (authority, made) = ensure_authority(&Pair::new(folder, "ca", PRIVATE), device, now)?;
+    let server = Pair::new(folder, "server", SERVERS_OWN);
+    ensure_server(&server, &authority, made, names, now).map(|()| authority)
+}
+
+fn ensure_server(
+    server: &Pair,
+    authority: &Identity,
+    made: bool,
+    names: &ServerNames,
+    now: SystemTime,
+) -> Result<(), Failure> {
+    if !made && is_current(server, names, now)? {
         return server.protect();
     }
     tracing::info!(certificate = %server.certificate.display(), "issued a certificate");
-    server.write(&issue_server(&authority, &names, now).map_err(cannot_issue)?)
+    server.write(&issue_server(authority, names, now).map_err(cannot_issue)?)
 }
 
 /// The CA's pair, and whether it had to be made.
@@ -86,22 +100,27 @@ fn check(identity: &Identity) -> Result<(), String> {
     Certificates::load(&identity.certificate_pem, &identity.key_pem).map(drop).map_err(|error| error.to_string())
 }
 
-fn cannot_issue(error: AuthorityError) -> Failure {
+pub(crate) fn cannot_issue(error: AuthorityError) -> Failure {
     Failure::Unusable(error.to_string())
 }
 
-fn hostname() -> String {
+pub(crate) fn hostname() -> String {
     nix::unistd::gethostname().map_or_else(|_| "localhost".into(), |name| name.to_string_lossy().into_owned())
 }
 
 impl Pair {
-    fn read(&self) -> Result<Option<Identity>, Failure> {
+    pub(crate) fn new(folder: &Path, name: &str, key_access: Access) -> Self {
+        let path = |kind: &str| folder.join(format!("{name}.{kind}"));
+        Self { certificate: path("pem"), key: path("key"), key_access }
+    }
+
+    pub(crate) fn read(&self) -> Result<Option<Identity>, Failure> {
         let read = |path: &Path| files::read(path).map_err(|source| Failure::io("read", path, source));
         let pems = read(&self.certificate)?.zip(read(&self.key)?);
         Ok(pems.map(|(certificate_pem, key_pem)| Identity { certificate_pem, key_pem }))
     }
 
-    fn write(&self, identity: &Identity) -> Result<(), Failure> {
+    pub(crate) fn write(&self, identity: &Identity) -> Result<(), Failure> {
         let write = |path: &Path, pem: &str, access| {
             files::replace(path, pem.as_bytes(), access).map_err(|source| Failure::io("write", path, source))
         };
@@ -109,7 +128,7 @@ impl Pair {
         write(&self.certificate, &identity.certificate_pem, PUBLIC)
     }
 
-    fn protect(&self) -> Result<(), Failure> {
+    pub(crate) fn protect(&self) -> Result<(), Failure> {
         for (path, access) in [(&self.certificate, PUBLIC), (&self.key, self.key_access)] {
             let changed = files::ensure_file(path, access).map_err(|source| Failure::io("protect", path, source))?;
             if changed {

@@ -6,7 +6,7 @@
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, SanType, SigningKey,
 };
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -70,6 +70,58 @@ pub fn issue_server(authority: &Identity, names: &ServerNames, now: SystemTime) 
     Ok(Identity { certificate_pem: certificate.pem(), key_pem: key.serialize_pem() })
 }
 
+/// Issues a certificate with a new key by which a client called `name` shows who it is, valid for 397 days.
+pub fn issue_client(authority: &Identity, name: &str, now: SystemTime) -> Result<Identity, AuthorityError> {
+    let issuer = Issuer::from_ca_cert_pem(&authority.certificate_pem, KeyPair::from_pem(&authority.key_pem)?)?;
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    let mut params = params(name, now, SERVER_LIFE);
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.use_authority_key_identifier_extension = true;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    let certificate = params.signed_by(&key, &issuer)?;
+    Ok(Identity { certificate_pem: certificate.pem(), key_pem: key.serialize_pem() })
+}
+
+/// Whether a text holds certificates of authorities, and nothing that is none.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_authority(pem: &str) -> Result<(), AuthorityError> {
+    crate::tls::roots(pem).map(drop).map_err(unreadable)
+}
+
+/// A key that a box signs with what it says of itself: Ed25519.
+#[derive(Debug)]
+pub struct Signer(KeyPair);
+
+impl Signer {
+    /// A new one, as PKCS#8 PEM; secret.
+    pub fn make() -> Result<String, AuthorityError> {
+        Ok(KeyPair::generate_for(&PKCS_ED25519)?.serialize_pem())
+    }
+
+    /// Reads one.
+    pub fn load(pem: &str) -> Result<Self, AuthorityError> {
+        Ok(Self(KeyPair::from_pkcs8_pem_and_sign_algo(pem, &PKCS_ED25519)?))
+    }
+
+    /// The signature of `message`, 64 bytes.
+    pub fn sign(&self, message: &[u8]) -> Result<Vec<u8>, AuthorityError> {
+        Ok(self.0.sign(message)?)
+    }
+
+    /// The public key, 32 bytes.
+    pub fn public(&self) -> &[u8] {
+        self.0.public_key_raw()
+    }
+
+    /// The same, as PEM.
+    pub fn public_pem(&self) -> String {
+        self.0.public_key_pem()
+    }
+}
+
 /// True when a server certificate runs out within a third of its life, or lacks one of `names`.
 pub fn needs_renewal(certificate_pem: &str, names: &ServerNames, now: SystemTime) -> Result<bool, AuthorityError> {
     let (_, pem) = parse_x509_pem(certificate_pem.as_bytes()).map_err(unreadable)?;
@@ -101,6 +153,11 @@ impl ServerNames {
             hosts.push(hostname);
         }
         Self { addresses, hosts }
+    }
+
+    /// No names: for a certificate that nobody is called by.
+    pub const fn none() -> Self {
+        Self { addresses: Vec::new(), hosts: Vec::new() }
     }
 
     fn alternatives(&self) -> Result<Vec<SanType>, rcgen::Error> {
@@ -161,6 +218,20 @@ mod tests {
         assert_eq!(names.hosts, ["localhost"]);
         assert_eq!(names.addresses.len(), 2);
         assert_eq!(ServerNames::new("Edge-1.lan", LISTEN).hosts, ["localhost", "edge-1.lan"]);
+    }
+
+    #[test]
+    fn a_signature_is_the_keys_and_holds_for_its_message_alone() {
+        let pem = Signer::make().unwrap();
+        let (signer, again) = (Signer::load(&pem).unwrap(), Signer::load(&pem).unwrap());
+        let signature = signer.sign(b"page").unwrap();
+        assert_eq!((signature.len(), signer.public().len()), (64, 32));
+        assert_eq!(again.sign(b"page").unwrap(), signature, "Ed25519 draws nothing");
+        let ed25519 = rustls::crypto::ring::default_provider().signature_verification_algorithms.mapping;
+        let (_, ways) = ed25519.iter().find(|(scheme, _)| *scheme == rustls::SignatureScheme::ED25519).unwrap();
+        let holds = |message: &[u8]| ways[0].verify_signature(signer.public(), message, &signature).is_ok();
+        assert!(holds(b"page") && !holds(b"pagf"));
+        assert!(Signer::load("no key").is_err());
     }
 
     #[test]

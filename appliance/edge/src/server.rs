@@ -60,9 +60,21 @@ pub struct Served {
 impl Edge {
     /// An edge that serves `certificates` under `limits`.
     pub fn new(certificates: Arc<Certificates>, limits: Limits) -> Result<Self, CertificateError> {
+        Ok(Self::on(tls::server_config(certificates)?, limits))
+    }
+
+    /// An edge for clients whose certificate is of this authority (PEM), and for nobody else.
+    pub fn for_clients_of(
+        authority_pem: &str,
+        certificates: Arc<Certificates>,
+        limits: Limits,
+    ) -> Result<Self, CertificateError> {
+        Ok(Self::on(tls::mutual_config(certificates, authority_pem)?, limits))
+    }
+
+    fn on(tls: Arc<ServerConfig>, limits: Limits) -> Self {
         let census = Arc::new(Census::new(&limits));
-        let tls = tls::server_config(certificates)?;
-        Ok(Self(Arc::new(Shared { limits: Arc::new(limits), tls, census, drain: Drain::new() })))
+        Self(Arc::new(Shared { limits: Arc::new(limits), tls, census, drain: Drain::new() }))
     }
 
     /// Serves connections of `listener` on the current core until a drain is over.

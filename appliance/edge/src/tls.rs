@@ -5,9 +5,9 @@
 
 use arc_swap::ArcSwap;
 use rustls::{
-    ServerConfig,
+    RootCertStore, ServerConfig,
     crypto::ring,
-    server::{ClientHello, ResolvesServerCert},
+    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier},
     sign::CertifiedKey,
     version::{TLS12, TLS13},
 };
@@ -33,6 +33,9 @@ pub enum CertificateError {
     /// The key is of no use, or belongs to another certificate.
     #[error("the private key does not serve the certificate: {0}")]
     Unusable(#[source] rustls::Error),
+    /// The text of the clients' authority holds no certificate, or none that can be one.
+    #[error("the clients' authority cannot be used: {0}")]
+    Authority(String),
     /// The system's randomness or TLS itself failed.
     #[error("cannot set up tls: {0}")]
     Setup(#[source] rustls::Error),
@@ -71,7 +74,7 @@ fn certified(chain_pem: &str, key_pem: &str) -> Result<CertifiedKey, Certificate
     CertifiedKey::from_der(chain, key, &ring::default_provider()).map_err(CertificateError::Unusable)
 }
 
-/// The configuration of all TLS connections of the process.
+/// The configuration of TLS connections to anybody.
 pub(crate) fn server_config(certificates: Arc<Certificates>) -> Result<Arc<ServerConfig>, CertificateError> {
     let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_protocol_versions(&[&TLS13, &TLS12])
@@ -83,4 +86,36 @@ pub(crate) fn server_config(certificates: Arc<Certificates>) -> Result<Arc<Serve
     config.ticketer = ring::Ticketer::new().map_err(CertificateError::Setup)?;
     config.send_tls13_tickets = 1;
     Ok(Arc::new(config))
+}
+
+/// The configuration of TLS connections to clients that have a certificate of this authority (PEM; one or more), and to
+/// nobody else. TLS 1.3 alone, and no resumption: each connection shows its certificate.
+pub(crate) fn mutual_config(
+    certificates: Arc<Certificates>,
+    authority_pem: &str,
+) -> Result<Arc<ServerConfig>, CertificateError> {
+    let roots = Arc::new(roots(authority_pem)?);
+    let provider = Arc::new(ring::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider)).build();
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&TLS13])
+        .map_err(CertificateError::Setup)?
+        .with_client_cert_verifier(verifier.map_err(|error| CertificateError::Authority(error.to_string()))?)
+        .with_cert_resolver(certificates);
+    config.alpn_protocols = vec![H2.to_vec(), HTTP11.to_vec()];
+    config.max_early_data_size = 0;
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    Ok(Arc::new(config))
+}
+
+/// The authorities in a PEM text; at least one.
+pub(crate) fn roots(pem: &str) -> Result<RootCertStore, CertificateError> {
+    let unusable = |error: &dyn std::fmt::Display| CertificateError::Authority(error.to_string());
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+        let certificate = certificate.map_err(|error| unusable(&error))?;
+        roots.add(certificate).map_err(|error| unusable(&error))?;
+    }
+    if roots.is_empty() { Err(unusable(&"it holds no certificate")) } else { Ok(roots) }
 }

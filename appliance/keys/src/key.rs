@@ -60,6 +60,8 @@ pub enum Kind {
     /// Calls functions.
     #[default]
     User,
+    /// Reads metrics, and nothing else.
+    Telemetry,
 }
 
 impl Rates {
@@ -104,8 +106,13 @@ impl Key {
         self.kind == Kind::Admin
     }
 
+    /// Whether it may read metrics.
+    pub fn may_read_metrics(&self) -> bool {
+        matches!(self.kind, Kind::Admin | Kind::Telemetry)
+    }
+
     /// Whether it may call `function`.
     pub fn may_call(&self, function: &FunctionName) -> bool {
-        self.functions.as_ref().is_none_or(|functions| functions.contains(function))
+        self.kind != Kind::Telemetry && self.functions.as_ref().is_none_or(|functions| functions.contains(function))
     }
 }

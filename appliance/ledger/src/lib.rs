@@ -24,6 +24,7 @@ mod join;
 mod legacy;
 pub mod log;
 mod open;
+mod page;
 mod process;
 pub mod query;
 pub mod reader;

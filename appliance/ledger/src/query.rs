@@ -10,6 +10,7 @@
 //! A page ends where its packet is full or its limit is reached, and names where the next begins. Only what has ended is
 //! counted: a request that still runs shows in [`Query::Request`] alone.
 
+use crate::{frame::Chain, segment::Position};
 use appliance_types::{FunctionName, KeyName, Record, RequestId};
 use serde::{Deserialize, Serialize};
 
@@ -75,6 +76,11 @@ pub enum Query {
         after: Option<Cursor>,
         /// Most rows of this page; 0 counts as 1, above [`PAGE_ROWS_MAX`] as that.
         limit: u16,
+    },
+    /// The ledger's lines from a position on, packed as `segment << 32 | offset`, with their proofs.
+    Lines {
+        /// Where the page before ended; 0 is the beginning.
+        from: u64,
     },
 }
 
@@ -179,6 +185,23 @@ pub enum Answer {
         /// What to ask for next; absent at the end so far.
         next: Option<Cursor>,
     },
+    /// To [`Query::Lines`].
+    Lines(Box<Page>),
+}
+
+/// Lines of the ledger, as they are on its disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Page {
+    /// Where they begin; later than what was asked for where that is no longer kept.
+    pub from: u64,
+    /// Where they end, and the next page begins.
+    pub next: u64,
+    /// The chain value before them.
+    pub previous: Chain,
+    /// The chain value of the last of them.
+    pub chain: Chain,
+    /// The lines, without their newlines; none at the end so far.
+    pub lines: Vec<String>,
 }
 
 /// Why there is no answer.
@@ -193,6 +216,18 @@ pub enum QueryError {
     /// The ledger is gone, and the supervisor with it.
     #[error("the ledger is gone")]
     Gone,
+    /// No line ends where the page is to begin.
+    #[error("{reason}")]
+    Cursor {
+        /// What was met.
+        reason: String,
+    },
+    /// The page would begin behind the ledger's end: who asks knows more than is here.
+    #[error("the ledger ends at {}, before what was asked for", Position::unpacked(*end))]
+    Beyond {
+        /// Where it ends.
+        end: u64,
+    },
     /// The index cannot be read.
     #[error("the ledger's index: {reason}")]
     Index {

@@ -13,6 +13,7 @@ use crate::{
     disk::Disk,
     index::{Index, IndexError, Reader},
     log::Log,
+    page::{self, Extent},
     query::{ANSWER_BYTES_MAX, ASK_BYTES_MAX, Answer, Ask, Query, QueryError, Said},
     segment::Position,
 };
@@ -137,10 +138,7 @@ fn answer_all(folder: &Path, socket: &OwnedFd, progress: &Progress) {
     while said.is_ok() {
         match receive_packet(socket, &mut buffer) {
             Ok(Some(packet)) => match decode_packet(&buffer[..packet.length]) {
-                Ok(Ask { id, query }) => {
-                    progress.wait();
-                    said = say(socket, &Said::Answer { id, answer: answers.ask(&query) });
-                }
+                Ok(Ask { id, query }) => said = say(socket, &Said::Answer { id, answer: answers.to(&query, progress) }),
                 Err(error) => tracing::error!(%error, "the server asked what is no question"),
             },
             Ok(None) => return,
@@ -174,6 +172,17 @@ struct Answers {
 }
 
 impl Answers {
+    /// Lines are read from the segments, all else from the index once it has what is on the disk.
+    fn to(&mut self, query: &Query, progress: &Progress) -> Result<Answer, QueryError> {
+        if let Query::Lines { from } = query {
+            let Mark { oldest, end } = progress.logged().ok_or(QueryError::Restarted)?;
+            let page = page::read(&self.folder, Extent { oldest, end }, Position::unpacked(*from));
+            return page.map(|page| Answer::Lines(Box::new(page)));
+        }
+        progress.wait();
+        self.ask(query)
+    }
+
     /// Opens the index when it is first asked, and again after a fault: it may have been made anew.
     fn ask(&mut self, query: &Query) -> Result<Answer, QueryError> {
         let reader = match self.reader.take() {

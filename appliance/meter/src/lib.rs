@@ -45,12 +45,14 @@ mod producer;
 mod record;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 pub use bell::{Bell, Heard, Hearing, bell};
 pub use consumer::{Consumer, Corrupt, Item};
 pub use mapping::{RECORDS_MAX, RECORDS_MIN, RingError, create};
 pub use producer::{Full, Producer, Ticket};
 pub use record::{Fault, RECORD_BYTES};
+pub use watch::{Fill, Watch};
 
 /// Records of a core's ring: 2 MiB, for about 2700 requests that the ledger has not taken yet.
 pub const RECORDS: u64 = 1 << 14;

@@ -1,7 +1,7 @@
 //! The whole ring in real memory: crashes of either side, a full ring, two threads, and a hostile server.
 
 use crate::{
-    Bell, Consumer, Corrupt, Fault, Full, Hearing, Item, Producer, RECORDS_MIN, Ticket, bell, create,
+    Bell, Consumer, Corrupt, Fault, Fill, Full, Hearing, Item, Producer, RECORDS_MIN, Ticket, Watch, bell, create,
     cursor::Memory,
     entry::{ENTRY_RECORDS, tests::record},
     mapping::Mapping,
@@ -53,6 +53,21 @@ fn words(items: Vec<Result<Item, Corrupt>>) -> Vec<(u64, u64, Stage, u64)> {
         Err(corrupt) => panic!("{corrupt}"),
     };
     items.into_iter().filter_map(entry).collect()
+}
+
+#[test]
+fn a_watch_sees_what_is_said_and_what_is_taken() {
+    let kept = Kept::new(RECORDS_MIN);
+    let (watch, mut producer, mut consumer) = (Watch::attach(&kept.ring).unwrap(), kept.producer(1), kept.consumer());
+    let capacity = RECORDS_MIN / ENTRY_RECORDS;
+    assert_eq!(watch.fill(), Fill { used: 0, capacity });
+    let ticket = producer.open(&record(1)).unwrap();
+    producer.close(ticket, &record(1));
+    assert_eq!(watch.fill(), Fill { used: 2, capacity });
+    all(&mut consumer);
+    assert_eq!(watch.fill().used, 2, "not durable yet");
+    consumer.release();
+    assert_eq!(watch.fill(), Fill { used: 0, capacity });
 }
 
 #[test]

@@ -264,6 +264,44 @@ pub struct View {
     pub failing: Vec<FailingView>,
     /// What nobody is billed for, by function, since the server began.
     pub system: BTreeMap<FunctionName, System>,
+    /// Functions for which requests wait.
+    pub queues: Vec<QueueView>,
+    /// Instances that are being woken.
+    pub waking: usize,
+    /// Cores for inference, and of these leased.
+    pub cores: [u32; 2],
+    /// Memory for functions: all, what of it is usable, what is held; bytes.
+    pub memory: [u64; 3],
+    /// Wakes since the server began, by where they found their functions.
+    pub wakes: BTreeMap<Tier, WakesView>,
+    /// Wakes that gave no instance.
+    pub wakes_failed: u64,
+}
+
+/// Requests that wait for a function, for lists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueView {
+    /// The function.
+    pub function: FunctionName,
+    /// Those that somebody waits for.
+    pub interactive: usize,
+    /// The others.
+    pub batch: usize,
+}
+
+/// Wakes from one tier, for lists; sums, µs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WakesView {
+    /// How many.
+    pub count: u64,
+    /// Looking for a snapshot and decoding it.
+    pub find_us: u64,
+    /// Making a process.
+    pub process_us: u64,
+    /// Making it ready.
+    pub ready_us: u64,
+    /// From the warden to here, and whatever lay between.
+    pub handover_us: u64,
 }
 
 /// A function that fails again and again, for lists.

@@ -27,7 +27,8 @@ mod warden;
 pub use driver::{Resources, run};
 pub use handle::{Inputs, Lost, Pool, Reservation, Submission, pool};
 pub use job::{
-    Dispatched, Event, Failed, FailingView, FunctionConfig, HeldView, InstanceView, JOBS_MAX, Terms, View, Waits, Work,
+    Dispatched, Event, Failed, FailingView, FunctionConfig, HeldView, InstanceView, JOBS_MAX, QueueView, Terms, View,
+    Waits, WakesView, Work,
 };
 pub use scheduler::System;
 pub use tab::{Share, Tab, Used};

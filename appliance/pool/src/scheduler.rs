@@ -21,6 +21,7 @@ mod cores;
 mod endings;
 mod health;
 mod jobs;
+mod look;
 mod memory;
 mod preempt;
 mod scale;
@@ -28,9 +29,7 @@ mod terms;
 mod tiers;
 mod work;
 
-use crate::job::{
-    Dispatched, Event, Failed, FunctionConfig, HeldView, InstanceView, Terms, View, Waits, Work, midway_bytes,
-};
+use crate::job::{Dispatched, Event, Failed, FunctionConfig, Terms, View, Waits, Work, midway_bytes};
 use crate::tab::Tab;
 pub use account::System;
 use account::{Account, Books};
@@ -43,6 +42,7 @@ use appliance_types::{FunctionName, KeyName, ModelDigest, Tier};
 use cores::Cores;
 use health::{Health, Heard};
 use jobs::Told;
+use look::Tally;
 pub(crate) use memory::HoldId;
 use memory::{Image, Ledger, Worth};
 use preempt::{Hold, is_urgent};
@@ -263,6 +263,7 @@ pub(crate) struct Scheduler {
     scale_due: Option<Instant>,
     sensor: Sensor,
     books: Books,
+    tally: Tally,
 }
 
 impl Scheduler {
@@ -285,6 +286,7 @@ impl Scheduler {
             scale_due: None,
             sensor: Sensor::default(),
             books: Books::default(),
+            tally: Tally::default(),
         }
     }
 
@@ -599,29 +601,6 @@ impl Scheduler {
                 self.leave_work(now, id, ticket);
                 self.done(now, ticket, id);
             }
-        }
-    }
-
-    fn list(&self, now: Instant) -> View {
-        let up = |(id, i): (&InstanceId, &Instance)| InstanceView {
-            instance: *id,
-            function: i.function.clone(),
-            threads: i.cores.told,
-            slots: i.slots,
-            slots_busy: i.running.len() as u32,
-            idle_stop_in: i.idle_stop.map(|due| due.saturating_duration_since(now)),
-            wake_p50_ms: self.functions.get(&i.function).and_then(Function::wake_p50_ms),
-            model: Arc::clone(&i.model),
-        };
-        let held = |(name, function): (&FunctionName, &Function)| {
-            let store_in = function.held_until?.saturating_duration_since(now);
-            Some(HeldView { function: name.clone(), store_in, wake_p50_ms: function.wake_p50_ms() })
-        };
-        View {
-            instances: self.instances.iter().filter(|(_, i)| !i.ending).map(up).collect(),
-            held: self.functions.iter().filter_map(held).collect(),
-            failing: self.failing(now),
-            system: self.books.all(),
         }
     }
 }

@@ -11,7 +11,7 @@ use appliance_scale::hold::Price;
 use appliance_types::{FunctionName, ModelDigest, Task, Tier};
 use sandbox_wire::{
     runner::{FromRunner, ModelInfo, ToRunner},
-    warden::{Awake, ExitCause, InstanceId, RunnerSpec, WardenError},
+    warden::{Awake, ExitCause, InstanceId, RunnerSpec, WakeParts, WardenError},
 };
 use std::{
     collections::BTreeMap,
@@ -102,7 +102,7 @@ impl Simulation {
     pub fn woken(&mut self, at: Duration, wake: u64, woken: Woken) -> Vec<Act> {
         let Woken { instance, tier, slots, image_bytes } = woken;
         let model = ModelInfo { slots, ..ModelInfo::default() };
-        let awake = Awake { instance, tier, wake_us: 0, threads: 0, image_bytes, model };
+        let awake = Awake { instance, tier, wake_us: 0, parts: WakeParts::default(), threads: 0, image_bytes, model };
         self.put(at, Input::Woken { wake, result: Ok(awake) })
     }
 

@@ -41,7 +41,7 @@ use sandbox_snapshot::image::Identity;
 use sandbox_wire::{
     frame::Decoder,
     runner::{FromRunner, Load, ModelInfo, ToRunner},
-    warden::{Awake, ExitCause, GaugeKind, Reply, RunnerSpec, WardenError},
+    warden::{Awake, ExitCause, GaugeKind, Reply, RunnerSpec, WakeParts, WardenError},
 };
 use std::{
     fs::File,
@@ -53,14 +53,15 @@ use std::{
 
 /// Runs an instance from its lease to its end, and says what is to be said. Its slot is free before anyone is told.
 pub(crate) fn live(shared: &Arc<Shared>, lease: Lease, request: u64, spec: &RunnerSpec, begun: Instant) {
-    match wake(shared, lease, spec) {
+    let mut marks = Marks::new(begun);
+    match wake(shared, lease, spec, &mut marks) {
         Ok(woken) => {
             let instance = woken.instance.lease.instance;
             if instance != lease.instance {
                 // A spare has a lease of its own.
                 release(shared, lease);
             }
-            let cause = serve(shared, &spec.function, woken, request, begun);
+            let cause = serve(shared, &spec.function, woken, request, &marks);
             let released = shared.registry.release(instance);
             let stopped = cause == ExitCause::Stopped;
             shared.outbox.exited(instance, cause);
@@ -115,11 +116,11 @@ pub(crate) fn restored(
 }
 
 /// Hands an instance over to the server, and waits for its end.
-fn serve(shared: &Shared, function: &FunctionName, woken: Woken, request: u64, begun: Instant) -> ExitCause {
+fn serve(shared: &Shared, function: &FunctionName, woken: Woken, request: u64, marks: &Marks) -> ExitCause {
     let Woken { mut instance, info, socket, tier } = woken;
     instance.show_gauges(shared);
     let image_bytes = shared.snapshots.entry(function).parked_bytes;
-    let awake = instance.awake(info, tier, image_bytes, begun);
+    let awake = instance.awake(info, tier, image_bytes, marks);
     tracing::info!(instance = awake.instance, %tier, wake_us = awake.wake_us, "awake");
     let apart = instance.apart();
     shared.outbox.hand_over(request, Reply::Awake(awake), socket.as_fd());
@@ -227,14 +228,38 @@ impl Woken {
     }
 }
 
-fn wake(shared: &Arc<Shared>, lease: Lease, spec: &RunnerSpec) -> Result<Woken, WardenError> {
+/// When the parts of a wake ended.
+struct Marks {
+    begun: Instant,
+    found: Instant,
+    process: Instant,
+}
+
+impl Marks {
+    fn new(begun: Instant) -> Self {
+        Self { begun, found: begun, process: begun }
+    }
+
+    /// All of it, and its parts. A spare needs no process made: it was there when it was found.
+    fn parts(&self, now: Instant) -> (u64, WakeParts) {
+        let process = self.process.max(self.found);
+        let us = |from: Instant, to: Instant| to.saturating_duration_since(from).as_micros() as u64;
+        let (find_us, process_us) = (us(self.begun, self.found), us(self.found, process));
+        (us(self.begun, now), WakeParts { find_us, process_us, ready_us: us(process, now) })
+    }
+}
+
+fn wake(shared: &Arc<Shared>, lease: Lease, spec: &RunnerSpec, marks: &mut Marks) -> Result<Woken, WardenError> {
     let place = Place::new(shared, lease, spec)?;
     let identity = place.identity(shared, spec);
     let needed = Needed { program: &shared.program, model: &place.model };
-    let unusable = match shared.snapshots.find(&identity, &needed) {
+    let found = shared.snapshots.find(&identity, &needed);
+    marks.found = Instant::now();
+    let unusable = match found {
         Ok(Some((ready, tier))) => {
             let restore = || {
                 place.restore(shared, &ready, tier, Ahead::Nothing).map(|mut woken| {
+                    marks.process = Instant::now();
                     if let Err(error) = woken.start_threads() {
                         // Whoever gets it learns of its end.
                         tracing::warn!(instance = lease.instance, ?error, "its threads do not start");
@@ -255,7 +280,9 @@ fn wake(shared: &Arc<Shared>, lease: Lease, spec: &RunnerSpec) -> Result<Woken, 
     if let Some(reason) = unusable {
         taking::retire(shared, &spec.function, reason);
     }
+    marks.found = Instant::now();
     let woken = place.boot(shared, spec)?;
+    marks.process = Instant::now();
     if shared.snapshots.is_ahead_of(&identity) {
         return Ok(woken);
     }
@@ -502,9 +529,9 @@ impl Instance {
         }
     }
 
-    fn awake(&self, model: ModelInfo, tier: Tier, image_bytes: u64, begun: Instant) -> Awake {
-        let wake_us = begun.elapsed().as_micros() as u64;
-        Awake { instance: self.lease.instance, tier, wake_us, threads: self.grant.threads, image_bytes, model }
+    fn awake(&self, model: ModelInfo, tier: Tier, image_bytes: u64, marks: &Marks) -> Awake {
+        let (wake_us, parts) = marks.parts(Instant::now());
+        Awake { instance: self.lease.instance, tier, wake_us, parts, threads: self.grant.threads, image_bytes, model }
     }
 
     /// Lets the server read what it uses.

@@ -180,12 +180,25 @@ pub struct Awake {
     pub tier: Tier,
     /// From the call to the loaded model, µs.
     pub wake_us: u64,
+    /// Where that time went.
+    pub parts: WakeParts,
     /// Threads that compute in it.
     pub threads: u32,
     /// What its function's parked memory takes, which its instances share; 0 while there is no snapshot.
     pub image_bytes: u64,
     /// What was loaded.
     pub model: ModelInfo,
+}
+
+/// The parts of a wake, one after the other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WakeParts {
+    /// Until a snapshot was found and decoded, or there was none to be used, µs.
+    pub find_us: u64,
+    /// Until a process was there that holds no more than it may: restored, or with its model loaded, µs.
+    pub process_us: u64,
+    /// Until it was ready to be handed over: a spare taken over, threads started, or its snapshot taken, µs.
+    pub ready_us: u64,
 }
 
 /// What an instance holds now.

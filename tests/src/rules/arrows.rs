@@ -31,7 +31,17 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     ("fences", &["appliance-runtime", "appliance-meter", "sandbox-kernel", "sandbox-model"]),
     ("mechanisms", &["sandbox-image", "images-builder", "firmware-init", "tests-synthetic"]),
-    ("stages", &["appliance-edge", "appliance-keys", "appliance-pool", "appliance-ledger", "sandbox-warden"]),
+    (
+        "stages",
+        &[
+            "appliance-edge",
+            "appliance-keys",
+            "appliance-pool",
+            "appliance-ledger",
+            "appliance-telemetry",
+            "sandbox-warden",
+        ],
+    ),
     ("simulators", &["appliance-sim"]),
     ("programs", &["appliance-daemon", "appliance-cli", "sandbox-runner", "bench", "tests", "tests-liar"]),
 ];

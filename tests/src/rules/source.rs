@@ -93,6 +93,11 @@ struct Token {
     line: usize,
 }
 
+/// The words of a file, brackets being words too.
+pub(super) fn words(path: &str, text: &str) -> Vec<String> {
+    tokens(path, text).into_iter().map(|token| token.text).collect()
+}
+
 fn tokens(path: &str, text: &str) -> Vec<Token> {
     let stream: TokenStream = text.parse().unwrap_or_else(|error| panic!("{path} is not Rust: {error}"));
     let mut tokens = Vec::new();

@@ -105,15 +105,20 @@ fn told(key: &str, tokens: u32, refused: Refused) -> ApiError {
         Limit::Tpm => format!("the key `{key}` may use {allowed} tokens a minute (tpm), and this may use {tokens}"),
         Limit::Concurrency => format!("the key `{key}` may make {allowed} requests at once (concurrency)"),
     };
+    let reason = match limit {
+        Limit::Rpm => "key_rpm",
+        Limit::Tpm => "key_tpm",
+        Limit::Concurrency => "key_concurrency",
+    };
     match retry_after {
         Some(wait) => {
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
             let seconds = seconds.max(1);
-            ApiError::rate_limit(format!("{what}; try again in {seconds} s"), seconds)
+            ApiError::rate_limit(format!("{what}; try again in {seconds} s"), seconds).because(reason)
         }
         None => {
             let error = ApiError::rate_limit(format!("{what}; ask for less, trying again does not help"), 0);
-            ApiError { retry_after_s: None, ..error }
+            ApiError { retry_after_s: None, ..error }.because(reason)
         }
     }
 }

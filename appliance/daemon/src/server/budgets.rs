@@ -5,6 +5,7 @@ use super::{
     handler::Call,
     keys,
     reply::{self, Answered},
+    state::State,
 };
 use appliance_api::ApiError;
 use appliance_edge::Request;
@@ -18,10 +19,7 @@ const BODY_BYTES_MAX: usize = 1 << 10;
 
 /// `GET /ember/v1/budgets`: all there are, with what is spent of them.
 pub(super) fn list(call: &Call) -> Answered {
-    let state = &call.state;
-    let of_keys = state.keys.list().into_iter().filter_map(|key| Some((Owner::Key(key.name.clone()), key.budget?)));
-    let mut all: BTreeMap<Owner, Budget> = of_keys.collect();
-    all.extend(state.budgets.all().iter().map(|(owner, budget)| (owner.clone(), *budget)));
+    let (state, all) = (&call.state, all(&call.state));
     let row = |(owner, budget): (&Owner, &Budget)| {
         let standing = state.purses.standing(owner, budget);
         json!({
@@ -35,6 +33,14 @@ pub(super) fn list(call: &Call) -> Answered {
         })
     };
     Ok(reply::list(&all.iter().map(row).collect::<Vec<Value>>()))
+}
+
+/// All budgets: those that keys were made with, and those that were set since.
+pub(super) fn all(state: &State) -> BTreeMap<Owner, Budget> {
+    let of_keys = state.keys.list().into_iter().filter_map(|key| Some((Owner::Key(key.name.clone()), key.budget?)));
+    let mut all: BTreeMap<Owner, Budget> = of_keys.collect();
+    all.extend(state.budgets.all().iter().map(|(owner, budget)| (owner.clone(), *budget)));
+    all
 }
 
 /// `PUT /ember/v1/budgets/{key|project|function}/{name}`

@@ -17,7 +17,8 @@ use appliance_meter::{Full, Producer, Ticket};
 use appliance_pool::{Dispatched, Tab};
 use appliance_price::Prices;
 use appliance_runtime::{sleep, spawn};
-use appliance_types::Record;
+use appliance_telemetry::{Ended, Shard};
+use appliance_types::{Record, Stage};
 use sandbox_wire::runner::Finished;
 use std::{
     cell::{RefCell, RefMut},
@@ -46,6 +47,8 @@ pub(super) struct Desk(RefCell<Inner>);
 struct Inner {
     producer: Producer,
     ledger: Client,
+    /// Where this core counts.
+    shard: Shard,
     open: BTreeMap<u64, Running>,
     next: u64,
     beats: bool,
@@ -58,8 +61,13 @@ struct Running {
 }
 
 impl Desk {
-    pub(super) fn new(producer: Producer, ledger: Client) -> Rc<Self> {
-        Rc::new(Self(RefCell::new(Inner { producer, ledger, open: BTreeMap::new(), next: 0, beats: false })))
+    pub(super) fn new(producer: Producer, ledger: Client, shard: Shard) -> Rc<Self> {
+        Rc::new(Self(RefCell::new(Inner { producer, ledger, shard, open: BTreeMap::new(), next: 0, beats: false })))
+    }
+
+    /// Where this core counts.
+    pub(super) fn shard(&self) -> Shard {
+        self.0.borrow().shard.clone()
     }
 
     /// Opens an account, once there is room for all that will be said of it.
@@ -68,22 +76,29 @@ impl Desk {
     /// 503: the ledger lags behind, or its disk is nearly full; nothing was begun.
     pub(super) async fn open(self: &Rc<Self>, account: Account) -> Result<Meter, ApiError> {
         if self.0.borrow().ledger.is_low() {
-            return Err(ApiError::unavailable(DISK_FULL.to_owned(), RETRY_AFTER_S));
+            return Err(ApiError::unavailable(DISK_FULL.to_owned(), RETRY_AFTER_S).because("ledger_full"));
         }
         let account = Rc::new(RefCell::new(account));
         for _ in 0..PAUSES_MAX {
             match self.try_open(&account) {
                 Ok(meter) => return Ok(meter),
-                Err(Full) => sleep(PAUSE).await,
+                Err(Full) => {
+                    self.shard().ring_paused();
+                    sleep(PAUSE).await;
+                }
             }
         }
-        self.try_open(&account).map_err(|full| ApiError::unavailable(full.to_string(), RETRY_AFTER_S))
+        self.try_open(&account).map_err(|full| {
+            self.shard().ring_full();
+            ApiError::unavailable(full.to_string(), RETRY_AFTER_S).because("ring_full")
+        })
     }
 
     fn try_open(self: &Rc<Self>, account: &Rc<RefCell<Account>>) -> Result<Meter, Full> {
         let (number, starts) = {
             let mut desk = self.0.borrow_mut();
             let ticket = desk.producer.open(&account.borrow().now())?;
+            desk.shard.entered(Stage::Open);
             let number = desk.next;
             desk.next += 1;
             desk.open.insert(number, Running { account: Rc::clone(account), ticket, since: Instant::now() });
@@ -95,20 +110,22 @@ impl Desk {
         Ok(Meter { desk: Rc::clone(self), account: Rc::clone(account), number })
     }
 
-    fn close(&self, number: u64, record: &Record) {
+    fn close(&self, number: u64, record: &Record, ended: Ended) {
         let mut desk = self.0.borrow_mut();
-        if let Some(Running { ticket, .. }) = desk.open.remove(&number) {
-            desk.producer.close(ticket, record);
-        }
+        desk.shard.ended(record, ended);
+        let Some(Running { ticket, .. }) = desk.open.remove(&number) else { return desk.shard.dropped() };
+        desk.producer.close(ticket, record);
+        desk.shard.entered(Stage::Closed);
     }
 
     /// Has every open account say what it has used; whether there are any.
     fn beat(&self) -> bool {
-        let Inner { producer, open, beats, .. } = &mut *self.0.borrow_mut();
+        let Inner { producer, open, beats, shard, .. } = &mut *self.0.borrow_mut();
         for Running { account, ticket, .. } in open.values().filter(|running| running.since.elapsed() >= QUIET) {
             if !producer.progress(ticket, &account.borrow().now()) {
                 break;
             }
+            shard.entered(Stage::Progress);
         }
         *beats = !open.is_empty();
         *beats
@@ -235,7 +252,7 @@ impl Meter {
 
 impl Drop for Meter {
     fn drop(&mut self) {
-        let record = self.account().end();
-        self.desk.close(self.number, &record);
+        let (record, ended) = self.account().end();
+        self.desk.close(self.number, &record, ended);
     }
 }

@@ -264,6 +264,26 @@ pub(super) fn out_of_place() -> ApiError {
 
 /// What a caller is told whom the pool does not serve.
 pub(super) fn refused(failed: Failed) -> ApiError {
+    let reason = reason(&failed);
+    told(failed).because(reason)
+}
+
+/// What a refusal of the pool's is counted as.
+const fn reason(failed: &Failed) -> &'static str {
+    match failed {
+        Failed::NoFunction => "not_deployed",
+        Failed::QueueFull { .. } => "queue_full",
+        Failed::DeadlineTooSoon { .. } => "deadline_too_soon",
+        Failed::Overloaded => "overloaded",
+        Failed::QueueTimeout { .. } => "queue_timeout",
+        Failed::TooLarge { .. } => "too_large",
+        Failed::Failing { .. } => "failing",
+        Failed::WakeFailed(_) => "wake_failed",
+        Failed::InstanceLost { .. } => "instance_lost",
+    }
+}
+
+fn told(failed: Failed) -> ApiError {
     let message = failed.to_string();
     match failed {
         Failed::NoFunction => ApiError::not_found(message),

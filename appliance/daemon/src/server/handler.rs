@@ -7,7 +7,7 @@ use super::{
     functions::{self, Function},
     inference, instances, keys,
     meter::Account,
-    models,
+    metrics, models,
     purse::{Purse, Tokens},
     reply::{self, Answered, Reply},
     route::{Admin, Miss, Route, route},
@@ -19,6 +19,7 @@ use super::{
 use appliance_api::{ApiError, Head};
 use appliance_edge::{Failure, Handler, Request};
 use appliance_keys::Caller;
+use appliance_telemetry::{Operation, Shard};
 use appliance_types::RequestId;
 use http::{HeaderMap, HeaderValue, Method, header};
 use sandbox_wire::runner::Tenant;
@@ -32,6 +33,8 @@ use std::{
 pub(super) struct Server {
     state: Arc<State>,
     desk: Rc<Desk>,
+    /// Where this core counts.
+    shard: Shard,
 }
 
 /// One request of a known caller.
@@ -42,13 +45,15 @@ pub(super) struct Call {
     pub(super) caller: Caller,
     pub(super) tenant: Tenant,
     pub(super) asked: Asked,
+    operation: Operation,
     pub(super) came: Instant,
     pub(super) came_unix_s: u64,
 }
 
 impl Server {
     pub(super) fn new(state: Arc<State>, desk: Rc<Desk>) -> Self {
-        Self { state, desk }
+        let shard = desk.shard();
+        Self { state, desk, shard }
     }
 
     async fn answer(&self, id: RequestId, request: Request) -> Answered {
@@ -60,37 +65,52 @@ impl Server {
         let (caller, tenant) = authenticate(&self.state, &request.head.headers)?;
         let route = match route {
             Ok(route) => route,
-            Err(miss) => return missed(miss, &request.head.method, &path),
+            Err(miss) => return self.missed(miss, &request.head.method, &path),
         };
         let came = Instant::now();
         let asked = Asked::read(&request.head.headers, came)?;
         let (state, desk) = (Arc::clone(&self.state), Rc::clone(&self.desk));
-        let call = Call { state, desk, id, caller, tenant, asked, came, came_unix_s: unix_s() };
-        let mut reply = call.answer(route, request).await.unwrap_or_else(|error| refused(id, &error));
+        let (operation, came_unix_s) = (route.operation(), unix_s());
+        let call = Call { state, desk, id, caller, tenant, asked, operation, came, came_unix_s };
+        let mut reply = call.answer(route, request).await.unwrap_or_else(|error| self.refused(id, &error));
         allowance::show(&mut reply, call.caller.limiter.as_deref());
         Ok(reply)
+    }
+
+    fn refused(&self, id: RequestId, error: &ApiError) -> Reply {
+        tracing::debug!(%id, %error, "refused");
+        self.shard.refused(error.counted_as());
+        reply::error(error)
+    }
+
+    fn missed(&self, miss: Miss, method: &Method, path: &str) -> Answered {
+        match miss {
+            Miss::Path => Err(ApiError::unknown_url(method.as_str(), path)),
+            Miss::Method(allowed) => {
+                let error = ApiError::method_not_allowed(method.as_str(), path, &allowed);
+                self.shard.refused(error.counted_as());
+                let mut reply = reply::error(&error);
+                let allowed = HeaderValue::from_str(&allowed).expect("names of methods");
+                reply.headers_mut().insert(header::ALLOW, allowed);
+                Ok(reply)
+            }
+        }
     }
 }
 
 impl Handler for Server {
     async fn call(self: Rc<Self>, request: Request) -> Reply {
         let id = RequestId::from_random(random());
-        let mut reply = self.answer(id, request).await.unwrap_or_else(|error| refused(id, &error));
+        let mut reply = self.answer(id, request).await.unwrap_or_else(|error| self.refused(id, &error));
         reply::set(&mut reply, "x-request-id", &id.to_string());
         reply
     }
 
     fn failure(&self, failure: Failure) -> Reply {
-        reply::error(&match failure {
-            Failure::Panicked => ApiError::internal("a fault of ours; the log says more"),
-            Failure::Head(fault) => ApiError::invalid_request(format!("the request's head is refused: {fault}")),
-        })
+        let error = refused_head(failure);
+        self.shard.refused(error.counted_as());
+        reply::error(&error)
     }
-}
-
-fn refused(id: RequestId, error: &ApiError) -> Reply {
-    tracing::debug!(%id, %error, "refused");
-    reply::error(error)
 }
 
 impl Call {
@@ -103,6 +123,7 @@ impl Call {
             Route::Tokenize => inference::tokenize(self, request).await,
             Route::Detokenize => inference::detokenize(self, request).await,
             Route::ApplyTemplate => inference::apply_template(self, request).await,
+            Route::Metrics => metrics::page(self, &request).await,
             Route::Models => Ok(functions::as_models(self)),
             Route::Model(id) => functions::as_model(self, id),
             Route::Admin(admin) => operate(self, admin, request).await,
@@ -147,7 +168,7 @@ impl Call {
         let (state, manifest) = (&*self.state, &function.manifest);
         let context_tokens = manifest.limits.context_tokens;
         let account = Account::new(state, self.id, &self.caller.key, &manifest.name, context_tokens, bytes_in);
-        self.desk.open(account.of_class(self.asked.class())).await
+        self.desk.open(account.of_class(self.asked.class()).of_operation(self.operation)).await
     }
 
     /// Has the key's limits say whether it may go on, using `tokens` at most, and all budgets, paying for `most`.
@@ -172,6 +193,16 @@ impl Call {
     /// What its reply begins with.
     pub(super) fn head<'f>(&self, function: &'f Function) -> Head<'f> {
         Head { request: self.id, created_unix_s: self.came_unix_s, model: function.manifest.name.as_str() }
+    }
+}
+
+/// What is told where no handler answered.
+pub(super) fn refused_head(failure: Failure) -> ApiError {
+    match failure {
+        Failure::Panicked => ApiError::internal("a fault of ours; the log says more").because("panicked"),
+        Failure::Head(fault) => {
+            ApiError::invalid_request(format!("the request's head is refused: {fault}")).because("head")
+        }
     }
 }
 
@@ -223,18 +254,6 @@ async fn operate(call: &Call, admin: Admin<'_>, request: Request) -> Answered {
         Admin::UsageRecords => usage::records(call, request.head.uri.query()).await,
         Admin::Explain(id) => usage::explain(call, id).await,
         Admin::Prices => Ok(usage::prices(call)),
-    }
-}
-
-fn missed(miss: Miss, method: &Method, path: &str) -> Answered {
-    match miss {
-        Miss::Path => Err(ApiError::unknown_url(method.as_str(), path)),
-        Miss::Method(allowed) => {
-            let mut reply = reply::error(&ApiError::method_not_allowed(method.as_str(), path, &allowed));
-            let allowed = HeaderValue::from_str(&allowed).expect("names of methods");
-            reply.headers_mut().insert(header::ALLOW, allowed);
-            Ok(reply)
-        }
     }
 }
 

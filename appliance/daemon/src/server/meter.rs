@@ -17,6 +17,7 @@ use appliance_api::{ApiError, Timings, Usage};
 use appliance_keys::Key;
 use appliance_pool::{Dispatched, Tab, Used};
 use appliance_price::{Measured, Prices};
+use appliance_telemetry::{Ended, Operation};
 use appliance_types::{FunctionName, Outcome, Record, RequestId};
 use sandbox_wire::runner::Finished;
 use std::{sync::Arc, time::Instant};
@@ -32,6 +33,7 @@ pub(super) struct Account {
     /// What the current job uses of its instance.
     tab: Option<Arc<Tab>>,
     began: Instant,
+    operation: Operation,
     /// Tokens that a sequence may hold.
     context_tokens: u32,
     dispatched: bool,
@@ -74,8 +76,23 @@ impl Account {
             project: key.project.clone(),
             ..Record::new(request, key.name.clone(), function.clone())
         };
-        let (began, job, dispatched) = (Instant::now(), None, false);
-        Self { record, job, tab: None, began, context_tokens, dispatched, allowance: None, prices, purse: None }
+        Self {
+            record,
+            job: None,
+            tab: None,
+            began: Instant::now(),
+            operation: Operation::Other,
+            context_tokens,
+            dispatched: false,
+            allowance: None,
+            prices,
+            purse: None,
+        }
+    }
+
+    /// The same of an operation.
+    pub(super) fn of_operation(self, operation: Operation) -> Self {
+        Self { operation, ..self }
     }
 
     /// The same of a class.
@@ -304,7 +321,7 @@ impl Account {
     }
 
     /// It ends now, and has used this.
-    pub(super) fn end(&mut self) -> Record {
+    pub(super) fn end(&mut self) -> (Record, Ended) {
         self.break_off();
         let cap_nanos = self.cap_nanos();
         self.prices.charge(&mut self.record, cap_nanos);
@@ -318,7 +335,8 @@ impl Account {
         if self.dispatched {
             tracing::info!("{}", Report { record: &self.record, prices: &self.prices });
         }
-        self.record.clone()
+        let took_us = us(self.began, Instant::now());
+        (self.record.clone(), Ended { operation: self.operation, took_us })
     }
 }
 

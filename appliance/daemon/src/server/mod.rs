@@ -4,8 +4,11 @@
 //!  edge ─▶ handler ─▶ route ─▶ key ─┬▶ inference ─▶ generation ─▶ pool ─▶ runner      model endpoints
 //!          (one a core)             │       └▶ meter ─▶ desk ─▶ ring ─▶ ledger
 //!                                   ├▶ functions, models, instances, snapshots, keys ─▶ warden   operator's endpoints
-//!                                   └▶ budgets, usage ─▶ purse, ledger
+//!                                   ├▶ budgets, usage ─▶ purse, ledger
+//!                                   └▶ metrics ─▶ each core's shard, pool, warden, rings
 //! ```
+//!
+//! A fleet is answered on a socket and an edge of its own: [`fleet`].
 //!
 //! Life: `run` starts one executor a core, each serving its own listener; the pool's task lives on the first. It ends
 //! when the supervisor says so, or at once when the warden is gone: all instances went with it, and whoever waits is cut
@@ -19,6 +22,7 @@ mod allowance;
 mod body;
 mod budgets;
 mod desk;
+mod fleet;
 mod functions;
 mod generation;
 mod handler;
@@ -26,6 +30,7 @@ mod inference;
 mod instances;
 mod keys;
 mod meter;
+mod metrics;
 mod models;
 mod purse;
 mod reply;
@@ -49,8 +54,11 @@ use appliance_ledger::Client;
 use appliance_meter::{Producer, RingError};
 use appliance_pool::{Inputs, Resources, Warden};
 use appliance_runtime::{available_cores, run_per_core, spawn_owned};
+use appliance_telemetry::Shard;
 use desk::Desk;
+use fleet::{Fleet, Teller};
 use handler::{Server, random};
+use metrics::Telemetry;
 use state::State;
 use std::{
     fs,
@@ -66,10 +74,25 @@ use std::{
 /// # Errors
 /// It could not begin, or a part that it cannot do without ended.
 pub(crate) fn run(setup: ServerSetup) -> Result<(), Failure> {
-    let ServerSetup { listeners, address, warden, rings, bell, questions, ready, orders, config, files } = setup;
+    let ServerSetup {
+        listeners,
+        telemetry_listener,
+        address,
+        warden,
+        rings,
+        bell,
+        questions,
+        ready,
+        orders,
+        config,
+        files,
+    } = setup;
     let certificates = Arc::new(certificates(&files)?);
     let edge = Edge::new(Arc::clone(&certificates), limits(&config.limits)).map_err(Failure::of_tls)?;
-    let end = End { edge: edge.clone(), fault: Arc::default() };
+    let fleet =
+        telemetry_listener.map(|listener| Ok::<_, Failure>((listener, Fleet::open(&files, &config)?))).transpose()?;
+    let edges: Vec<_> = [edge.clone()].into_iter().chain(fleet.iter().map(|(_, fleet)| fleet.edge.clone())).collect();
+    let end = End { edges, fault: Arc::default() };
 
     let for_warden = end.clone();
     let warden = Warden::connect(warden, move || for_warden.because("the warden is gone", Duration::ZERO));
@@ -83,17 +106,26 @@ pub(crate) fn run(setup: ServerSetup) -> Result<(), Failure> {
     let produce =
         |ring| Producer::attach(ring, bell()?, boot).map_err(|error: RingError| Failure::Service(error.to_string()));
     let mut producers = rings.iter().map(produce).collect::<Result<Vec<_>, _>>()?;
-    let state = State::open(&files, &config, resources.cores, pool, warden.clone(), ledger.clone())?;
+    let telemetry = Telemetry::new(edge.clone(), &rings)?;
+    let state = State::open(&files, &config, resources.cores, pool, warden.clone(), ledger.clone(), telemetry)?;
     state.remember_spent(&mut producers)?;
 
+    let of_telemetry = fleet.as_ref().map(|(_, fleet)| Arc::clone(&fleet.certificates));
+    let certificates = AllCertificates { of_requests: certificates, of_telemetry };
+    let mut telling = fleet.map(|(listener, fleet)| {
+        let edge = fleet.edge.clone();
+        Telling { listener, edge, teller: fleet.teller(Arc::clone(&state)) }
+    });
     let mut driver = Some(Driver { inputs, warden, resources, end: end.clone() });
-    let mut served = listeners.into_iter().zip(producers);
+    let shards: Vec<_> = state.telemetry.shards().cloned().collect();
+    let served = listeners.into_iter().zip(producers).zip(shards);
+    let mut served = served.map(|((listener, producer), shard)| Served { listener, producer, shard });
     let (alive, all_ended) = flume::bounded(0);
     let running = run_per_core(&cores[..served.len().min(cores.len())], "server", |_| {
-        let (served, driver) = (served.next(), driver.take());
+        let (served, driver, telling) = (served.next(), driver.take(), telling.take());
         let core = Core { edge: edge.clone(), state: Arc::clone(&state), ledger: ledger.clone(), alive: alive.clone() };
         let all_ended = all_ended.clone();
-        move || core.serve(served, driver, all_ended)
+        move || core.serve(served, driver, telling, all_ended)
     });
     let running = running.map_err(|error| Failure::Service(error.to_string()))?;
     drop(alive);
@@ -112,14 +144,39 @@ pub(crate) fn run(setup: ServerSetup) -> Result<(), Failure> {
 /// How the server ends: by a drain, and for a reason unless it was told to.
 #[derive(Clone)]
 struct End {
-    edge: Edge,
+    edges: Vec<Edge>,
     fault: Arc<OnceLock<&'static str>>,
 }
 
 impl End {
     fn because(&self, fault: &'static str, within: Duration) {
         let _first_counts = self.fault.set(fault);
-        self.edge.drain(within);
+        self.drain(within);
+    }
+
+    fn drain(&self, within: Duration) {
+        self.edges.iter().for_each(|edge| edge.drain(within));
+    }
+}
+
+/// The certificates that can be swapped.
+struct AllCertificates {
+    of_requests: Arc<Certificates>,
+    of_telemetry: Option<Arc<Certificates>>,
+}
+
+/// What telemetry is answered with, on one core.
+struct Telling {
+    listener: TcpListener,
+    edge: Edge,
+    teller: Teller,
+}
+
+impl Telling {
+    async fn run(self) {
+        if let Err(error) = self.edge.serve(self.listener, Rc::new(self.teller)).await {
+            tracing::error!(%error, "cannot serve telemetry");
+        }
     }
 }
 
@@ -140,6 +197,13 @@ impl Driver {
     }
 }
 
+/// What one core serves, and where it says and counts what it did.
+struct Served {
+    listener: TcpListener,
+    producer: Producer,
+    shard: Shard,
+}
+
 /// One core's share.
 struct Core {
     edge: Edge,
@@ -153,16 +217,22 @@ impl Core {
     /// Serves its listener, writing to its ring, and drives the pool where that is this core's: until no core serves any more.
     async fn serve(
         self,
-        served: Option<(TcpListener, Producer)>,
+        served: Option<Served>,
         driver: Option<Driver>,
+        telling: Option<Telling>,
         all_ended: flume::Receiver<()>,
     ) {
         let pool = driver.map(|driver| spawn_owned(driver.run()));
-        if let Some((listener, producer)) = served {
-            match self.edge.serve(listener, Rc::new(Server::new(self.state, Desk::new(producer, self.ledger)))).await {
+        let telemetry = telling.map(|telling| spawn_owned(telling.run()));
+        if let Some(Served { listener, producer, shard }) = served {
+            let desk = Desk::new(producer, self.ledger, shard);
+            match self.edge.serve(listener, Rc::new(Server::new(self.state, desk))).await {
                 Ok(served) => tracing::debug!(served.draining, served.cut, "drained"),
                 Err(error) => tracing::error!(%error, "cannot serve"),
             }
+        }
+        if let Some(telemetry) = telemetry {
+            let _drained = telemetry.await;
         }
         drop(self.alive);
         if let Some(pool) = pool {
@@ -176,7 +246,7 @@ impl Core {
 fn follow(
     mut orders: Orders,
     end: End,
-    certificates: Arc<Certificates>,
+    certificates: AllCertificates,
     state: Arc<State>,
     files: ServerFiles,
     mut config: ServeConfig,
@@ -194,7 +264,7 @@ fn follow(
                     }
                     config = *fresh;
                 }
-                Ok(Order::Stop) => return end.edge.drain(Duration::from_millis(config.drain_ms)),
+                Ok(Order::Stop) => return end.drain(Duration::from_millis(config.drain_ms)),
                 Err(error) => {
                     tracing::error!(%error, "no orders any more");
                     return end.because("the supervisor cannot be heard", Duration::from_millis(config.drain_ms));
@@ -206,8 +276,11 @@ fn follow(
     Ok(())
 }
 
-fn reload(certificates: &Certificates, files: &ServerFiles) {
-    let swapped = read_pem(files).and_then(|(chain, key)| certificates.swap(&chain, &key).map_err(Failure::of_tls));
+fn reload(certificates: &AllCertificates, files: &ServerFiles) {
+    let of_requests = &certificates.of_requests;
+    let swapped = read_pem(files).and_then(|(chain, key)| of_requests.swap(&chain, &key).map_err(Failure::of_tls));
+    let of_telemetry = certificates.of_telemetry.as_ref();
+    let swapped = swapped.and_then(|()| of_telemetry.map_or(Ok(()), |known| Fleet::reload(known, files)));
     match swapped {
         Ok(()) => tracing::info!("certificate reloaded"),
         Err(error) => tracing::error!(%error, "the certificate in use stays"),

@@ -166,7 +166,7 @@ fn told(exhausted: &Exhausted) -> ApiError {
             "the budget of {owner}, {budget}, has {spent} spent and {reserved} reserved by requests that run; try again \
              when they have ended"
         );
-        return ApiError::rate_limit(message, RETRY_AFTER_S);
+        return ApiError::rate_limit(message, RETRY_AFTER_S).because("budget_reserved");
     }
     let begins = calendar::in_words(*resets_unix_ms);
     let message = format!("the budget of {owner}, {budget}, is used up: {spent} is spent; it begins anew at {begins}");

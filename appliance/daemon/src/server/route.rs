@@ -1,5 +1,6 @@
 //! Which of our endpoints a method and a path name. Pure; the one list of all of them.
 
+use appliance_telemetry::Operation;
 use http::Method;
 
 /// An endpoint, with what its path names.
@@ -19,12 +20,26 @@ pub(super) enum Route<'p> {
     Detokenize,
     /// `POST /apply-template`
     ApplyTemplate,
+    /// `GET /metrics`
+    Metrics,
     /// `GET /v1/models`
     Models,
     /// `GET /v1/models/{id}`
     Model(&'p str),
     /// One of the operator's, which need an admin key.
     Admin(Admin<'p>),
+}
+
+impl Route<'_> {
+    /// What it asks of a model.
+    pub(super) const fn operation(&self) -> Operation {
+        match self {
+            Self::Chat => Operation::Chat,
+            Self::Completion => Operation::TextCompletion,
+            Self::Embedding => Operation::Embeddings,
+            _ => Operation::Other,
+        }
+    }
 }
 
 /// The operator's endpoints, below `/ember/v1`.
@@ -141,6 +156,7 @@ impl<'p> Offered<'p> {
 fn public<'p>(segments: &[&'p str]) -> Option<Offered<'p>> {
     Some(match *segments {
         ["health"] => Offered::get(Route::Health),
+        ["metrics"] => Offered::get(Route::Metrics),
         ["v1", "chat", "completions"] => Offered::post(Route::Chat),
         ["v1", "completions"] => Offered::post(Route::Completion),
         ["v1", "embeddings"] => Offered::post(Route::Embedding),
@@ -197,6 +213,7 @@ mod tests {
     #[test]
     fn paths_and_methods_name_endpoints() {
         assert_eq!(route(&Method::GET, "/health"), Ok(Route::Health));
+        assert_eq!(route(&Method::GET, "/metrics"), Ok(Route::Metrics));
         assert_eq!(route(&Method::POST, "/v1/chat/completions"), Ok(Route::Chat));
         assert_eq!(route(&Method::GET, "/v1/models/a"), Ok(Route::Model("a")));
         let deploy = Route::Admin(Admin::Deploy("a"));

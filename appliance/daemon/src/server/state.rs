@@ -3,6 +3,7 @@
 use super::{
     functions::{Function, Functions},
     handler::unix_ms,
+    metrics::Telemetry,
     purse::Purses,
     tenants::Tenants,
 };
@@ -44,6 +45,8 @@ pub(super) struct State {
     pub(super) purses: Purses,
     /// Answers what was used.
     pub(super) ledger: Client,
+    /// What is counted and watched.
+    pub(super) telemetry: Telemetry,
     /// Longest body of a request that is read whole.
     pub(super) request_bytes_max: usize,
     /// Cores that instances may compute on.
@@ -59,6 +62,7 @@ impl State {
         pool: Pool,
         warden: Warden,
         ledger: Client,
+        telemetry: Telemetry,
     ) -> Result<Arc<Self>, Failure> {
         let keys = KeyStore::open(Path::new(files.keys)).map_err(|error| Failure::Service(error.to_string()))?;
         let functions = Functions::load(Path::new(files.functions)).map_err(Failure::of("read", files.functions))?;
@@ -78,6 +82,7 @@ impl State {
             budgets,
             purses: Purses::default(),
             ledger,
+            telemetry,
             request_bytes_max,
             inference_cores,
         }))

@@ -118,7 +118,9 @@ async fn ask(call: &Call, query: Query) -> Result<Answer, ApiError> {
     let asked = timeout(ANSWER_MAX, call.state.ledger.ask(query)).await;
     asked.unwrap_or(Err(QueryError::Busy)).map_err(|error| match error {
         QueryError::Busy | QueryError::Restarted => ApiError::unavailable(error.to_string(), RETRY_AFTER_S),
-        QueryError::Gone | QueryError::Index { .. } => ApiError::internal(error.to_string()),
+        QueryError::Gone | QueryError::Index { .. } | QueryError::Cursor { .. } | QueryError::Beyond { .. } => {
+            ApiError::internal(error.to_string())
+        }
     })
 }
 

@@ -38,6 +38,9 @@ impl Reader {
             Query::Usage { filter, by, after, limit } => self.usage(filter, *by, after.as_deref(), *limit),
             Query::Request(request) => self.request(*request),
             Query::Records { filter, after, limit } => self.records(filter, *after, *limit),
+            Query::Lines { .. } => {
+                return Err(QueryError::Index { reason: "it does not hold the ledger's lines".to_owned() });
+            }
         }
         .map_err(fault)
     }

@@ -1,9 +1,13 @@
 //! The scheduler without warden or runner: inputs in, effects and events out.
 
 use super::*;
+use crate::job::{HeldView, QueueView, WakesView};
 use appliance_scale::hold::Term;
 use appliance_types::{ModelDigest, Task};
-use sandbox_wire::runner::{Failure, Text};
+use sandbox_wire::{
+    runner::{Failure, Text},
+    warden::WakeParts,
+};
 
 mod bills;
 mod health;
@@ -84,7 +88,7 @@ fn wake(scheduler: &mut Scheduler, now: Instant, wake: WakeId, instance: Instanc
 
 fn wake_from(scheduler: &mut Scheduler, now: Instant, tier: Tier, wake: WakeId, instance: InstanceId) -> Vec<Effect> {
     let model = ModelInfo { slots: 1, ..ModelInfo::default() };
-    let awake = Awake { instance, tier, wake_us: 1, threads: 2, image_bytes: 0, model };
+    let awake = Awake { instance, tier, wake_us: 1, parts: WakeParts::default(), threads: 2, image_bytes: 0, model };
     scheduler.handle(now, Input::Woken { wake, result: Ok(awake) })
 }
 
@@ -243,6 +247,29 @@ fn held() -> (Scheduler, Instant) {
     (scheduler, gone)
 }
 
+fn look(scheduler: &mut Scheduler, now: Instant) -> View {
+    let (sender, views) = flume::bounded(1);
+    assert!(scheduler.handle(now, Input::List(sender)).is_empty(), "looking does nothing");
+    views.try_recv().unwrap()
+}
+
+#[test]
+fn who_looks_sees_what_waits_and_is_held_and_moves_no_timer() {
+    let (mut scheduler, now, _events) = running(9);
+    let _waits = submit(&mut scheduler, now, 2);
+    let view = look(&mut scheduler, now);
+    assert_eq!(view.queues, [QueueView { function: name(), interactive: 1, batch: 0 }]);
+    assert_eq!((view.cores, view.waking, view.wakes_failed), ([2, 2], 0, 0));
+    assert_eq!(view.memory, [u64::MAX, u64::MAX, 1 << 20]);
+    let wakes = WakesView { count: 1, ..WakesView::default() };
+    assert_eq!(view.wakes, [(Tier::Cold, wakes)].into());
+
+    let (mut scheduler, gone) = held();
+    let due = scheduler.next_due();
+    (1..9).for_each(|second| drop(look(&mut scheduler, gone + Duration::from_secs(second))));
+    assert_eq!(scheduler.next_due(), due);
+}
+
 #[test]
 fn a_function_that_nobody_calls_is_stored_once() {
     let (mut scheduler, gone) = held();
@@ -250,10 +277,9 @@ fn a_function_that_nobody_calls_is_stored_once() {
     let (sender, views) = flume::bounded(1);
     scheduler.handle(gone + PARK / 4, Input::List(sender));
     let held = HeldView { function: name(), store_in: PARK * 3 / 4, wake_p50_ms: Some(0) };
-    assert_eq!(
-        views.try_recv(),
-        Ok(View { instances: Vec::new(), held: vec![held], failing: Vec::new(), system: scheduler.books.all() })
-    );
+    let view = views.try_recv().unwrap();
+    assert_eq!((view.instances, view.held, view.failing), (Vec::new(), vec![held], Vec::new()));
+    assert_eq!(view.system, scheduler.books.all());
     assert!(scheduler.tick(gone + PARK - Duration::from_millis(1)).is_empty());
     assert_eq!(scheduler.tick(gone + PARK), [Effect::Store(name())]);
     assert_eq!(scheduler.next_due(), None);

@@ -15,6 +15,7 @@ impl Scheduler {
         match result {
             Ok(awake) => self.add(now, wake, awake),
             Err(error) => {
+                self.tally.failed();
                 failed_wake(wake.began, now, wake.memory_bytes, self.books.of(&wake.function));
                 tracing::warn!(function = %wake.function, %error, "wake failed");
                 self.hold(now, &wake.function);
@@ -38,6 +39,7 @@ impl Scheduler {
 
     pub(super) fn add(&mut self, now: Instant, wake: Wake, awake: Awake) {
         let woke_in = now - wake.began;
+        self.tally.woke(&awake, woke_in);
         let slots =
             self.functions.get(&wake.function).map_or(1, |f| awake.model.slots.clamp(1, f.config.spec.slots.max(1)));
         if let Some(function) = self.functions.get_mut(&wake.function) {

@@ -10,7 +10,7 @@ use appliance_types::{ModelDigest, Task, Tier};
 use proptest::prelude::*;
 use sandbox_wire::{
     runner::{FromRunner, ModelInfo},
-    warden::{Awake, RunnerSpec},
+    warden::{Awake, RunnerSpec, WakeParts},
 };
 use std::{collections::BTreeMap, time::Duration};
 
@@ -68,7 +68,15 @@ impl World {
             world.submit(function, Work::Wake);
             let model = ModelInfo { slots: 1, ..ModelInfo::default() };
             let (tier, threads) = (Tier::Parked, (*cpus).min(cores));
-            let awake = Awake { instance: function, tier, wake_us: 1, threads, image_bytes: 0, model };
+            let awake = Awake {
+                instance: function,
+                tier,
+                wake_us: 1,
+                parts: WakeParts::default(),
+                threads,
+                image_bytes: 0,
+                model,
+            };
             world.threads.insert(function, threads);
             world.put(Input::Woken { wake: function + 1, result: Ok(awake) });
         }

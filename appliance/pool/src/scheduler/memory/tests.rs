@@ -10,7 +10,7 @@ use appliance_types::Task;
 use proptest::prelude::*;
 use sandbox_wire::{
     runner::{FromRunner, ModelInfo, ToRunner},
-    warden::{Awake, ExitCause},
+    warden::{Awake, ExitCause, WakeParts},
 };
 
 const MODEL_BYTES: u64 = 10;
@@ -119,7 +119,8 @@ impl World {
         self.instances += 1;
         let model = ModelInfo { slots: 1, ..ModelInfo::default() };
         let (instance, tier) = (self.instances, Tier::Stored);
-        let awake = Awake { instance, tier, wake_us: 1, threads: 1, image_bytes: IMAGE, model };
+        let awake =
+            Awake { instance, tier, wake_us: 1, parts: WakeParts::default(), threads: 1, image_bytes: IMAGE, model };
         self.put(Input::Woken { wake, result: Ok(awake) });
     }
 

@@ -1,7 +1,10 @@
 //! Whose turn it is: keys, classes and deadlines.
 
 use super::*;
-use sandbox_wire::runner::{Constraint, FinishReason, Finished, Generate, Prompt, Sampling};
+use sandbox_wire::{
+    runner::{Constraint, FinishReason, Finished, Generate, Prompt, Sampling},
+    warden::WakeParts,
+};
 
 fn of(key: &str) -> Terms {
     Terms { key: Some(key.parse().unwrap()), ..Terms::default() }
@@ -82,7 +85,15 @@ fn add(
     scheduler.handle(now, Input::Configure(Box::new(config)));
     submit_to(scheduler, now, function, 1_000 + wake, Work::Wake, Terms::default());
     let model = ModelInfo { slots, ..ModelInfo::default() };
-    let awake = Awake { instance, tier: Tier::Cold, wake_us: 1, image_bytes: 1, threads: 2, model };
+    let awake = Awake {
+        instance,
+        tier: Tier::Cold,
+        wake_us: 1,
+        parts: WakeParts::default(),
+        image_bytes: 1,
+        threads: 2,
+        model,
+    };
     scheduler.handle(now, Input::Woken { wake, result: Ok(awake) });
 }
 
