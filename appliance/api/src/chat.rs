@@ -1,7 +1,7 @@
-//! `POST /v1/chat/completions`: the request and its reply in one piece.
+//! `POST /v1/chat/completions`: the request.
 
 use crate::{
-    Answer, ApiError, Bounds, Head, Settings, Shape, Timings, Usage,
+    ApiError, Bounds, Settings,
     field::{Fault, Field, Object, Read},
     message::messages,
     settings::{Streaming, empty, positive, unsupported},
@@ -42,11 +42,6 @@ impl ChatRequest {
     pub fn into_generate(self, bounds: &Bounds) -> Result<Generate, ApiError> {
         self.settings.generate(Prompt::Chat(self.messages), bounds)
     }
-}
-
-/// The reply's body.
-pub fn reply(head: &Head<'_>, answer: &Answer, usage: &Usage, timings: &Timings) -> Vec<u8> {
-    crate::reply::reply(Shape::Chat, head, std::slice::from_ref(answer), usage, timings)
 }
 
 fn request(body: &Object<'_>) -> Read<ChatRequest> {

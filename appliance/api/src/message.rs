@@ -9,7 +9,8 @@ pub(crate) fn messages(list: Field<'_>) -> Read<Vec<Message>> {
     if messages.is_empty() { Err(Fault::here("expected at least one message")) } else { Ok(messages) }
 }
 
-fn message(field: Field<'_>) -> Read<Message> {
+/// One message.
+pub(crate) fn message(field: Field<'_>) -> Read<Message> {
     let object = field.object()?;
     let role = object.require("role", role)?;
     object.get("tool_calls", refuse_calls)?;

@@ -64,6 +64,16 @@ impl Answer {
     pub fn text(&self) -> &str {
         &self.text
     }
+
+    /// Log-probabilities of its tokens, where they were asked for.
+    pub(crate) fn logprobs(&self) -> &[TokenLogprob] {
+        &self.logprobs
+    }
+
+    /// How it ended.
+    pub(crate) fn finish_reason(&self) -> Option<&'static str> {
+        self.finish_reason
+    }
 }
 
 /// OpenAI's word for how an answer ended.
@@ -156,7 +166,7 @@ fn choice(shape: Shape, index: usize, answer: &Answer) -> Choice<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{chat, completion, logprob::tests::entries, receipt::tests::record};
+    use crate::{logprob::tests::two, receipt::tests::record};
     use appliance_price::Prices;
     use serde_json::{Value, json};
 
@@ -180,7 +190,8 @@ mod tests {
 
     #[test]
     fn a_chats_reply() {
-        let reply = value(|head, usage, timings| chat::reply(head, &answer(Vec::new()), usage, timings));
+        let reply =
+            value(|head, usage, timings| super::reply(Shape::Chat, head, &[answer(Vec::new())], usage, timings));
         let message = json!({"role": "assistant", "content": "hé", "refusal": null});
         let expected = json!({
             "id": "chatcmpl-00000000000000000000000000000abc", "object": "chat.completion", "created": 7, "model": "m",
@@ -191,8 +202,8 @@ mod tests {
 
     #[test]
     fn a_completions_reply() {
-        let answers = [answer(Vec::new()), answer(entries())];
-        let reply = value(|head, usage, timings| completion::reply(head, &answers, usage, timings));
+        let answers = [answer(Vec::new()), answer(two())];
+        let reply = value(|head, usage, timings| super::reply(Shape::Text, head, &answers, usage, timings));
         assert_eq!(reply["id"], "cmpl-00000000000000000000000000000abc");
         assert_eq!(reply["object"], "text_completion");
         let first = json!({"index": 0, "text": "hé", "logprobs": null, "finish_reason": "length"});
@@ -209,7 +220,7 @@ mod tests {
             answer.push(piece(Vec::new())).unwrap();
         }
         assert_eq!(answer.text().len(), ANSWER_BYTES_MAX);
-        assert_eq!(answer.push(piece(entries())).unwrap_err().status, 422);
+        assert_eq!(answer.push(piece(two())).unwrap_err().status, 422);
         assert_eq!(answer.text().len(), ANSWER_BYTES_MAX);
     }
 

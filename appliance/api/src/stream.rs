@@ -147,7 +147,7 @@ impl ChunkWriter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{logprob::tests::entries, receipt::tests::record};
+    use crate::{logprob::tests::two, receipt::tests::record};
     use appliance_price::Prices;
     use proptest::prelude::*;
     use serde_json::Value;
@@ -211,7 +211,7 @@ mod tests {
     #[test]
     fn log_probabilities_count_their_place() {
         let mut writer = ChunkWriter::new(Shape::Text, &head(), 3, false);
-        let piece = Text { logprobs: entries(), ..piece("hé") };
+        let piece = Text { logprobs: two(), ..piece("hé") };
         let mut out = Vec::new();
         writer.text(&piece, &mut out);
         writer.text(&piece, &mut out);

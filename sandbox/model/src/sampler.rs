@@ -56,6 +56,10 @@ impl Sampler {
             let (frequency, presence) = (sampling.frequency_penalty, sampling.presence_penalty);
             chain.push(LlamaSampler::penalties(tokens, window, 1.0, frequency, presence));
         }
+        if sampling.repeat_penalty != 1.0 && sampling.repeat_tokens > 0 {
+            let last = i32::try_from(sampling.repeat_tokens).unwrap_or(i32::MAX).min(window);
+            chain.push(LlamaSampler::penalties(tokens, last, sampling.repeat_penalty, 0.0, 0.0));
+        }
         let is_plain = chain.is_empty() && sampling.temperature == 0.0;
         chain.extend(choice(sampling));
         Ok(Self {
@@ -140,7 +144,8 @@ fn check(sampling: &Sampling) -> Result<(), Failure> {
     in_range("top_p", sampling.top_p, 0.0, 1.0)?;
     in_range("min_p", sampling.min_p, 0.0, 1.0)?;
     in_range("frequency_penalty", sampling.frequency_penalty, -2.0, 2.0)?;
-    in_range("presence_penalty", sampling.presence_penalty, -2.0, 2.0)
+    in_range("presence_penalty", sampling.presence_penalty, -2.0, 2.0)?;
+    in_range("repeat_penalty", sampling.repeat_penalty, 0.1, 10.0)
 }
 
 fn biases(vocabulary: &Vocabulary<'_>, biases: &[(u32, f32)]) -> Result<Vec<LlamaLogitBias>, Failure> {
@@ -182,6 +187,8 @@ mod tests {
             seed: 1,
             frequency_penalty: 0.0,
             presence_penalty: 0.0,
+            repeat_penalty: 1.1,
+            repeat_tokens: 64,
             logit_bias: Vec::new(),
         }
     }
@@ -189,13 +196,14 @@ mod tests {
     #[test]
     fn numbers_out_of_range_are_refused_by_name() {
         assert_eq!(check(&sampling()), Ok(()));
-        for bad in [f32::NAN, f32::INFINITY, -3.0, 3.0] {
+        for bad in [f32::NAN, f32::INFINITY, -3.0, 30.0] {
             let faults = [
                 ("temperature", Sampling { temperature: bad, ..sampling() }),
                 ("top_p", Sampling { top_p: bad, ..sampling() }),
                 ("min_p", Sampling { min_p: bad, ..sampling() }),
                 ("frequency_penalty", Sampling { frequency_penalty: bad, ..sampling() }),
                 ("presence_penalty", Sampling { presence_penalty: bad, ..sampling() }),
+                ("repeat_penalty", Sampling { repeat_penalty: bad, ..sampling() }),
             ];
             for (name, fault) in faults {
                 assert!(matches!(check(&fault), Err(Failure::Invalid { param, .. }) if param == name), "{name} {bad}");

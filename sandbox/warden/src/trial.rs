@@ -97,7 +97,7 @@ fn within_limits(spans: Vec<Span>) -> Vec<Span> {
 fn request(task: Task) -> ToRunner {
     let text = || Prompt::Text(QUESTION.to_owned());
     let prompt = match task {
-        Task::Embedding => return ToRunner::Embed { id: ID, input: text() },
+        Task::Embedding => return ToRunner::Embed { id: ID, input: text(), truncate: false },
         Task::Completion => text(),
         Task::Chat => Prompt::Chat(vec![Message { role: Role::User, content: QUESTION.to_owned(), name: None }]),
     };

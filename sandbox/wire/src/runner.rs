@@ -44,6 +44,8 @@ pub enum ToRunner {
         id: Id,
         /// The text or tokens.
         input: Prompt,
+        /// Take as much of it as fits the context, rather than refuse it.
+        truncate: bool,
     },
     /// Turn text into tokens.
     Tokenize {
@@ -208,6 +210,11 @@ pub struct Sampling {
     pub frequency_penalty: f32,
     /// Taken off once for a token that was produced; -2 to 2.
     pub presence_penalty: f32,
+    /// Divides the logit of a token that is among the last [`repeat_tokens`](Self::repeat_tokens) produced (multiplies it
+    /// where it is negative); 1 does nothing; 0.1 to 10.
+    pub repeat_penalty: f32,
+    /// How far back that looks; all that was produced where it is longer.
+    pub repeat_tokens: u32,
     /// Added to the logits of tokens; -100 to 100. Tokens outside the vocabulary are refused by the runner.
     pub logit_bias: Vec<(u32, f32)>,
 }
@@ -223,6 +230,8 @@ impl Sampling {
             seed: 0,
             frequency_penalty: 0.0,
             presence_penalty: 0.0,
+            repeat_penalty: 1.0,
+            repeat_tokens: 0,
             logit_bias: Vec::new(),
         }
     }

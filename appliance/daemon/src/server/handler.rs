@@ -7,16 +7,16 @@ use super::{
     functions::{self, Function},
     inference, instances, keys,
     meter::Account,
-    models,
+    models, ollama,
     purse::{Purse, Tokens},
     reply::{self, Answered, Reply},
-    route::{Admin, Miss, Route, route},
+    route::{Admin, Miss, Ollama, Route, route},
     snapshots,
     state::State,
     terms::Asked,
     usage,
 };
-use appliance_api::{ApiError, Head};
+use appliance_api::{ApiError, Dialect, Head};
 use appliance_edge::{Failure, Handler, Request};
 use appliance_keys::Caller;
 use appliance_types::RequestId;
@@ -66,7 +66,8 @@ impl Server {
         let asked = Asked::read(&request.head.headers, came)?;
         let (state, desk) = (Arc::clone(&self.state), Rc::clone(&self.desk));
         let call = Call { state, desk, id, caller, tenant, asked, came, came_unix_s: unix_s() };
-        let mut reply = call.answer(route, request).await.unwrap_or_else(|error| refused(id, &error));
+        let dialect = Dialect::of_path(&path);
+        let mut reply = call.answer(route, request).await.unwrap_or_else(|error| refused(id, dialect, &error));
         allowance::show(&mut reply, call.caller.limiter.as_deref());
         Ok(reply)
     }
@@ -75,22 +76,24 @@ impl Server {
 impl Handler for Server {
     async fn call(self: Rc<Self>, request: Request) -> Reply {
         let id = RequestId::from_random(random());
-        let mut reply = self.answer(id, request).await.unwrap_or_else(|error| refused(id, &error));
+        let dialect = Dialect::of_path(request.head.uri.path());
+        let mut reply = self.answer(id, request).await.unwrap_or_else(|error| refused(id, dialect, &error));
         reply::set(&mut reply, "x-request-id", &id.to_string());
         reply
     }
 
     fn failure(&self, failure: Failure) -> Reply {
-        reply::error(&match failure {
+        let error = match failure {
             Failure::Panicked => ApiError::internal("a fault of ours; the log says more"),
             Failure::Head(fault) => ApiError::invalid_request(format!("the request's head is refused: {fault}")),
-        })
+        };
+        reply::error(Dialect::OpenAi, &error)
     }
 }
 
-fn refused(id: RequestId, error: &ApiError) -> Reply {
+fn refused(id: RequestId, dialect: Dialect, error: &ApiError) -> Reply {
     tracing::debug!(%id, %error, "refused");
-    reply::error(error)
+    reply::error(dialect, error)
 }
 
 impl Call {
@@ -105,6 +108,13 @@ impl Call {
             Route::ApplyTemplate => inference::apply_template(self, request).await,
             Route::Models => Ok(functions::as_models(self)),
             Route::Model(id) => functions::as_model(self, id),
+            Route::Ollama(Ollama::Chat) => inference::ollama_chat(self, request).await,
+            Route::Ollama(Ollama::Generate) => inference::ollama_generate(self, request).await,
+            Route::Ollama(Ollama::Embed) => inference::ollama_embed(self, request).await,
+            Route::Ollama(Ollama::Tags) => ollama::tags(self).await,
+            Route::Ollama(Ollama::Ps) => ollama::ps(self).await,
+            Route::Ollama(Ollama::Show) => ollama::show(self, request).await,
+            Route::Ollama(Ollama::Version) => Ok(ollama::version()),
             Route::Admin(admin) => operate(self, admin, request).await,
         }
     }
@@ -230,7 +240,8 @@ fn missed(miss: Miss, method: &Method, path: &str) -> Answered {
     match miss {
         Miss::Path => Err(ApiError::unknown_url(method.as_str(), path)),
         Miss::Method(allowed) => {
-            let mut reply = reply::error(&ApiError::method_not_allowed(method.as_str(), path, &allowed));
+            let error = ApiError::method_not_allowed(method.as_str(), path, &allowed);
+            let mut reply = reply::error(Dialect::of_path(path), &error);
             let allowed = HeaderValue::from_str(&allowed).expect("names of methods");
             reply.headers_mut().insert(header::ALLOW, allowed);
             Ok(reply)

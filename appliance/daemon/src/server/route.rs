@@ -23,8 +23,29 @@ pub(super) enum Route<'p> {
     Models,
     /// `GET /v1/models/{id}`
     Model(&'p str),
+    /// One of Ollama's.
+    Ollama(Ollama),
     /// One of the operator's, which need an admin key.
     Admin(Admin<'p>),
+}
+
+/// Ollama's endpoints, below `/api`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ollama {
+    /// `POST chat`
+    Chat,
+    /// `POST generate`
+    Generate,
+    /// `POST embed`
+    Embed,
+    /// `GET tags`
+    Tags,
+    /// `GET ps`
+    Ps,
+    /// `POST show`
+    Show,
+    /// `GET version`
+    Version,
 }
 
 /// The operator's endpoints, below `/ember/v1`.
@@ -147,6 +168,21 @@ fn public<'p>(segments: &[&'p str]) -> Option<Offered<'p>> {
         ["tokenize"] => Offered::post(Route::Tokenize),
         ["detokenize"] => Offered::post(Route::Detokenize),
         ["apply-template"] => Offered::post(Route::ApplyTemplate),
+        ["api", name] => return ollama(name),
+        _ => return None,
+    })
+}
+
+fn ollama<'p>(name: &str) -> Option<Offered<'p>> {
+    let route = Route::Ollama;
+    Some(match name {
+        "chat" => Offered::post(route(Ollama::Chat)),
+        "generate" => Offered::post(route(Ollama::Generate)),
+        "embed" => Offered::post(route(Ollama::Embed)),
+        "tags" => Offered::get(route(Ollama::Tags)),
+        "ps" => Offered::get(route(Ollama::Ps)),
+        "show" => Offered::post(route(Ollama::Show)),
+        "version" => Offered::get(route(Ollama::Version)),
         _ => return None,
     })
 }
@@ -196,6 +232,7 @@ mod tests {
         assert_eq!(route(&Method::GET, "/health"), Ok(Route::Health));
         assert_eq!(route(&Method::POST, "/v1/chat/completions"), Ok(Route::Chat));
         assert_eq!(route(&Method::GET, "/v1/models/a"), Ok(Route::Model("a")));
+        assert_eq!(route(&Method::POST, "/api/show"), Ok(Route::Ollama(Ollama::Show)));
         let deploy = Route::Admin(Admin::Deploy("a"));
         assert_eq!(route(&Method::PUT, "/ember/v1/functions/a"), Ok(deploy));
         for (method, path, admin) in [
@@ -219,6 +256,8 @@ mod tests {
         {
             assert_eq!(route(&Method::GET, path), Err(Miss::Path), "{path}");
         }
+        assert_eq!(route(&Method::POST, "/api/tags"), Err(Miss::Method("GET".to_owned())));
+        assert_eq!(route(&Method::POST, "/api/pull"), Err(Miss::Path));
         assert_eq!(route(&Method::GET, "/v1/completions"), Err(Miss::Method("POST".to_owned())));
         let snapshot = Miss::Method("POST, DELETE".to_owned());
         assert_eq!(route(&Method::GET, "/ember/v1/functions/a/snapshot"), Err(snapshot));

@@ -189,7 +189,7 @@ impl Peer {
 
     pub(crate) fn embed(&mut self, input: Prompt) -> FromRunner {
         let id = self.id();
-        self.send(&ToRunner::Embed { id, input });
+        self.send(&ToRunner::Embed { id, input, truncate: false });
         self.receive().unwrap()
     }
 
