@@ -8,7 +8,7 @@
 //! | where the time went | `usage`, `timings` | durations in ns, and the receipt as `ember` |
 
 use crate::{
-    Answer, ApiError, ChunkWriter, Head, Shape, Timings, Usage,
+    Answer, ApiError, ChunkWriter, Head, Offer, Shape, Timings, Usage,
     ollama::{self, LineWriter},
     reply::write_json,
     sse,
@@ -16,7 +16,7 @@ use crate::{
 use appliance_types::Record;
 use sandbox_wire::runner::Text;
 use serde::Serialize;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 /// A dialect. The path says which.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +81,7 @@ impl Dialect {
     /// A sign of life of a stream that waits: with `place` where in its queue, and for about how long.
     pub fn waiting(self, shape: Shape, head: &Head<'_>, place: Option<(usize, Duration)>) -> Vec<u8> {
         match (self, place) {
-            (Self::Ollama, _) => LineWriter::new(shape, head).waiting(),
+            (Self::Ollama, _) => LineWriter::new(shape, head, None).waiting(),
             (Self::OpenAi, Some((position, eta))) => sse::queued(position, eta.as_millis()),
             (Self::OpenAi, None) => sse::HEARTBEAT.to_vec(),
         }
@@ -106,11 +106,19 @@ pub enum StreamWriter {
 }
 
 impl StreamWriter {
-    /// A writer for the choice `index` of the reply that `head` begins; `include_usage` is OpenAI's.
-    pub fn new(dialect: Dialect, shape: Shape, head: &Head<'_>, index: usize, include_usage: bool) -> Self {
+    /// A writer for the choice `index` of the reply that `head` begins, in which `offer` may be called; `include_usage` is
+    /// OpenAI's.
+    pub fn new(
+        dialect: Dialect,
+        shape: Shape,
+        head: &Head<'_>,
+        index: usize,
+        include_usage: bool,
+        offer: Option<Arc<Offer>>,
+    ) -> Self {
         match dialect {
-            Dialect::OpenAi => Self::Events(ChunkWriter::new(shape, head, index, include_usage)),
-            Dialect::Ollama => Self::Lines(LineWriter::new(shape, head)),
+            Dialect::OpenAi => Self::Events(ChunkWriter::new(shape, head, index, include_usage, offer)),
+            Dialect::Ollama => Self::Lines(LineWriter::new(shape, head, offer)),
         }
     }
 
@@ -122,7 +130,7 @@ impl StreamWriter {
     }
 
     /// Appends a piece.
-    pub fn text(&mut self, piece: &Text, out: &mut Vec<u8>) {
+    pub fn text(&mut self, piece: Text, out: &mut Vec<u8>) {
         match self {
             Self::Events(events) => events.text(piece, out),
             Self::Lines(lines) => lines.text(piece, out),
@@ -133,7 +141,7 @@ impl StreamWriter {
     pub fn finish(&mut self, finish_reason: &'static str, timings: &Timings, out: &mut Vec<u8>) {
         match self {
             Self::Events(events) => events.finish(finish_reason, timings, out),
-            Self::Lines(lines) => lines.finish(finish_reason),
+            Self::Lines(lines) => lines.finish(finish_reason, out),
         }
     }
 

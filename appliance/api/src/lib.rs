@@ -30,6 +30,7 @@ mod receipt;
 mod reply;
 mod settings;
 mod stream;
+mod tool;
 mod usage;
 
 pub use dialect::{Dialect, StreamWriter, Sum};
@@ -38,4 +39,5 @@ pub use receipt::Receipt;
 pub use reply::{ANSWER_BYTES_MAX, Answer, Head, finish_name};
 pub use settings::{Bounds, Settings};
 pub use stream::{ChunkWriter, Shape};
+pub use tool::Offer;
 pub use usage::{Timings, Usage};

@@ -9,7 +9,7 @@ use crate::{
     ApiError,
     field::{Fault, Field, Kind, Object, Read},
 };
-use sandbox_wire::runner::{Constraint, Generate, Prompt, STOPS_MAX, Sampling, Tenant};
+use sandbox_wire::runner::{Constraint, Generate, Prompt, STOPS_MAX, Sampling, Tenant, Tools};
 use std::collections::BTreeMap;
 
 /// What a request wants of the text, apart from its prompt.
@@ -25,6 +25,8 @@ pub struct Settings {
     pub(crate) tokens_max: Option<(u32, &'static str)>,
     /// What the text must conform to.
     pub(crate) constraint: Constraint,
+    /// What it may call.
+    pub(crate) tools: Option<Tools>,
     /// Report log-probabilities.
     pub(crate) logprobs: Option<u8>,
     /// Use what earlier requests of the same caller left computed, and leave this one's for later; llama-server's field.
@@ -58,9 +60,20 @@ impl Settings {
             tokens_max: self.tokens_within(bounds.output_tokens)?,
             deadline_ms: bounds.deadline_ms,
             constraint: self.constraint.clone(),
+            tools: self.tools.clone(),
             logprobs: self.logprobs,
             tenant: self.cache_prompt.then_some(bounds.tenant),
         })
+    }
+
+    /// The same with tools.
+    pub(crate) fn with_tools(self, tools: Option<Tools>, format: &str) -> Read<Self> {
+        match &tools {
+            Some(_) if self.constraint != Constraint::None => {
+                Err(Fault::here("not together with `tools`").within(format))
+            }
+            _ => Ok(Self { tools, ..self }),
+        }
     }
 
     fn tokens_within(&self, output_tokens: u32) -> Result<u32, ApiError> {
@@ -83,6 +96,7 @@ impl Settings {
             stop: body.get("stop", stops)?.unwrap_or_default(),
             tokens_max: body.get("max_tokens", positive)?.map(|tokens| (tokens, "max_tokens")),
             constraint: body.get("response_format", crate::format::constraint)?.unwrap_or(Constraint::None),
+            tools: None,
             logprobs: None,
             cache_prompt: body.get("cache_prompt", Field::boolean)?.unwrap_or(true),
         })

@@ -14,14 +14,14 @@ use crate::{
     error::{internal, invalid},
     logprobs,
     model::Model,
-    schema,
+    schema::Grammar,
     vocabulary::Vocabulary,
 };
 use llama_cpp_2::{
     sampling::LlamaSampler,
     token::{LlamaToken, data::LlamaTokenData, data_array::LlamaTokenDataArray, logit_bias::LlamaLogitBias},
 };
-use sandbox_wire::runner::{Constraint, Failure, Sampling};
+use sandbox_wire::runner::{Failure, Sampling};
 
 const MIN_KEEP: usize = 1;
 const LOGIT_BIASES_MAX: usize = 4096;
@@ -42,7 +42,7 @@ impl Sampler {
         model: &Model,
         vocabulary: &Vocabulary<'_>,
         sampling: &Sampling,
-        constraint: &Constraint,
+        grammar: Option<&Grammar>,
         window: i32,
     ) -> Result<Self, Failure> {
         check(sampling)?;
@@ -65,7 +65,7 @@ impl Sampler {
         Ok(Self {
             chain: LlamaSampler::chain(chain, true),
             is_plain,
-            grammar: grammar(model, constraint)?,
+            grammar: grammar.map(|grammar| compile(model, grammar)).transpose()?,
             candidates: LlamaTokenDataArray::new(Vec::new(), false),
         })
     }
@@ -132,11 +132,9 @@ fn choice(sampling: &Sampling) -> Vec<LlamaSampler> {
     narrowing.into_iter().flatten().chain(choosing).collect()
 }
 
-fn grammar(model: &Model, constraint: &Constraint) -> Result<Option<LlamaSampler>, Failure> {
-    let Some(grammar) = schema::grammar(constraint)? else { return Ok(None) };
-    LlamaSampler::grammar(model.llama(), &grammar, "root")
-        .map(Some)
-        .map_err(|_| invalid("response_format", "the JSON schema makes a grammar that llama.cpp refuses"))
+fn compile(model: &Model, grammar: &Grammar) -> Result<LlamaSampler, Failure> {
+    LlamaSampler::grammar(model.llama(), &grammar.text, grammar.root)
+        .map_err(|_| invalid(grammar.param, "the JSON schema makes a grammar that llama.cpp refuses"))
 }
 
 fn check(sampling: &Sampling) -> Result<(), Failure> {

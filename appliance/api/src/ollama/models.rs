@@ -124,7 +124,7 @@ pub fn loaded_reply(loaded: &[Loaded<'_>]) -> Vec<u8> {
 
 /// Reply to `POST /api/show`.
 pub fn show_reply(shown: &Shown<'_>) -> Vec<u8> {
-    let capability = if shown.embeds { "embedding" } else { "completion" };
+    let capabilities = if shown.embeds { &["embedding"][..] } else { &["completion", "tools"] };
     body(&json!({
         "modelfile": format!("# The function `{}` of this box.\nFROM sha256:{}\n", shown.tag.function, shown.tag.digest),
         "parameters": format!("num_ctx {}", shown.context_tokens),
@@ -133,7 +133,7 @@ pub fn show_reply(shown: &Shown<'_>) -> Vec<u8> {
         "modified_at": rfc3339(shown.tag.deployed_unix_s),
         "details": shown.tag.details,
         "model_info": model_info(shown),
-        "capabilities": [capability],
+        "capabilities": capabilities,
     }))
 }
 

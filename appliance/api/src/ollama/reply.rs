@@ -1,16 +1,17 @@
 //! Ollama's replies: whole, or a line a piece.
 
 use crate::{
-    Answer, Head, Shape, Sum,
+    Answer, Head, Offer, Shape, Sum,
     logprob::{self, Entry},
     receipt::Receipt,
     reply::write_json,
+    tool::{Made, OllamaCall, Shown, Speech},
 };
 use appliance_price::calendar::rfc3339;
 use appliance_types::Record;
 use sandbox_wire::runner::{Text, TokenLogprob};
 use serde::Serialize;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 /// Where the time went, ns, and what was counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -53,7 +54,12 @@ struct Line<'a> {
 #[derive(Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Content<'a> {
-    Message { role: &'static str, content: &'a str },
+    Message {
+        role: &'static str,
+        content: &'a str,
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        tool_calls: Vec<OllamaCall<'a>>,
+    },
     Response(&'a str),
 }
 
@@ -73,22 +79,29 @@ impl<'a> End<'a> {
     }
 }
 
-fn content(shape: Shape, text: &str) -> Content<'_> {
+fn content<'a>(shape: Shape, text: &'a str, calls: &'a [Made]) -> Content<'a> {
     match shape {
-        Shape::Chat => Content::Message { role: "assistant", content: text },
+        Shape::Chat => {
+            Content::Message { role: "assistant", content: text, tool_calls: calls.iter().map(Made::ollama).collect() }
+        }
         Shape::Text => Content::Response(text),
     }
 }
 
 /// The body of a reply in one piece.
 pub fn reply(shape: Shape, head: &Head<'_>, answer: &Answer, sum: &Sum) -> Vec<u8> {
-    let end = End::new(answer.finish_reason().unwrap_or("stop"), sum);
-    LineWriter::new(shape, head).body(answer.text(), answer.logprobs(), Some(end))
+    let end = End::new(done_reason(answer.finish_reason().unwrap_or("stop")), sum);
+    LineWriter::new(shape, head, None).body(answer.text(), answer.calls(), answer.logprobs(), Some(end))
 }
 
 /// The body of a reply to a request without a prompt; `done_reason` is `load` or `unload`.
 pub fn load_reply(shape: Shape, head: &Head<'_>, done_reason: &'static str) -> Vec<u8> {
-    LineWriter::new(shape, head).body("", &[], Some(End { done_reason, stats: None, ember: None }))
+    LineWriter::new(shape, head, None).body("", &[], &[], Some(End { done_reason, stats: None, ember: None }))
+}
+
+/// Ollama has no word of its own for an answer that ended with calls.
+fn done_reason(finish_reason: &'static str) -> &'static str {
+    if finish_reason == "tool_calls" { "stop" } else { finish_reason }
 }
 
 /// The body of a reply of vectors.
@@ -120,44 +133,57 @@ pub struct LineWriter {
     model: String,
     created_at: String,
     finish_reason: &'static str,
+    speech: Speech,
 }
 
 impl LineWriter {
-    /// A writer for the reply that `head` begins.
-    pub fn new(shape: Shape, head: &Head<'_>) -> Self {
+    /// A writer for the reply that `head` begins, in which `offer` may be called.
+    pub fn new(shape: Shape, head: &Head<'_>, offer: Option<Arc<Offer>>) -> Self {
         let (model, created_at) = (head.model.to_owned(), rfc3339(head.created_unix_s));
-        Self { shape, model, created_at, finish_reason: "stop" }
+        Self { shape, model, created_at, finish_reason: "stop", speech: Speech::new(offer) }
     }
 
     /// The line of a reply that waits.
     pub(crate) fn waiting(&self) -> Vec<u8> {
-        let mut line = self.body("", &[], None);
+        let mut line = self.body("", &[], &[], None);
         line.push(b'\n');
         line
     }
 
-    pub(crate) fn text(&self, piece: &Text, out: &mut Vec<u8>) {
-        self.line(&piece.text, &piece.logprobs, None, out);
+    pub(crate) fn text(&mut self, piece: Text, out: &mut Vec<u8>) {
+        let shown = self.speech.push(piece);
+        self.show(shown, out);
     }
 
-    pub(crate) fn finish(&mut self, finish_reason: &'static str) {
+    pub(crate) fn finish(&mut self, finish_reason: &'static str, out: &mut Vec<u8>) {
+        let rest = self.speech.finish();
+        self.show(rest, out);
         self.finish_reason = finish_reason;
     }
 
-    pub(crate) fn end(&self, sum: &Sum, out: &mut Vec<u8>) {
-        self.line("", &[], Some(End::new(self.finish_reason, sum)), out);
+    fn show(&self, shown: Vec<Shown>, out: &mut Vec<u8>) {
+        for shown in shown {
+            match shown {
+                Shown::Text(Text { text, logprobs, .. }) => self.line(&text, &[], &logprobs, None, out),
+                Shown::Call(_, call) => self.line("", &[call], &[], None, out),
+            }
+        }
     }
 
-    fn line(&self, text: &str, logprobs: &[TokenLogprob], end: Option<End<'_>>, out: &mut Vec<u8>) {
-        out.extend(self.body(text, logprobs, end));
+    pub(crate) fn end(&self, sum: &Sum, out: &mut Vec<u8>) {
+        self.line("", &[], &[], Some(End::new(self.finish_reason, sum)), out);
+    }
+
+    fn line(&self, text: &str, calls: &[Made], logprobs: &[TokenLogprob], end: Option<End<'_>>, out: &mut Vec<u8>) {
+        out.extend(self.body(text, calls, logprobs, end));
         out.push(b'\n');
     }
 
-    fn body(&self, text: &str, logprobs: &[TokenLogprob], end: Option<End<'_>>) -> Vec<u8> {
+    fn body(&self, text: &str, calls: &[Made], logprobs: &[TokenLogprob], end: Option<End<'_>>) -> Vec<u8> {
         let line = Line {
             model: &self.model,
             created_at: &self.created_at,
-            content: content(self.shape, text),
+            content: content(self.shape, text, calls),
             logprobs: logprob::entries(logprobs),
             done: end.is_some(),
             end,
@@ -195,17 +221,21 @@ mod tests {
 
     #[test]
     fn a_stream_is_lines() {
-        let mut writer = LineWriter::new(Shape::Chat, &head());
+        let mut writer = LineWriter::new(Shape::Chat, &head(), Some(Arc::new(Offer::one("f"))));
         let mut out = writer.waiting();
-        writer.text(&Text { text: "h\né".to_owned(), tokens: 1, logprobs: two() }, &mut out);
-        writer.finish("length");
+        writer.text(Text { text: "h\né".to_owned(), tokens: 1, logprobs: two() }, &mut out);
+        let call = r#"<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>"#;
+        writer.text(Text { text: call.to_owned(), tokens: 9, logprobs: Vec::new() }, &mut out);
+        writer.finish("length", &mut out);
         writer.end(&sum(), &mut out);
         let lines = lines(&out);
-        let [waiting, piece, end] = &lines[..] else { panic!("{lines:?}") };
+        let [waiting, piece, call, end] = &lines[..] else { panic!("{lines:?}") };
         let expected = json!({"model": "m", "created_at": "2025-11-25T00:00:00Z", "done": false,
             "message": {"role": "assistant", "content": ""}});
         assert_eq!(waiting, &expected);
         assert_eq!(piece["message"]["content"], "h\né");
+        let function = json!({"name": "f", "arguments": {"x": 1}});
+        assert_eq!(call["message"]["tool_calls"], json!([{"function": function}]));
         assert_eq!(piece["logprobs"][0]["top_logprobs"].as_array().map(Vec::len), Some(2));
         assert_eq!((&end["done"], &end["done_reason"]), (&json!(true), &json!("length")));
         let durations = ["total_duration", "load_duration", "prompt_eval_duration", "eval_duration"]

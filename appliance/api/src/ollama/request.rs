@@ -6,8 +6,9 @@ use crate::{
     field::{Fault, Field, Kind, Object, Read},
     message::message,
     settings::{Defaults, fold_seed, positive, sampling, stops},
+    tool,
 };
-use sandbox_wire::runner::{Constraint, Generate, Message, Prompt, Role, TOP_LOGPROBS_MAX};
+use sandbox_wire::runner::{Call, Constraint, Generate, Message, Prompt, Role, TOP_LOGPROBS_MAX, Tools};
 
 const DEFAULTS: Defaults = Defaults { temperature: 0.8, top_p: 0.9, min_p: 0.0, repeat_penalty: 1.1 };
 /// The tag that a model has when nobody named one.
@@ -60,7 +61,9 @@ impl TextRequest {
 pub fn chat(body: &[u8]) -> Result<Ask, ApiError> {
     read(body, |body| {
         let messages = body.get("messages", |list| list.list(said))?.unwrap_or_default();
-        ask(body, (!messages.is_empty()).then_some(Prompt::Chat(messages)))
+        let definitions = body.get("tools", tool::definitions)?.filter(|tools| !tools.is_empty());
+        let tools = definitions.map(|definitions| Tools { definitions, call: Call::May, parallel: true });
+        ask(body, (!messages.is_empty()).then_some(Prompt::Chat(messages)), tools)
     })
 }
 
@@ -75,7 +78,7 @@ pub fn generate(body: &[u8]) -> Result<Ask, ApiError> {
         }
         body.get("context", |context| nothing(context.tokens()?.is_empty()))?;
         body.get("images", no_images)?;
-        ask(body, prompt(body)?)
+        ask(body, prompt(body)?, None)
     })
 }
 
@@ -122,10 +125,10 @@ fn model(body: &Object<'_>) -> Read<String> {
     body.require("model", |model| model.cow().map(|name| function_name(&name).to_owned()))
 }
 
-fn ask(body: &Object<'_>, prompt: Option<Prompt>) -> Read<Ask> {
+fn ask(body: &Object<'_>, prompt: Option<Prompt>, tools: Option<Tools>) -> Read<Ask> {
     let (model, ends) = (model(body)?, keep_alive(body)?);
     let stream = body.get("stream", Field::boolean)?.unwrap_or(true);
-    let settings = settings(body)?;
+    let settings = settings(body)?.with_tools(tools, "format")?;
     Ok(match prompt {
         Some(prompt) => Ask::Text(Box::new(TextRequest { model, prompt, settings, stream })),
         None if ends => Ask::Unload { model },
@@ -150,9 +153,8 @@ fn prompt(body: &Object<'_>) -> Read<Option<Prompt>> {
             None => Ok(Some(Prompt::Text(prompt))),
         };
     }
-    let said = |role, content| Message { role, content, name: None };
-    let system = system.map(|content| said(Role::System, content));
-    Ok(Some(Prompt::Chat(system.into_iter().chain([said(Role::User, prompt)]).collect())))
+    let system = system.map(|content| Message::new(Role::System, content));
+    Ok(Some(Prompt::Chat(system.into_iter().chain([Message::new(Role::User, prompt)]).collect())))
 }
 
 fn inputs(field: Field<'_>) -> Read<Vec<Prompt>> {
@@ -196,6 +198,7 @@ fn of_options(options: &Object<'_>) -> Read<Settings> {
             .filter(|count| *count > 0)
             .map(|count| (count, "options.num_predict")),
         constraint: Constraint::None,
+        tools: None,
         logprobs: None,
         cache_prompt: true,
     })
@@ -284,7 +287,7 @@ mod tests {
     }
 
     fn message(role: Role, content: &str) -> Message {
-        Message { role, content: content.to_owned(), name: None }
+        Message::new(role, content)
     }
 
     #[test]
@@ -368,6 +371,18 @@ mod tests {
         assert_eq!(error.param.as_deref(), Some("options.num_predict"));
         let images = chat(br#"{"model": "m", "messages": [{"role": "user", "content": "", "images": ["x"]}]}"#);
         assert_eq!(images.unwrap_err().param.as_deref(), Some("messages[0].images"));
+    }
+
+    #[test]
+    fn tools_are_offered_and_calls_are_objects() {
+        let body = br#"{"model": "m", "tools": [{"type": "function", "function": {"name": "f"}}], "messages": [
+            {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}]},
+            {"role": "tool", "tool_name": "f", "content": "y"}]}"#;
+        let Ok(Ask::Text(request)) = chat(body) else { panic!("no text") };
+        let generate = request.into_generate(&BOUNDS).unwrap();
+        assert_eq!(generate.tools.map(|tools| (tools.call, tools.definitions.len())), Some((Call::May, 1)));
+        let Prompt::Chat(messages) = generate.prompt else { panic!("no chat") };
+        assert_eq!(messages[0].tool_calls[0].arguments, r#"{"x": 1}"#);
     }
 
     #[test]

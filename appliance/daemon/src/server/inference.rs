@@ -22,7 +22,7 @@ use super::{
     reply::{self, Answered, Reply},
 };
 use appliance_api::{
-    Answer, ApiError, Bounds, Dialect, Head, Shape, StreamWriter, Sum, chat,
+    Answer, ApiError, Bounds, Dialect, Head, Offer, Shape, StreamWriter, Sum, chat,
     chat::ChatRequest,
     completion,
     completion::CompletionRequest,
@@ -56,10 +56,13 @@ pub(super) async fn chat(call: &Call, request: Request) -> Answered {
     let body = body::json(request, call.state.request_bytes_max).await?;
     let request = ChatRequest::parse(&body)?;
     let (function, mut meter) = begin(call, call.function(&request.model)?, &body).await?;
-    let how = How::openai(Shape::Chat, request.stream, request.include_usage);
+    let (stream, include_usage) = (request.stream, request.include_usage);
     let prompts = [meter.check(request.into_generate(&bounds(call, &function)))?];
     allow(call, &mut meter, &function, &prompts)?;
-    answer(call, how, generation(call, &how, function, meter, chat::PROMPT_PARAM, prompts.into())).await
+    let offer = Offer::of(&prompts[0]);
+    let how = How { dialect: Dialect::OpenAi, shape: Shape::Chat, stream, include_usage, offer };
+    let generation = generation(call, &how, function, meter, chat::PROMPT_PARAM, prompts.into());
+    answer(call, how, generation).await
 }
 
 /// `POST /v1/completions`
@@ -67,10 +70,12 @@ pub(super) async fn completion(call: &Call, request: Request) -> Answered {
     let body = body::json(request, call.state.request_bytes_max).await?;
     let request = CompletionRequest::parse(&body)?;
     let (function, mut meter) = begin(call, call.function(&request.model)?, &body).await?;
-    let how = How::openai(Shape::Text, request.stream, request.include_usage);
+    let (stream, include_usage) = (request.stream, request.include_usage);
+    let how = How { dialect: Dialect::OpenAi, shape: Shape::Text, stream, include_usage, offer: None };
     let prompts = meter.check(request.into_generates(&bounds(call, &function)))?;
     allow(call, &mut meter, &function, &prompts)?;
-    answer(call, how, generation(call, &how, function, meter, completion::PROMPT_PARAM, prompts)).await
+    let generation = generation(call, &how, function, meter, completion::PROMPT_PARAM, prompts);
+    answer(call, how, generation).await
 }
 
 /// `POST /v1/embeddings`
@@ -108,11 +113,14 @@ async fn asked(call: &Call, body: &Bytes, shape: Shape, ask: Ask) -> Answered {
     match ask {
         Ask::Text(request) => {
             let (function, mut meter) = begin(call, call.function(&request.model)?, body).await?;
-            let how = How { dialect: Dialect::Ollama, shape, stream: request.stream, include_usage: false };
+            let stream = request.stream;
             let param = if shape == Shape::Chat { chat::PROMPT_PARAM } else { completion::PROMPT_PARAM };
             let prompts = [meter.check(request.into_generate(&bounds(call, &function)))?];
             allow(call, &mut meter, &function, &prompts)?;
-            answer(call, how, generation(call, &how, function, meter, param, prompts.into())).await
+            let offer = Offer::of(&prompts[0]);
+            let how = How { dialect: Dialect::Ollama, shape, stream, include_usage: false, offer };
+            let generation = generation(call, &how, function, meter, param, prompts.into());
+            answer(call, how, generation).await
         }
         // The cheapest that an instance can be asked; it is billed as all else is, the wake included.
         Ask::Load { model } => {
@@ -225,18 +233,13 @@ fn generation(
 }
 
 /// How an answer is wanted.
-#[derive(Clone, Copy)]
 struct How {
     dialect: Dialect,
     shape: Shape,
     stream: bool,
     include_usage: bool,
-}
-
-impl How {
-    fn openai(shape: Shape, stream: bool, include_usage: bool) -> Self {
-        Self { dialect: Dialect::OpenAi, shape, stream, include_usage }
-    }
+    /// What the answer may call.
+    offer: Option<Arc<Offer>>,
 }
 
 async fn answer(call: &Call, how: How, generation: Generation) -> Answered {
@@ -245,15 +248,16 @@ async fn answer(call: &Call, how: How, generation: Generation) -> Answered {
 
 async fn whole(call: &Call, how: How, mut generation: Generation) -> Answered {
     let mut answers = Vec::new();
-    let mut answer = Answer::default();
+    let empty = || Answer::offered(how.offer.clone());
+    let mut answer = empty();
     while let Some(step) = generation.next().await? {
         match step {
             // Batch that gave up its slot is begun again, and what it said before is void.
-            Step::Started => answer = Answer::default(),
+            Step::Started => answer = empty(),
             Step::Text(piece) => generation.meter.check(answer.push(piece))?,
             Step::Finished(reason) => {
                 answer.finish(reason);
-                answers.push(std::mem::take(&mut answer));
+                answers.push(std::mem::replace(&mut answer, empty()));
             }
         }
     }
@@ -280,14 +284,14 @@ async fn streamed(call: &Call, how: How, mut generation: Generation) -> Answered
     generation.meter.replying();
     let record = accepted.map(|_| generation.meter.record());
     let (id, created_unix_s, came) = (call.id, call.came_unix_s, call.came);
-    let held = record.is_none();
+    let (held, stream_type) = (record.is_none(), how.dialect.stream_type());
     let events = Events { generation, how, id, created_unix_s, came, writer: None, held, ended: false };
     let stream = stream::unfold(events, |mut events| async move {
         let bytes = events.next().await?;
         events.generation.meter.sent(bytes.len());
         Some((Bytes::from(bytes), events))
     });
-    let reply = reply::with_type(how.dialect.stream_type(), ReplyBody::Stream(Box::pin(stream)));
+    let reply = reply::with_type(stream_type, ReplyBody::Stream(Box::pin(stream)));
     Ok(match record {
         Some(record) => with_headers(reply, &record, call.came),
         // Where it is found, and how long it waits, is not known yet.
@@ -359,7 +363,7 @@ impl Events {
             return false;
         }
         let How { dialect, shape, include_usage, .. } = self.how;
-        let writer = StreamWriter::new(dialect, shape, &self.head(), index, include_usage);
+        let writer = StreamWriter::new(dialect, shape, &self.head(), index, include_usage, self.how.offer.clone());
         writer.start(out);
         self.writer = Some((index, writer));
         true
@@ -369,7 +373,7 @@ impl Events {
         let Some((_, writer)) = &mut self.writer else { return };
         match step {
             Some(Step::Started) => {}
-            Some(Step::Text(piece)) => writer.text(&piece, out),
+            Some(Step::Text(piece)) => writer.text(piece, out),
             Some(Step::Finished(reason)) => writer.finish(reason, &self.generation.meter.timings(), out),
             None => {
                 let meter = &self.generation.meter;

@@ -238,7 +238,7 @@ pub(crate) fn load(task: Task) -> Load {
 }
 
 pub(crate) fn user(content: &str) -> Message {
-    Message { role: Role::User, content: content.to_owned(), name: None }
+    Message::new(Role::User, content)
 }
 
 pub(crate) fn system(content: &str) -> Message {
@@ -259,6 +259,7 @@ pub(crate) fn of(prompt: Prompt) -> Generate {
         tokens_max: 24,
         deadline_ms: 60_000,
         constraint: Constraint::None,
+        tools: None,
         logprobs: None,
         tenant: None,
     }
