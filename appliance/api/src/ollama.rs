@@ -11,6 +11,8 @@
 //! Defaults are Ollama's: `temperature` 0.8, `top_p` 0.9, `top_k` 40, `min_p` 0, `repeat_penalty` 1.1 over 64 tokens, and
 //! a stream unless refused. Penalties look at what was produced, and not at the prompt.
 //!
+//! Tools are offered as in OpenAI's words, but always to be called or not as the model likes; a call's arguments are an object.
+//!
 //! Options of how a model is loaded (`num_ctx`, `num_gpu`, `num_thread` and the like) are ignored, since the function's
 //! manifest says that; so is `keep_alive` beside a prompt. What would change the answer and cannot be honoured
 //! (`suffix`, `template`, `context`, `images`, `think`, `mirostat`, `typical_p`, `tfs_z`) is refused unless it asks for

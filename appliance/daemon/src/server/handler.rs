@@ -17,7 +17,7 @@ use super::{
     usage,
 };
 use appliance_api::{ApiError, Dialect, Head};
-use appliance_edge::{Failure, Handler, Request};
+use appliance_edge::{Failure, Handler, ReplyBody, Request};
 use appliance_keys::Caller;
 use appliance_types::RequestId;
 use http::{HeaderMap, HeaderValue, Method, header};
@@ -27,6 +27,10 @@ use std::{
     sync::Arc,
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
+
+/// What is answered, for programs to read.
+pub(super) const OPENAPI: &str = include_str!("../../../../docs/openapi.yaml");
+const CONTENT_TYPE_YAML: &str = "application/yaml";
 
 /// Answers requests on one core.
 pub(super) struct Server {
@@ -55,6 +59,7 @@ impl Server {
         let path = request.head.uri.path().to_owned();
         let route = match route(&request.head.method, &path) {
             Ok(Route::Health) => return Ok(reply::json(&serde_json::json!({ "status": "ok" }))),
+            Ok(Route::OpenApi) => return Ok(reply::with_type(CONTENT_TYPE_YAML, ReplyBody::Full(OPENAPI.into()))),
             found => found,
         };
         let (caller, tenant) = authenticate(&self.state, &request.head.headers)?;
@@ -99,7 +104,7 @@ fn refused(id: RequestId, dialect: Dialect, error: &ApiError) -> Reply {
 impl Call {
     async fn answer(&self, route: Route<'_>, request: Request) -> Answered {
         match route {
-            Route::Health => unreachable!("answered without a key"),
+            Route::Health | Route::OpenApi => unreachable!("answered without a key"),
             Route::Chat => inference::chat(self, request).await,
             Route::Completion => inference::completion(self, request).await,
             Route::Embedding => inference::embedding(self, request).await,

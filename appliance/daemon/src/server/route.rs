@@ -5,8 +5,10 @@ use http::Method;
 /// An endpoint, with what its path names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Route<'p> {
-    /// `GET /health`; the only one that needs no key.
+    /// `GET /health`; it needs no key.
     Health,
+    /// `GET /openapi.yaml`; it needs no key.
+    OpenApi,
     /// `POST /v1/chat/completions`
     Chat,
     /// `POST /v1/completions`
@@ -160,6 +162,7 @@ impl<'p> Offered<'p> {
 fn public<'p>(segments: &[&'p str]) -> Option<Offered<'p>> {
     Some(match *segments {
         ["health"] => Offered::get(Route::Health),
+        ["openapi.yaml"] => Offered::get(Route::OpenApi),
         ["v1", "chat", "completions"] => Offered::post(Route::Chat),
         ["v1", "completions"] => Offered::post(Route::Completion),
         ["v1", "embeddings"] => Offered::post(Route::Embedding),
@@ -225,7 +228,7 @@ fn admin<'p>(segments: &[&'p str]) -> Option<Offered<'p>> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::handler::OPENAPI, *};
 
     #[test]
     fn paths_and_methods_name_endpoints() {
@@ -247,6 +250,31 @@ mod tests {
             (Method::POST, "functions/a/snapshot/verify", Admin::VerifySnapshot("a")),
         ] {
             assert_eq!(route(&method, &format!("/ember/v1/{path}")), Ok(Route::Admin(admin)), "{path}");
+        }
+    }
+
+    /// The methods that docs/openapi.yaml has for each path: keys of two spaces, and below them of four.
+    fn documented() -> Vec<(String, String)> {
+        let paths =
+            OPENAPI.split_once("\npaths:\n").and_then(|(_, rest)| rest.split_once("\ncomponents:\n")).unwrap().0;
+        let (mut path, mut all) = (String::new(), Vec::new());
+        for line in paths.lines() {
+            match line.strip_prefix("    ").filter(|line| !line.starts_with(' ')) {
+                Some(method) => all.push((method.trim_end_matches(':').to_uppercase(), path.clone())),
+                None if line.starts_with("  /") => path = line.trim().trim_end_matches(':').to_owned(),
+                None => {}
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn what_is_documented_is_answered() {
+        let all = documented();
+        assert!(all.len() > 40, "{all:?}");
+        for (method, path) in all {
+            let method: Method = method.parse().unwrap();
+            assert!(route(&method, &path).is_ok(), "{method} {path} is documented and not answered");
         }
     }
 
