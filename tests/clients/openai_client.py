@@ -5,6 +5,7 @@ KEY_NARROW are keys with a limit of requests, with no money, and for the functio
 """
 
 import asyncio
+import faulthandler
 import json
 import os
 import threading
@@ -14,6 +15,8 @@ import openai
 from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel
 
+# A step that hangs says where.
+faulthandler.dump_traceback_later(100, exit=True)
 client = OpenAI()
 HELLO = [{"role": "user", "content": "Say hello."}]
 SHORT = {"model": "assistant", "temperature": 0, "max_tokens": 12}
