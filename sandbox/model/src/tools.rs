@@ -259,6 +259,6 @@ mod tests {
         let mut tool = tool("x", None);
         tool.definition = "{\"function\": {\"name\": \"x\", \"d\\u0061ta\": [\"\\u003cend\\u003e\", 1]}}".to_owned();
         let value = value(&tool, &|text| text.replace("<end>", "<|end>")).unwrap();
-        assert_eq!(value.to_string(), r#"{"function": {"name": "x", "data": ["<|end>", 1]}}"#);
+        assert_eq!(value.to_string(), "{'function': {'name': 'x', 'data': ['<|end>', 1]}}");
     }
 }
