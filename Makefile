@@ -14,7 +14,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := build
-.PHONY: build model run test bench image image-test overload packages sources focus
+.PHONY: build model run test clients focus bench image image-test overload packages sources
 
 PACKAGES := clang cmake curl g++ git libclang-dev pkg-config python3-pip unzip
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
@@ -107,12 +107,27 @@ focus: packages
 
 # One test at a time: the end-to-end suites each own the machine's cgroups, and llama.cpp wants both cores.
 test: PACKAGES += cpio dosfstools e2fsprogs fdisk gdisk mtools prometheus python3-venv
-test: build model focus
+test: build model focus clients
 	@$(with_liburing)
 	step() { echo "==> $$*"; "$$@"; }
 	step $(CARGO) fmt --all --check
 	step $(CARGO) clippy --release --locked --workspace --all-targets --quiet -- -D warnings
 	step $(CARGO) test --release --locked --workspace --no-fail-fast -- --test-threads=2
+
+# Other people's clients, pinned, in an environment of their own; made again when the list changes.
+CLIENTS := target/clients
+CLIENTS_LIST := tests/clients/requirements.txt
+
+clients: packages
+	@if cmp --silent $(CLIENTS_LIST) $(CLIENTS)/installed.txt; then exit 0; fi
+	echo "installing the clients of $(CLIENTS_LIST) below $(CLIENTS)"
+	rm -rf $(CLIENTS)
+	/usr/bin/python3 -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $(CLIENTS_LIST) || {
+		echo "cannot install $(CLIENTS_LIST): is there a network, and does pip reach its index? Then run make test again" >&2
+		exit 1
+	}
+	cp $(CLIENTS_LIST) $(CLIENTS)/installed.txt
 
 bench: PACKAGES += crun
 bench: build model

@@ -42,7 +42,8 @@ fn a_bad_request_says_which_field() {
         ("logit_bias", json!([1])),
         ("top_logprobs", json!(21)),
         ("response_format", json!("json")),
-        ("tools", json!([{"type": "function", "function": {"name": "f", "parameters": {}}}])),
+        ("tools", json!([{"type": "web_search"}])),
+        ("tool_choice", json!("required")),
         ("messages", json!([])),
         ("messages", json!("hello")),
     ] {

@@ -1,10 +1,11 @@
-//! `POST /v1/chat/completions`: the request and its reply in one piece.
+//! `POST /v1/chat/completions`: the request.
 
 use crate::{
-    Answer, ApiError, Bounds, Head, Settings, Shape, Timings, Usage,
+    ApiError, Bounds, Settings,
     field::{Fault, Field, Object, Read},
     message::messages,
     settings::{Streaming, empty, positive, unsupported},
+    tool,
 };
 use sandbox_wire::runner::{Generate, Message, Prompt, TOP_LOGPROBS_MAX};
 
@@ -44,19 +45,14 @@ impl ChatRequest {
     }
 }
 
-/// The reply's body.
-pub fn reply(head: &Head<'_>, answer: &Answer, usage: &Usage, timings: &Timings) -> Vec<u8> {
-    crate::reply::reply(Shape::Chat, head, std::slice::from_ref(answer), usage, timings)
-}
-
 fn request(body: &Object<'_>) -> Read<ChatRequest> {
     let Streaming { stream, include_usage } = Streaming::read(body)?;
-    refuse_tools(body)?;
+    refuse_others(body)?;
     refuse_media(body)?;
     Ok(ChatRequest {
         model: body.require("model", Field::string)?,
         messages: body.require(PROMPT_PARAM, messages)?,
-        settings: settings(body)?,
+        settings: settings(body)?.with_tools(tool::tools(body)?, "response_format")?,
         stream,
         include_usage,
     })
@@ -78,10 +74,9 @@ fn logprobs(body: &Object<'_>) -> Read<Option<u8>> {
     }
 }
 
-fn refuse_tools(body: &Object<'_>) -> Read<()> {
-    body.get("tools", empty)?;
+/// OpenAI's older words for tools, and what there is not.
+fn refuse_others(body: &Object<'_>) -> Read<()> {
     body.get("functions", empty)?;
-    body.get("tool_choice", no_choice)?;
     body.get("function_call", no_choice)?;
     body.get("web_search_options", unsupported)?;
     body.get("grammar", unsupported)?;
@@ -92,7 +87,7 @@ fn refuse_tools(body: &Object<'_>) -> Read<()> {
 fn no_choice(field: Field<'_>) -> Read<()> {
     match field.text() {
         r#""none""# | r#""auto""# => Ok(()),
-        _ => Err(Fault::here("tools are not supported")),
+        _ => Err(Fault::here("not supported; use `tool_choice`")),
     }
 }
 

@@ -1,9 +1,9 @@
-//! `POST /v1/completions`: the request and its reply in one piece.
+//! `POST /v1/completions`: the request.
 //!
 //! A list of prompts is answered by one choice each, numbered by its place in the list.
 
 use crate::{
-    Answer, ApiError, Bounds, Head, Settings, Shape, Timings, Usage,
+    ApiError, Bounds, Settings,
     field::{Fault, Field, Kind, Object, Read},
     settings::{Streaming, one},
 };
@@ -51,11 +51,6 @@ impl CompletionRequest {
         self.settings.tokens_max.get_or_insert((TOKENS_DEFAULT.min(bounds.output_tokens), "max_tokens"));
         self.prompts.into_iter().map(|prompt| self.settings.generate(prompt, bounds)).collect()
     }
-}
-
-/// The reply's body, with one choice for each prompt.
-pub fn reply(head: &Head<'_>, answers: &[Answer], usage: &Usage, timings: &Timings) -> Vec<u8> {
-    crate::reply::reply(Shape::Text, head, answers, usage, timings)
 }
 
 fn request(body: &Object<'_>) -> Read<CompletionRequest> {

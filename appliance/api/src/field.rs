@@ -61,6 +61,11 @@ impl<'a> Object<'a> {
         Field(raw).object()
     }
 
+    /// An object without fields.
+    pub(crate) const fn empty() -> Self {
+        Self(Vec::new())
+    }
+
     /// The field `name`; `null` is as good as none.
     pub(crate) fn find(&self, name: &str) -> Option<Field<'a>> {
         let (_, value) = self.0.iter().rfind(|(key, _)| key == name)?;

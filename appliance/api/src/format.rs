@@ -29,7 +29,8 @@ fn json_object(object: &Object<'_>) -> Read<Constraint> {
     Ok(object.get("schema", schema)?.map_or(Constraint::JsonObject, Constraint::JsonSchema))
 }
 
-fn schema(field: Field<'_>) -> Read<String> {
+/// A JSON schema, of bounded size and depth.
+pub(crate) fn schema(field: Field<'_>) -> Read<String> {
     field.object()?;
     let text = field.text();
     if text.len() > SCHEMA_BYTES_MAX {

@@ -1,9 +1,10 @@
-//! OpenAI's HTTP API (and a little of llama-server's) as plain functions: JSON bytes to what a runner is asked, what a
-//! runner says to JSON bytes.
+//! OpenAI's HTTP API, Ollama's, and a little of llama-server's as plain functions: JSON bytes to what a runner is asked,
+//! what a runner says to JSON bytes.
 //!
 //! ```text
-//!  body ─▶ field ─▶ chat | completion | embedding | llama ─▶ settings ─▶ runner::Generate …
-//!  runner::Text … ─▶ reply | stream ─▶ body or `data: {…}` lines;  Record + Prices ─▶ receipt ─▶ usage
+//!  body ─▶ field ─▶ chat | completion | embedding | llama | ollama ─▶ settings ─▶ runner::Generate …
+//!  runner::Text … ─▶ dialect ─▶ reply | stream | ollama ─▶ body, `data: {…}` events or lines
+//!  Record + Prices ─▶ receipt ─▶ usage
 //! ```
 //!
 //! Invariants: a value that leaves here for a runner lies within the ranges that `sandbox_wire::runner` names; what
@@ -16,8 +17,10 @@ pub mod completion;
 pub mod embedding;
 pub mod llama;
 pub mod model;
+pub mod ollama;
 pub mod sse;
 
+mod dialect;
 mod error;
 mod field;
 mod format;
@@ -27,11 +30,14 @@ mod receipt;
 mod reply;
 mod settings;
 mod stream;
+mod tool;
 mod usage;
 
+pub use dialect::{Dialect, StreamWriter, Sum};
 pub use error::ApiError;
 pub use receipt::Receipt;
 pub use reply::{ANSWER_BYTES_MAX, Answer, Head, finish_name};
 pub use settings::{Bounds, Settings};
 pub use stream::{ChunkWriter, Shape};
+pub use tool::Offer;
 pub use usage::{Timings, Usage};

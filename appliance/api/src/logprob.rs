@@ -17,8 +17,9 @@ pub(crate) struct ChatLogprobs<'a> {
     refusal: (),
 }
 
+/// A token with its alternatives.
 #[derive(Serialize)]
-struct Entry<'a> {
+pub(crate) struct Entry<'a> {
     #[serde(flatten)]
     token: Token<'a>,
     top_logprobs: Vec<Token<'a>>,
@@ -33,8 +34,13 @@ struct Token<'a> {
 
 impl<'a> ChatLogprobs<'a> {
     pub(crate) fn new(tokens: &'a [TokenLogprob]) -> Self {
-        Self { content: tokens.iter().map(entry).collect(), refusal: () }
+        Self { content: entries(tokens), refusal: () }
     }
+}
+
+/// Tokens with their alternatives: the elements of a chat's `content`, and all of Ollama's `logprobs`.
+pub(crate) fn entries(tokens: &[TokenLogprob]) -> Vec<Entry<'_>> {
+    tokens.iter().map(entry).collect()
 }
 
 fn entry(entry: &TokenLogprob) -> Entry<'_> {
@@ -90,7 +96,7 @@ fn finite(logprob: f32) -> f32 {
 pub(crate) mod tests {
     use super::*;
 
-    pub(crate) fn entries() -> Vec<TokenLogprob> {
+    pub(crate) fn two() -> Vec<TokenLogprob> {
         let top = |bytes: &[u8], logprob| TopLogprob { bytes: bytes.to_vec(), logprob };
         vec![
             TokenLogprob { bytes: b"h\xc3".to_vec(), logprob: -0.5, top: vec![top(b"a", -0.25), top(b"a", -2.0)] },
@@ -100,7 +106,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_chats_shape() {
-        let json = serde_json::to_string(&ChatLogprobs::new(&entries()[1..])).unwrap();
+        let json = serde_json::to_string(&ChatLogprobs::new(&two()[1..])).unwrap();
         let expected = "{\"content\":[{\"token\":\"\u{fffd}\",\"logprob\":-9999.0,\"bytes\":[169],\"top_logprobs\":[]}],\"refusal\":null}";
         assert_eq!(json, expected);
     }
@@ -108,7 +114,7 @@ pub(crate) mod tests {
     #[test]
     fn a_completions_shape() {
         let mut offset = 3;
-        let json = serde_json::to_string(&TextLogprobs::new(&entries(), &mut offset)).unwrap();
+        let json = serde_json::to_string(&TextLogprobs::new(&two(), &mut offset)).unwrap();
         let expected = "{\"tokens\":[\"h\u{fffd}\",\"\u{fffd}\"],\"token_logprobs\":[-0.5,-9999.0],\"top_logprobs\":[{\"a\":-0.25},{}],\"text_offset\":[3,5]}";
         assert_eq!((json.as_str(), offset), (expected, 6));
     }

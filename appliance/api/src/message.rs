@@ -1,6 +1,9 @@
 //! The messages of a chat.
 
-use crate::field::{Fault, Field, Kind, Object, Read};
+use crate::{
+    field::{Fault, Field, Kind, Object, Read},
+    tool,
+};
 use sandbox_wire::runner::{Message, Role};
 
 /// A chat's messages: at least one, each of text alone.
@@ -9,13 +12,23 @@ pub(crate) fn messages(list: Field<'_>) -> Read<Vec<Message>> {
     if messages.is_empty() { Err(Fault::here("expected at least one message")) } else { Ok(messages) }
 }
 
-fn message(field: Field<'_>) -> Read<Message> {
+/// One message.
+pub(crate) fn message(field: Field<'_>) -> Read<Message> {
     let object = field.object()?;
     let role = object.require("role", role)?;
-    object.get("tool_calls", refuse_calls)?;
-    object.get("function_call", |_| Err::<(), _>(Fault::here("calls of functions are not supported")))?;
+    object.get("function_call", |_| Err::<(), _>(Fault::here("not supported; use `tool_calls`")))?;
     object.get("audio", |_| Err::<(), _>(Fault::here("audio is not supported")))?;
-    Ok(Message { role, content: content(&object, role)?, name: object.get("name", Field::string)? })
+    let tool_calls = object.get("tool_calls", tool::calls)?.unwrap_or_default();
+    if role != Role::Assistant && !tool_calls.is_empty() {
+        return Err(Fault::here("only an assistant calls tools").within("tool_calls"));
+    }
+    Ok(Message {
+        role,
+        content: content(&object, role)?,
+        name: object.get("name", Field::string)?,
+        tool_calls,
+        tool_call_id: object.get("tool_call_id", Field::string)?,
+    })
 }
 
 fn role(field: Field<'_>) -> Read<Role> {
@@ -55,8 +68,4 @@ fn part(field: Field<'_>) -> Read<String> {
         other => Err(Fault::here(format!("only `text` parts are supported, got `{}`", other.escape_debug()))),
     })?;
     object.require("text", Field::string)
-}
-
-fn refuse_calls(calls: Field<'_>) -> Read<()> {
-    if calls.list(|_| Ok(()))?.is_empty() { Ok(()) } else { Err(Fault::here("calls of tools are not supported")) }
 }

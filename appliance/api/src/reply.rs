@@ -3,10 +3,12 @@
 use crate::{
     ApiError, Shape, Timings, Usage,
     logprob::{ChatLogprobs, TextLogprobs},
+    tool::{Made, Offer, OpenAiCall, Shown, Speech},
 };
 use appliance_types::RequestId;
 use sandbox_wire::runner::{FinishReason, Text, TokenLogprob, TopLogprob};
 use serde::Serialize;
+use std::sync::Arc;
 
 /// What every reply, and every piece of one, begins with.
 #[derive(Clone, Copy, Debug)]
@@ -22,8 +24,12 @@ pub struct Head<'a> {
 impl Head<'_> {
     /// The reply's `id`: the request's, under the prefix that OpenAI's clients know.
     pub(crate) fn id(&self, shape: Shape) -> String {
-        let request = self.request.to_string();
-        format!("{}-{}", shape.id_prefix(), request.trim_start_matches("req-"))
+        format!("{}-{}", shape.id_prefix(), self.number())
+    }
+
+    /// The request without our prefix.
+    pub(crate) fn number(&self) -> String {
+        self.request.to_string().trim_start_matches("req-").to_owned()
     }
 }
 
@@ -31,8 +37,10 @@ impl Head<'_> {
 pub const ANSWER_BYTES_MAX: usize = 16 << 20;
 
 /// An answer, put together from its pieces.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct Answer {
+    speech: Speech,
+    calls: Vec<Made>,
     text: String,
     logprobs: Vec<TokenLogprob>,
     bytes: usize,
@@ -40,6 +48,11 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// An answer in which this may be called.
+    pub fn offered(offer: Option<Arc<Offer>>) -> Self {
+        Self { speech: Speech::new(offer), ..Self::default() }
+    }
+
     /// Takes the next piece.
     ///
     /// # Errors
@@ -50,19 +63,48 @@ impl Answer {
             let limit = ANSWER_BYTES_MAX >> 20;
             return Err(ApiError::unprocessable(format!("the answer takes more than {limit} MiB; ask for a stream")));
         }
-        self.text.push_str(&piece.text);
-        self.logprobs.extend(piece.logprobs);
+        let shown = self.speech.push(piece);
+        self.show(shown);
         Ok(())
+    }
+
+    fn show(&mut self, shown: Vec<Shown>) {
+        for shown in shown {
+            match shown {
+                Shown::Text(piece) => {
+                    self.text.push_str(&piece.text);
+                    self.logprobs.extend(piece.logprobs);
+                }
+                Shown::Call(_, call) => self.calls.push(call),
+            }
+        }
     }
 
     /// Notes how the answer ended, in the words of [`finish_name`].
     pub fn finish(&mut self, finish_reason: &'static str) {
-        self.finish_reason = Some(finish_reason);
+        let rest = self.speech.finish();
+        self.show(rest);
+        self.finish_reason = Some(self.speech.finish_name(finish_reason));
+    }
+
+    /// The calls that it made.
+    pub(crate) fn calls(&self) -> &[Made] {
+        &self.calls
     }
 
     /// The text so far.
     pub fn text(&self) -> &str {
         &self.text
+    }
+
+    /// Log-probabilities of its tokens, where they were asked for.
+    pub(crate) fn logprobs(&self) -> &[TokenLogprob] {
+        &self.logprobs
+    }
+
+    /// How it ended.
+    pub(crate) fn finish_reason(&self) -> Option<&'static str> {
+        self.finish_reason
     }
 }
 
@@ -82,7 +124,8 @@ pub fn finish_name(reason: FinishReason, limit_ms: u64) -> Result<&'static str, 
 
 /// The body of a reply of `shape`, with one choice for each of `answers`.
 pub(crate) fn reply(shape: Shape, head: &Head<'_>, answers: &[Answer], usage: &Usage, timings: &Timings) -> Vec<u8> {
-    let choices = answers.iter().enumerate().map(|(index, answer)| choice(shape, index, answer)).collect();
+    let number = head.number();
+    let choices = answers.iter().enumerate().map(|(index, answer)| choice(shape, index, answer, &number)).collect();
     let reply = Reply {
         id: head.id(shape),
         object: shape.object(),
@@ -136,16 +179,24 @@ enum Content<'a> {
 #[derive(Serialize)]
 struct Message<'a> {
     role: &'static str,
-    content: &'a str,
+    /// `null` where there are only calls.
+    content: Option<&'a str>,
     refusal: (),
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<OpenAiCall<'a>>,
 }
 
-fn choice(shape: Shape, index: usize, answer: &Answer) -> Choice<'_> {
-    let Answer { text, logprobs, finish_reason, .. } = answer;
+fn choice<'a>(shape: Shape, index: usize, answer: &'a Answer, number: &str) -> Choice<'a> {
+    let Answer { text, logprobs, finish_reason, calls, .. } = answer;
     let logprobs = (!logprobs.is_empty()).then_some(&logprobs[..]);
     let content = match shape {
         Shape::Chat => Content::Chat {
-            message: Message { role: "assistant", content: text, refusal: () },
+            message: Message {
+                role: "assistant",
+                content: Some(text.as_str()).filter(|text| calls.is_empty() || !text.is_empty()),
+                refusal: (),
+                tool_calls: calls.iter().enumerate().map(|(place, call)| call.openai(number, place)).collect(),
+            },
             logprobs: logprobs.map(ChatLogprobs::new),
         },
         Shape::Text => Content::Text { text, logprobs: logprobs.map(|entries| TextLogprobs::new(entries, &mut 0)) },
@@ -156,7 +207,7 @@ fn choice(shape: Shape, index: usize, answer: &Answer) -> Choice<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{chat, completion, logprob::tests::entries, receipt::tests::record};
+    use crate::{logprob::tests::two, receipt::tests::record};
     use appliance_price::Prices;
     use serde_json::{Value, json};
 
@@ -180,7 +231,7 @@ mod tests {
 
     #[test]
     fn a_chats_reply() {
-        let reply = value(|head, usage, timings| chat::reply(head, &answer(Vec::new()), usage, timings));
+        let reply = value(|head, usage, timings| reply(Shape::Chat, head, &[answer(Vec::new())], usage, timings));
         let message = json!({"role": "assistant", "content": "hé", "refusal": null});
         let expected = json!({
             "id": "chatcmpl-00000000000000000000000000000abc", "object": "chat.completion", "created": 7, "model": "m",
@@ -191,8 +242,8 @@ mod tests {
 
     #[test]
     fn a_completions_reply() {
-        let answers = [answer(Vec::new()), answer(entries())];
-        let reply = value(|head, usage, timings| completion::reply(head, &answers, usage, timings));
+        let answers = [answer(Vec::new()), answer(two())];
+        let reply = value(|head, usage, timings| reply(Shape::Text, head, &answers, usage, timings));
         assert_eq!(reply["id"], "cmpl-00000000000000000000000000000abc");
         assert_eq!(reply["object"], "text_completion");
         let first = json!({"index": 0, "text": "hé", "logprobs": null, "finish_reason": "length"});
@@ -209,7 +260,7 @@ mod tests {
             answer.push(piece(Vec::new())).unwrap();
         }
         assert_eq!(answer.text().len(), ANSWER_BYTES_MAX);
-        assert_eq!(answer.push(piece(entries())).unwrap_err().status, 422);
+        assert_eq!(answer.push(piece(two())).unwrap_err().status, 422);
         assert_eq!(answer.text().len(), ANSWER_BYTES_MAX);
     }
 

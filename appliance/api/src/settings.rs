@@ -1,7 +1,7 @@
 //! How text is to be produced: the fields that `/v1/chat/completions` and `/v1/completions` share.
 //!
 //! Defaults are OpenAI's where OpenAI has one (`temperature` and `top_p` 1) and llama.cpp's for what OpenAI lacks
-//! (`top_k` 40, `min_p` 0.05), which keep small models from their unlikeliest tokens. An absent `max_tokens` is the
+//! (`top_k` 40, `min_p` 0.05), which keep small models from their unlikeliest tokens; Ollama's are in `crate::ollama`. An absent `max_tokens` is the
 //! function's `output_tokens`; one above it is refused, as OpenAI does, rather than quietly lowered. `cache_prompt: false`
 //! has a request computed as if it were the first, to the last bit while it is alone in its instance.
 
@@ -9,7 +9,7 @@ use crate::{
     ApiError,
     field::{Fault, Field, Kind, Object, Read},
 };
-use sandbox_wire::runner::{Constraint, Generate, Prompt, STOPS_MAX, Sampling, Tenant};
+use sandbox_wire::runner::{Constraint, Generate, Prompt, STOPS_MAX, Sampling, Tenant, Tools};
 use std::collections::BTreeMap;
 
 /// What a request wants of the text, apart from its prompt.
@@ -25,6 +25,8 @@ pub struct Settings {
     pub(crate) tokens_max: Option<(u32, &'static str)>,
     /// What the text must conform to.
     pub(crate) constraint: Constraint,
+    /// What it may call.
+    pub(crate) tools: Option<Tools>,
     /// Report log-probabilities.
     pub(crate) logprobs: Option<u8>,
     /// Use what earlier requests of the same caller left computed, and leave this one's for later; llama-server's field.
@@ -58,9 +60,20 @@ impl Settings {
             tokens_max: self.tokens_within(bounds.output_tokens)?,
             deadline_ms: bounds.deadline_ms,
             constraint: self.constraint.clone(),
+            tools: self.tools.clone(),
             logprobs: self.logprobs,
             tenant: self.cache_prompt.then_some(bounds.tenant),
         })
+    }
+
+    /// The same with tools.
+    pub(crate) fn with_tools(self, tools: Option<Tools>, format: &str) -> Read<Self> {
+        match &tools {
+            Some(_) if self.constraint != Constraint::None => {
+                Err(Fault::here("not together with `tools`").within(format))
+            }
+            _ => Ok(Self { tools, ..self }),
+        }
     }
 
     fn tokens_within(&self, output_tokens: u32) -> Result<u32, ApiError> {
@@ -78,11 +91,12 @@ impl Settings {
     pub(crate) fn read(body: &Object<'_>) -> Read<Self> {
         body.get("n", one)?;
         Ok(Self {
-            sampling: sampling(body)?,
+            sampling: sampling(body, &OPENAI)?,
             seed: body.get("seed", |seed| seed.integer(i64::MIN..=i64::MAX))?.map(fold_seed),
             stop: body.get("stop", stops)?.unwrap_or_default(),
             tokens_max: body.get("max_tokens", positive)?.map(|tokens| (tokens, "max_tokens")),
             constraint: body.get("response_format", crate::format::constraint)?.unwrap_or(Constraint::None),
+            tools: None,
             logprobs: None,
             cache_prompt: body.get("cache_prompt", Field::boolean)?.unwrap_or(true),
         })
@@ -132,21 +146,39 @@ pub(crate) fn unsupported(_: Field<'_>) -> Read<()> {
 }
 
 /// Any seed as one that llama.cpp takes literally: it reads `u32::MAX` as "draw one".
-fn fold_seed(seed: i64) -> u32 {
+pub(crate) fn fold_seed(seed: i64) -> u32 {
     let folded = (seed ^ (seed >> 32)) as u32;
     if folded == u32::MAX { 0 } else { folded }
 }
 
-fn sampling(body: &Object<'_>) -> Read<Sampling> {
+/// What a dialect chooses tokens by where a request does not say.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Defaults {
+    pub(crate) temperature: f32,
+    pub(crate) top_p: f32,
+    pub(crate) min_p: f32,
+    pub(crate) repeat_penalty: f32,
+}
+
+const OPENAI: Defaults = Defaults { temperature: 1.0, top_p: 1.0, min_p: 0.05, repeat_penalty: 1.0 };
+/// How far back a `repeat_penalty` looks: llama.cpp's and Ollama's default.
+const REPEAT_TOKENS: u32 = 64;
+
+/// How to choose tokens, of the fields that have one name in all dialects.
+pub(crate) fn sampling(body: &Object<'_>, defaults: &Defaults) -> Read<Sampling> {
     let number = |name, range, default: f32| Ok(body.get(name, |field| field.number(range))?.unwrap_or(default));
+    let from_minus_one = |name| body.get(name, |field| field.integer(-1..=i32::MAX.into()));
+    let repeat_tokens = from_minus_one("repeat_last_n")?.map(|last| u32::try_from(last).unwrap_or(u32::MAX));
     Ok(Sampling {
-        temperature: number("temperature", 0.0..=2.0, 1.0)?,
-        top_p: number("top_p", 0.0..=1.0, 1.0)?,
-        top_k: body.get("top_k", |field| field.integer(-1..=i32::MAX.into()))?.map_or(40, |k| k.max(0) as u32),
-        min_p: number("min_p", 0.0..=1.0, 0.05)?,
+        temperature: number("temperature", 0.0..=2.0, defaults.temperature)?,
+        top_p: number("top_p", 0.0..=1.0, defaults.top_p)?,
+        top_k: from_minus_one("top_k")?.map_or(40, |k| k.max(0) as u32),
+        min_p: number("min_p", 0.0..=1.0, defaults.min_p)?,
         seed: 0,
         frequency_penalty: number("frequency_penalty", -2.0..=2.0, 0.0)?,
         presence_penalty: number("presence_penalty", -2.0..=2.0, 0.0)?,
+        repeat_penalty: number("repeat_penalty", 0.1..=10.0, defaults.repeat_penalty)?,
+        repeat_tokens: repeat_tokens.unwrap_or(REPEAT_TOKENS),
         logit_bias: body.get("logit_bias", logit_bias)?.unwrap_or_default(),
     })
 }
@@ -162,7 +194,8 @@ fn logit_bias(field: Field<'_>) -> Read<Vec<(u32, f32)>> {
     Ok(biases.into_iter().collect())
 }
 
-fn stops(field: Field<'_>) -> Read<Vec<String>> {
+/// A text that ends an answer, or several.
+pub(crate) fn stops(field: Field<'_>) -> Read<Vec<String>> {
     let stops = match field.kind() {
         Kind::String => vec![stop(field)?],
         Kind::List => field.list(stop)?,

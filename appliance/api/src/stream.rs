@@ -1,8 +1,8 @@
 //! Replies in pieces: one server-sent event a piece.
 //!
 //! ```text
-//!  chat:  start  text*  finish  [usage]  [DONE]        each `data: {…}` and an empty line
-//!  text:         text*  finish  [usage]  [DONE]
+//!  chat:  start  (text | call)*  finish  [usage]  [DONE]        each `data: {…}` and an empty line
+//!  text:         text*           finish  [usage]  [DONE]
 //! ```
 //!
 //! A piece is a token or so, and there are many: what does not change from one to the next is put together once, and a
@@ -13,8 +13,11 @@ use crate::{
     Head, Timings, Usage,
     logprob::{ChatLogprobs, TextLogprobs},
     reply::write_json,
+    tool::{Made, Offer, OpenAiCall, Shown, Speech},
 };
 use sandbox_wire::runner::{Text, TokenLogprob};
+use serde::Serialize;
+use std::sync::Arc;
 
 /// Which of OpenAI's two shapes a reply has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +56,9 @@ impl Shape {
 pub struct ChunkWriter {
     shape: Shape,
     include_usage: bool,
+    speech: Speech,
+    /// What tells calls of this answer from others'.
+    number: String,
     /// `data: {"id":…,"choices":[`
     head: Vec<u8>,
     /// The same and `{"index":N,`.
@@ -63,7 +69,7 @@ pub struct ChunkWriter {
 
 impl ChunkWriter {
     /// A writer for the choice `index` of the reply that `head` begins.
-    pub fn new(shape: Shape, head: &Head<'_>, index: usize, include_usage: bool) -> Self {
+    pub fn new(shape: Shape, head: &Head<'_>, index: usize, include_usage: bool, offer: Option<Arc<Offer>>) -> Self {
         let mut bytes = b"data: {\"id\":".to_vec();
         write_json(&head.id(shape), &mut bytes);
         let object = shape.chunk_object();
@@ -74,7 +80,8 @@ impl ChunkWriter {
         bytes.extend_from_slice(b",\"choices\":[");
         let mut open = bytes.clone();
         open.extend_from_slice(format!("{{\"index\":{index},").as_bytes());
-        Self { shape, include_usage, head: bytes, open, offset: 0 }
+        let (speech, number) = (Speech::new(offer), head.number());
+        Self { shape, include_usage, speech, number, head: bytes, open, offset: 0 }
     }
 
     /// Appends the event that says who speaks; a text completion has none.
@@ -86,8 +93,41 @@ impl ChunkWriter {
         }
     }
 
-    /// Appends the event of a piece.
-    pub fn text(&mut self, piece: &Text, out: &mut Vec<u8>) {
+    /// Appends the events of a piece; none where it may become a call.
+    pub fn text(&mut self, piece: Text, out: &mut Vec<u8>) {
+        match self.speech.is_plain() {
+            true => self.write_text(&piece, out),
+            false => {
+                let shown = self.speech.push(piece);
+                self.show(shown, out);
+            }
+        }
+    }
+
+    fn show(&mut self, shown: Vec<Shown>, out: &mut Vec<u8>) {
+        for shown in shown {
+            match shown {
+                Shown::Text(piece) => self.write_text(&piece, out),
+                Shown::Call(place, call) => self.write_call(place, &call, out),
+            }
+        }
+    }
+
+    fn write_call(&self, place: usize, call: &Made, out: &mut Vec<u8>) {
+        #[derive(Serialize)]
+        struct Indexed<'a> {
+            index: usize,
+            #[serde(flatten)]
+            call: OpenAiCall<'a>,
+        }
+        out.extend_from_slice(&self.open);
+        out.extend_from_slice(b"\"delta\":{\"tool_calls\":[");
+        write_json(&Indexed { index: place, call: call.openai(&self.number, place) }, out);
+        out.extend_from_slice(b"]},\"logprobs\":null");
+        self.unfinished(out);
+    }
+
+    fn write_text(&mut self, piece: &Text, out: &mut Vec<u8>) {
         let (before, after): (&[u8], &[u8]) = match self.shape {
             Shape::Chat => (b"\"delta\":{\"content\":", b"},\"logprobs\":"),
             Shape::Text => (b"\"text\":", b",\"logprobs\":"),
@@ -101,7 +141,10 @@ impl ChunkWriter {
     }
 
     /// Appends the event that says how the answer ended, in the words of [`crate::finish_name`].
-    pub fn finish(&self, finish_reason: &'static str, timings: &Timings, out: &mut Vec<u8>) {
+    pub fn finish(&mut self, finish_reason: &'static str, timings: &Timings, out: &mut Vec<u8>) {
+        let rest = self.speech.finish();
+        self.show(rest, out);
+        let finish_reason = self.speech.finish_name(finish_reason);
         let empty: &[u8] = match self.shape {
             Shape::Chat => b"\"delta\":{}",
             Shape::Text => b"\"text\":\"\"",
@@ -147,7 +190,7 @@ impl ChunkWriter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{logprob::tests::entries, receipt::tests::record};
+    use crate::{logprob::tests::two, receipt::tests::record};
     use appliance_price::Prices;
     use proptest::prelude::*;
     use serde_json::Value;
@@ -168,10 +211,10 @@ mod tests {
     }
 
     fn whole(shape: Shape, include_usage: bool) -> Vec<Value> {
-        let mut writer = ChunkWriter::new(shape, &head(), 0, include_usage);
+        let mut writer = ChunkWriter::new(shape, &head(), 0, include_usage, None);
         let mut out = Vec::new();
         writer.start(&mut out);
-        writer.text(&piece("hé\n\n"), &mut out);
+        writer.text(piece("hé\n\n"), &mut out);
         writer.finish("stop", &Timings::from_record(&record()), &mut out);
         writer.usage(&Usage::from_record(&record(), &Prices::default()), &mut out);
         events(&out)
@@ -209,28 +252,44 @@ mod tests {
     }
 
     #[test]
-    fn log_probabilities_count_their_place() {
-        let mut writer = ChunkWriter::new(Shape::Text, &head(), 3, false);
-        let piece = Text { logprobs: entries(), ..piece("hé") };
+    fn a_call_is_one_event() {
+        let said = r#"<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>"#;
+        let mut writer = ChunkWriter::new(Shape::Chat, &head(), 0, false, Some(Arc::new(Offer::one("f"))));
         let mut out = Vec::new();
-        writer.text(&piece, &mut out);
-        writer.text(&piece, &mut out);
+        said.chars().for_each(|c| writer.text(piece(&c.to_string()), &mut out));
+        writer.finish("stop", &Timings::from_record(&record()), &mut out);
+        let events = events(&out);
+        let [call, finish] = &events[..] else { panic!("{events:?}") };
+        let function = serde_json::json!({"name": "f", "arguments": "{\"x\": 1}"});
+        let id = "call_00000000000000000000000000000abc_0";
+        let calls = serde_json::json!([{"index": 0, "id": id, "type": "function", "function": function}]);
+        assert_eq!(call["choices"][0]["delta"]["tool_calls"], calls);
+        assert_eq!(finish["choices"][0]["finish_reason"], "tool_calls");
+    }
+
+    #[test]
+    fn log_probabilities_count_their_place() {
+        let mut writer = ChunkWriter::new(Shape::Text, &head(), 3, false, None);
+        let piece = Text { logprobs: two(), ..piece("hé") };
+        let mut out = Vec::new();
+        writer.text(piece.clone(), &mut out);
+        writer.text(piece.clone(), &mut out);
         let events = events(&out);
         assert_eq!(events[1]["choices"][0]["index"], 3);
         assert_eq!(events[1]["choices"][0]["logprobs"]["text_offset"], serde_json::json!([3, 5]));
-        let mut writer = ChunkWriter::new(Shape::Chat, &head(), 0, false);
+        let mut writer = ChunkWriter::new(Shape::Chat, &head(), 0, false, None);
         out.clear();
-        writer.text(&piece, &mut out);
+        writer.text(piece, &mut out);
         assert_eq!(self::events(&out)[0]["choices"][0]["logprobs"]["content"][1]["bytes"], serde_json::json!([169]));
     }
 
     proptest! {
         #[test]
         fn any_text_comes_through(texts in prop::collection::vec(any::<String>(), 0..6)) {
-            let mut writer = ChunkWriter::new(Shape::Chat, &head(), 0, false);
+            let mut writer = ChunkWriter::new(Shape::Chat, &head(), 0, false, None);
             let mut out = Vec::new();
             writer.start(&mut out);
-            texts.iter().for_each(|text| writer.text(&piece(text), &mut out));
+            texts.iter().for_each(|text| writer.text(piece(text), &mut out));
             let events = events(&out);
             let contents = events[1..].iter().map(|event| event["choices"][0]["delta"]["content"].as_str());
             prop_assert!(contents.eq(texts.iter().map(|text| Some(text.as_str()))));

@@ -88,7 +88,12 @@ pub enum Work {
     /// Text.
     Generate(Box<Generate>),
     /// A vector.
-    Embed(Prompt),
+    Embed {
+        /// The text or tokens.
+        input: Prompt,
+        /// Take as much of it as fits the context, rather than refuse it.
+        truncate: bool,
+    },
     /// Tokens of a text.
     Tokenize {
         /// The text.
@@ -111,7 +116,7 @@ impl Work {
     pub(crate) fn message(&self, id: Id) -> Option<ToRunner> {
         Some(match self.clone() {
             Work::Generate(generate) => ToRunner::Generate { id, generate },
-            Work::Embed(input) => ToRunner::Embed { id, input },
+            Work::Embed { input, truncate } => ToRunner::Embed { id, input, truncate },
             Work::Tokenize { text, add_special, parse_special } => {
                 ToRunner::Tokenize { id, text, add_special, parse_special }
             }

@@ -58,6 +58,14 @@ pub fn in_words(unix_ms: u64) -> String {
     format!("{year:04}-{month:02}-{date:02} {:02}:{:02} UTC", minutes / 60, minutes % 60)
 }
 
+/// A time as RFC 3339 writes it: `2026-12-01T00:00:00Z`.
+pub fn rfc3339(unix_s: u64) -> String {
+    let unix_ms = unix_s.saturating_mul(1_000);
+    let (year, month, date) = civil_from_days(day(unix_ms) as i64);
+    let second = unix_s % (DAY_MS / 1_000);
+    format!("{year:04}-{month:02}-{date:02}T{:02}:{:02}:{:02}Z", second / 3_600, second / 60 % 60, second % 60)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,6 +79,7 @@ mod tests {
             assert_eq!(civil_from_days(days), date);
         }
         assert_eq!(in_words(20_782 * DAY_MS + 3_723_000), "2026-11-25 01:02 UTC");
+        assert_eq!(rfc3339(20_782 * 86_400 + 3_723), "2026-11-25T01:02:03Z");
         assert_eq!(month_start_ms(month(20_782 * DAY_MS)), day_start_ms(20_758), "2026-11-01");
     }
 

@@ -26,16 +26,19 @@ pub struct Embedding {
 }
 
 impl Engine<'_> {
-    /// Turns an input into a vector.
+    /// Turns an input into a vector; with `truncate` as much of it as fits the context.
     ///
     /// # Errors
     /// The function is not an embedding one, the input does not fit, or llama.cpp failed.
-    pub fn embed(&mut self, input: &Prompt) -> Result<Embedding, Failure> {
+    pub fn embed(&mut self, input: &Prompt, truncate: bool) -> Result<Embedding, Failure> {
         if self.task != Task::Embedding {
             let message = format!("a {} function does not embed; use task = \"embedding\"", self.task);
             return Err(Failure::Unsupported { message });
         }
-        let tokens = self.input_tokens(input)?;
+        let mut tokens = self.input_tokens(input)?;
+        if truncate {
+            tokens.truncate(self.context_tokens as usize);
+        }
         self.check_fits(tokens.len(), self.context_tokens)?;
         self.context.clear_kv_cache();
         let values = self.pooled(&tokens);

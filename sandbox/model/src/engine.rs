@@ -151,8 +151,9 @@ impl<'m> Engine<'m> {
         }
         check_limits(generate)?;
         let (vocabulary, window) = (self.prompter.vocabulary(), self.context_tokens as i32);
-        let sampler = Sampler::new(self.model, vocabulary, &generate.sampling, &generate.constraint, window)?;
-        let tokens = self.prompter.tokens(&generate.prompt)?;
+        let grammar = self.prompter.grammar(generate)?;
+        let sampler = Sampler::new(self.model, vocabulary, &generate.sampling, grammar.as_ref(), window)?;
+        let tokens = self.prompter.tokens(&generate.prompt, generate.tools.as_ref())?;
         self.check_fits(tokens.len(), self.context_tokens - 1)?;
         let (slot, cached) = self.cache.begin(&mut self.context, generate.tenant, &tokens)?;
         let tokens_max = tokens.len().saturating_add(generate.tokens_max as usize).min(self.context_tokens as usize);
@@ -166,7 +167,7 @@ impl<'m> Engine<'m> {
             tokens_max,
             produced: 0,
             sampler,
-            stream: TextStream::new(&generate.stop),
+            stream: TextStream::new(&self.prompter.stops(generate)),
             logprobs: generate.logprobs.map(usize::from),
             deadline: received.checked_add(Duration::from_millis(generate.deadline_ms)),
             prefill: started.elapsed(),
@@ -234,7 +235,7 @@ impl<'m> Engine<'m> {
         if matches!(input, Prompt::Chat(_)) {
             return Err(invalid("input", "messages cannot be embedded"));
         }
-        self.prompter.tokens(input)
+        self.prompter.tokens(input, None)
     }
 
     pub(crate) fn check_fits(&self, prompt_tokens: usize, tokens_max: u32) -> Result<(), Failure> {

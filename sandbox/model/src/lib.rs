@@ -34,6 +34,7 @@ mod stream;
 mod strftime;
 mod template;
 mod threads;
+mod tools;
 mod vocabulary;
 
 pub use embedding::Embedding;

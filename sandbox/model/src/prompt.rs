@@ -6,11 +6,13 @@ use crate::{
     literal::{Specials, pieces, unshield},
     model::Model,
     reuse::common,
+    schema::{self, Grammar},
     template::Template,
+    tools::{self, Form},
     vocabulary::Vocabulary,
 };
 use llama_cpp_2::token::LlamaToken;
-use sandbox_wire::runner::{Failure, Message, Prompt, Role};
+use sandbox_wire::runner::{Call, Failure, Generate, Message, Prompt, Role, Tools};
 
 /// Turns prompts into tokens.
 pub(crate) struct Prompter<'m> {
@@ -40,10 +42,30 @@ impl<'m> Prompter<'m> {
         self.template.is_from_model()
     }
 
-    /// The tokens of a prompt; never none.
-    pub(crate) fn tokens(&self, prompt: &Prompt) -> Result<Vec<LlamaToken>, Failure> {
+    /// The grammar that an answer conforms to.
+    pub(crate) fn grammar(&self, generate: &Generate) -> Result<Option<Grammar>, Failure> {
+        match &generate.tools {
+            Some(tools) if tools.call != Call::May => tools::grammar(tools, self.form()),
+            _ => schema::grammar(&generate.constraint),
+        }
+    }
+
+    /// The texts that end an answer: the caller's, and where only one call is wanted, its end.
+    pub(crate) fn stops(&self, generate: &Generate) -> Vec<String> {
+        let one = generate.tools.as_ref().filter(|tools| tools.call == Call::May && !tools.parallel);
+        let after_one = one.and_then(|_| self.form().stop_after_one());
+        generate.stop.iter().cloned().chain(after_one).collect()
+    }
+
+    /// How calls are said.
+    fn form(&self) -> Form {
+        self.template.form().unwrap_or(Form::Tagged)
+    }
+
+    /// The tokens of a prompt; never none. Tools are of chats.
+    pub(crate) fn tokens(&self, prompt: &Prompt, tools: Option<&Tools>) -> Result<Vec<LlamaToken>, Failure> {
         let (param, tokens) = match prompt {
-            Prompt::Chat(messages) => ("messages", self.chat(messages)?),
+            Prompt::Chat(messages) => ("messages", self.chat(messages, tools)?),
             Prompt::Text(text) => ("prompt", self.vocabulary.tokenize(text, true, false)),
             Prompt::Tokens(tokens) => ("prompt", self.vocabulary.check_all("prompt", tokens)?),
         };
@@ -52,22 +74,19 @@ impl<'m> Prompter<'m> {
 
     /// The text that messages are rendered to, up to where the answer begins.
     pub(crate) fn text(&self, messages: &[Message]) -> Result<String, Failure> {
-        self.render(messages).map(|rendered| unshield(&rendered))
+        self.render(messages, None).map(|rendered| unshield(&rendered))
     }
 
     /// The tokens that every chat of the function begins with: what two chats that differ from their first word share.
     pub(crate) fn prefix(&self) -> Vec<LlamaToken> {
-        let probe = |content: &str| {
-            let message = Message { role: Role::User, content: content.to_owned(), name: None };
-            self.chat(&[message]).unwrap_or_default()
-        };
+        let probe = |content: &str| self.chat(&[Message::new(Role::User, content)], None).unwrap_or_default();
         let (mut tokens, other) = (probe("Hello"), probe("1 + 1 = ?"));
         tokens.truncate(common(&tokens, &other));
         tokens
     }
 
-    fn chat(&self, messages: &[Message]) -> Result<Vec<LlamaToken>, Failure> {
-        let rendered = self.render(messages)?;
+    fn chat(&self, messages: &[Message], tools: Option<&Tools>) -> Result<Vec<LlamaToken>, Failure> {
+        let rendered = self.render(messages, tools)?;
         let begin = self.vocabulary.begin();
         let text = match begin {
             Some(_) if !self.begin_text.is_empty() => rendered.strip_prefix(&self.begin_text).unwrap_or(&rendered),
@@ -81,21 +100,26 @@ impl<'m> Prompter<'m> {
     }
 
     /// The rendered text, still with the markers in it.
-    fn render(&self, messages: &[Message]) -> Result<String, Failure> {
+    fn render(&self, messages: &[Message], tools: Option<&Tools>) -> Result<String, Failure> {
         if messages.is_empty() {
             return Err(invalid("messages", "there are no messages"));
         }
         let system = self.system.as_ref().filter(|_| messages.iter().all(|message| message.role != Role::System));
-        let system = system.map(|content| Message { role: Role::System, content: content.clone(), name: None });
-        let messages: Vec<Message> = system.iter().chain(messages).map(|message| self.shield(message)).collect();
-        self.template.render(&messages, true).map_err(|error| invalid("messages", error.to_string()))
-    }
-
-    fn shield(&self, message: &Message) -> Message {
-        Message {
-            role: message.role,
-            content: self.specials.shield(&message.content),
-            name: message.name.as_deref().map(|name| self.specials.shield(name)),
-        }
+        let system = system.map(|content| Message::new(Role::System, content));
+        let mut messages: Vec<Message> = system.iter().chain(messages).cloned().collect();
+        let shield = |text: &str| self.specials.shield(text);
+        let tools = match (self.template.form(), tools) {
+            (Some(_), Some(tools)) => {
+                Some(tools.definitions.iter().map(|tool| tools::value(tool, &shield)).collect::<Result<Vec<_>, _>>()?)
+            }
+            (Some(_), None) => None,
+            (None, tools) => {
+                if tools.is_some() || messages.iter().any(|message| !message.tool_calls.is_empty()) {
+                    messages = tools::told(&messages, tools);
+                }
+                None
+            }
+        };
+        self.template.render(&messages, tools, true, &shield).map_err(|error| invalid("messages", error.to_string()))
     }
 }

@@ -14,14 +14,14 @@ use crate::{
     error::{internal, invalid},
     logprobs,
     model::Model,
-    schema,
+    schema::Grammar,
     vocabulary::Vocabulary,
 };
 use llama_cpp_2::{
     sampling::LlamaSampler,
     token::{LlamaToken, data::LlamaTokenData, data_array::LlamaTokenDataArray, logit_bias::LlamaLogitBias},
 };
-use sandbox_wire::runner::{Constraint, Failure, Sampling};
+use sandbox_wire::runner::{Failure, Sampling};
 
 const MIN_KEEP: usize = 1;
 const LOGIT_BIASES_MAX: usize = 4096;
@@ -42,7 +42,7 @@ impl Sampler {
         model: &Model,
         vocabulary: &Vocabulary<'_>,
         sampling: &Sampling,
-        constraint: &Constraint,
+        grammar: Option<&Grammar>,
         window: i32,
     ) -> Result<Self, Failure> {
         check(sampling)?;
@@ -56,12 +56,16 @@ impl Sampler {
             let (frequency, presence) = (sampling.frequency_penalty, sampling.presence_penalty);
             chain.push(LlamaSampler::penalties(tokens, window, 1.0, frequency, presence));
         }
+        if sampling.repeat_penalty != 1.0 && sampling.repeat_tokens > 0 {
+            let last = i32::try_from(sampling.repeat_tokens).unwrap_or(i32::MAX).min(window);
+            chain.push(LlamaSampler::penalties(tokens, last, sampling.repeat_penalty, 0.0, 0.0));
+        }
         let is_plain = chain.is_empty() && sampling.temperature == 0.0;
         chain.extend(choice(sampling));
         Ok(Self {
             chain: LlamaSampler::chain(chain, true),
             is_plain,
-            grammar: grammar(model, constraint)?,
+            grammar: grammar.map(|grammar| compile(model, grammar)).transpose()?,
             candidates: LlamaTokenDataArray::new(Vec::new(), false),
         })
     }
@@ -128,11 +132,9 @@ fn choice(sampling: &Sampling) -> Vec<LlamaSampler> {
     narrowing.into_iter().flatten().chain(choosing).collect()
 }
 
-fn grammar(model: &Model, constraint: &Constraint) -> Result<Option<LlamaSampler>, Failure> {
-    let Some(grammar) = schema::grammar(constraint)? else { return Ok(None) };
-    LlamaSampler::grammar(model.llama(), &grammar, "root")
-        .map(Some)
-        .map_err(|_| invalid("response_format", "the JSON schema makes a grammar that llama.cpp refuses"))
+fn compile(model: &Model, grammar: &Grammar) -> Result<LlamaSampler, Failure> {
+    LlamaSampler::grammar(model.llama(), &grammar.text, grammar.root)
+        .map_err(|_| invalid(grammar.param, "the JSON schema makes a grammar that llama.cpp refuses"))
 }
 
 fn check(sampling: &Sampling) -> Result<(), Failure> {
@@ -140,7 +142,8 @@ fn check(sampling: &Sampling) -> Result<(), Failure> {
     in_range("top_p", sampling.top_p, 0.0, 1.0)?;
     in_range("min_p", sampling.min_p, 0.0, 1.0)?;
     in_range("frequency_penalty", sampling.frequency_penalty, -2.0, 2.0)?;
-    in_range("presence_penalty", sampling.presence_penalty, -2.0, 2.0)
+    in_range("presence_penalty", sampling.presence_penalty, -2.0, 2.0)?;
+    in_range("repeat_penalty", sampling.repeat_penalty, 0.1, 10.0)
 }
 
 fn biases(vocabulary: &Vocabulary<'_>, biases: &[(u32, f32)]) -> Result<Vec<LlamaLogitBias>, Failure> {
@@ -182,6 +185,8 @@ mod tests {
             seed: 1,
             frequency_penalty: 0.0,
             presence_penalty: 0.0,
+            repeat_penalty: 1.1,
+            repeat_tokens: 64,
             logit_bias: Vec::new(),
         }
     }
@@ -189,13 +194,14 @@ mod tests {
     #[test]
     fn numbers_out_of_range_are_refused_by_name() {
         assert_eq!(check(&sampling()), Ok(()));
-        for bad in [f32::NAN, f32::INFINITY, -3.0, 3.0] {
+        for bad in [f32::NAN, f32::INFINITY, -3.0, 30.0] {
             let faults = [
                 ("temperature", Sampling { temperature: bad, ..sampling() }),
                 ("top_p", Sampling { top_p: bad, ..sampling() }),
                 ("min_p", Sampling { min_p: bad, ..sampling() }),
                 ("frequency_penalty", Sampling { frequency_penalty: bad, ..sampling() }),
                 ("presence_penalty", Sampling { presence_penalty: bad, ..sampling() }),
+                ("repeat_penalty", Sampling { repeat_penalty: bad, ..sampling() }),
             ];
             for (name, fault) in faults {
                 assert!(matches!(check(&fault), Err(Failure::Invalid { param, .. }) if param == name), "{name} {bad}");

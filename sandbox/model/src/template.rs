@@ -5,11 +5,16 @@
 //! Templates are written for Python's jinja2, so Python's string and dict methods, `raise_exception`, `strftime_now` and
 //! its `tojson` are there. A model without a template, or with one that does not compile, gets ChatML.
 //!
-//! Left out: tools and documents (`tools` is none), and `{% generation %}`, which only training needs.
+//! A template that takes tools is given them where it teaches a form of calls that is read back ([`crate::tools`]).
+//!
+//! Left out: documents, and `{% generation %}`, which only training needs.
 
-use crate::strftime::strftime_now;
+use crate::{
+    strftime::strftime_now,
+    tools::{self, Form},
+};
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, context, syntax::SyntaxConfig, value::Value};
-use sandbox_wire::runner::Message;
+use sandbox_wire::runner::{Message, Role, Tool};
 use std::io;
 
 const FUEL: u64 = 4_000_000;
@@ -27,6 +32,7 @@ pub(crate) struct Template {
     begin_text: String,
     end_text: String,
     from_model: bool,
+    form: Option<Form>,
 }
 
 /// Why messages could not be rendered.
@@ -41,11 +47,31 @@ impl Template {
     pub(crate) fn new(source: Option<String>, begin_text: String, end_text: String) -> Self {
         let mut environment = environment();
         let source = source.filter(|source| source.len() <= TEMPLATE_BYTES_MAX);
+        let taught = source.as_deref().and_then(Form::taught_by);
         let from_model = source.is_some_and(|source| environment.add_template_owned(NAME, source).is_ok());
         if !from_model {
             environment.add_template(NAME, CHATML).expect("ChatML compiles");
         }
-        Self { environment, begin_text, end_text, from_model }
+        let mut template = Self { environment, begin_text, end_text, from_model, form: None };
+        template.form = taught.filter(|_| template.shows_tools());
+        template
+    }
+
+    /// The form of calls that it teaches; without one it is given no tools.
+    pub(crate) fn form(&self) -> Option<Form> {
+        self.form
+    }
+
+    /// Whether a tool that it is given stands in what it renders.
+    fn shows_tools(&self) -> bool {
+        const PROBE: &str = "probe_of_tools";
+        let definition = format!(
+            r#"{{"type": "function", "function": {{"name": "{PROBE}", "description": "", "parameters": {{"type": "object", "properties": {{}}}}}}}}"#
+        );
+        let tool = Tool { name: PROBE.to_owned(), parameters: None, definition };
+        let tools = tools::value(&tool, &str::to_owned).map(|tool| vec![tool]).ok();
+        let rendered = self.render(&[Message::new(Role::User, "Hello")], tools, true, &str::to_owned);
+        rendered.is_ok_and(|text| text.contains(PROBE))
     }
 
     /// Whether the template is the model's own.
@@ -53,14 +79,21 @@ impl Template {
         self.from_model
     }
 
-    /// Renders messages; with `add_generation_prompt` up to where the answer begins.
-    pub(crate) fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, RenderError> {
+    /// Renders messages, and tools whose texts are shielded already; with `add_generation_prompt` up to where the answer
+    /// begins. `shield` changes each text of people's.
+    pub(crate) fn render(
+        &self,
+        messages: &[Message],
+        tools: Option<Vec<Value>>,
+        add_generation_prompt: bool,
+        shield: &dyn Fn(&str) -> String,
+    ) -> Result<String, RenderError> {
         let context = context! {
-            messages => messages.iter().map(message).collect::<Vec<Value>>(),
+            messages => messages.iter().map(|each| message(each, shield)).collect::<Vec<Value>>(),
             add_generation_prompt => add_generation_prompt,
             bos_token => self.begin_text.as_str(),
             eos_token => self.end_text.as_str(),
-            tools => (),
+            tools => tools,
             documents => (),
         };
         let template = self.environment.get_template(NAME).expect("added when made");
@@ -84,9 +117,16 @@ fn environment() -> Environment<'static> {
     environment
 }
 
-fn message(message: &Message) -> Value {
-    let fields = [("role", message.role.as_str()), ("content", message.content.as_str())];
-    Value::from_pairs(fields.into_iter().chain(message.name.as_deref().map(|name| ("name", name))))
+fn message(message: &Message, shield: &dyn Fn(&str) -> String) -> Value {
+    let text = |text: &str| Value::from(shield(text));
+    let mut fields = vec![("role", Value::from(message.role.as_str())), ("content", text(&message.content))];
+    fields.extend(message.name.as_deref().map(|name| ("name", text(name))));
+    fields.extend(message.tool_call_id.as_deref().map(|id| ("tool_call_id", text(id))));
+    if !message.tool_calls.is_empty() {
+        let calls: Vec<Value> = message.tool_calls.iter().map(|call| tools::call_value(call, shield)).collect();
+        fields.push(("tool_calls", Value::from(calls)));
+    }
+    Value::from_pairs(fields)
 }
 
 fn raise_exception(message: &str) -> Result<Value, Error> {
@@ -151,10 +191,14 @@ fn reason(error: &Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sandbox_wire::runner::Role;
+    use sandbox_wire::runner::ToolCall;
 
     fn user(content: &str) -> Message {
-        Message { role: Role::User, content: content.into(), name: None }
+        Message::new(Role::User, content)
+    }
+
+    fn render(template: &Template, message: Message, add_generation_prompt: bool) -> Result<String, RenderError> {
+        template.render(&[message], None, add_generation_prompt, &str::to_owned)
     }
 
     fn template(source: &str) -> Template {
@@ -165,7 +209,7 @@ mod tests {
     fn check(source: &str, content: &str, expected: &str) {
         let template = template(source);
         assert!(template.is_from_model(), "does not compile: {source}");
-        assert_eq!(template.render(&[user(content)], true).unwrap(), expected);
+        assert_eq!(render(&template, user(content), true).unwrap(), expected);
     }
 
     #[test]
@@ -173,9 +217,9 @@ mod tests {
         for source in [None, Some("{% for %}".to_owned()), Some("{% generation %}".into()), Some("x".repeat(1 << 20))] {
             let template = Template::new(source, String::new(), String::new());
             assert!(!template.is_from_model());
-            let rendered = template.render(&[user("hi")], true).unwrap();
+            let rendered = render(&template, user("hi"), true).unwrap();
             assert_eq!(rendered, "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n");
-            assert!(!template.render(&[user("hi")], false).unwrap().ends_with("assistant\n"));
+            assert!(!render(&template, user("hi"), false).unwrap().ends_with("assistant\n"));
         }
     }
 
@@ -210,9 +254,37 @@ mod tests {
         check("{{ messages | tojson }}", "<é'&>", r#"[{"role": "user", "content": "<é'&>"}]"#);
     }
 
+    /// What a template that knows tools does with them, in the manner of Qwen's.
+    const TOOLS: &str = "{% if tools %}{% for t in tools %}{{ t | tojson }};{% endfor %}{% endif %}{% for m in messages %}\
+{{ m.role }}:{{ m.content }}{% for c in m.tool_calls %}<tool_call>{{ c.function.name }}{{ c.function.arguments | tojson }}</tool_call>{% endfor %}|{% endfor %}";
+
+    #[test]
+    fn tools_are_given_to_a_template_that_shows_them() {
+        let template = template(TOOLS);
+        assert_eq!(template.form(), Some(Form::Tagged));
+        let call =
+            ToolCall { id: "1".to_owned(), name: "f".to_owned(), arguments: r#"{"b": 1, "a": "<x>"}"#.to_owned() };
+        let said = [user("hi"), Message { tool_calls: vec![call], ..Message::new(Role::Assistant, "") }];
+        let definition = r#"{"type": "function", "function": {"name": "f", "parameters": {}}}"#;
+        let tool = Tool { name: "f".to_owned(), parameters: None, definition: definition.to_owned() };
+        let shield = |text: &str| text.replace("<x>", "<|x>");
+        let tools = Some(vec![tools::value(&tool, &shield).unwrap()]);
+        let expected = format!("{definition};user:hi|assistant:<tool_call>f{{\"b\": 1, \"a\": \"<|x>\"}}</tool_call>|");
+        assert_eq!(template.render(&said, tools, true, &shield).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_template_that_hides_tools_is_given_none() {
+        for source in
+            ["{# tools <tool_call> #}{{ messages[0].content }}", "{{ raise_exception('no') }} tools <tool_call>", "x"]
+        {
+            assert_eq!(template(source).form(), None, "{source}");
+        }
+    }
+
     #[test]
     fn a_template_may_refuse() {
-        let error = template("{{ raise_exception('roles must alternate') }}").render(&[user("x")], true).unwrap_err();
+        let error = render(&template("{{ raise_exception('roles must alternate') }}"), user("x"), true).unwrap_err();
         assert_eq!(error.to_string(), "the chat template refuses the messages: roles must alternate");
     }
 
@@ -224,7 +296,7 @@ mod tests {
         let doubling =
             "{% set ns = namespace(t='xxxxxxxx') %}{% for a in range(99) %}{% set ns.t = ns.t + ns.t %}{% endfor %}";
         for source in [endless, recursive, huge, doubling, "{% include 'chat' %}", "{{ messages[0].nothing.at.all }}"] {
-            assert!(template(source).render(&[user("x")], true).is_err(), "{source}");
+            assert!(render(&template(source), user("x"), true).is_err(), "{source}");
         }
     }
 }

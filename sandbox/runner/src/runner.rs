@@ -88,7 +88,8 @@ struct Job {
 
 enum Work {
     Generate(Box<Generate>),
-    Embed(Prompt),
+    /// And whether what does not fit is left out.
+    Embed(Prompt, bool),
 }
 
 /// A request that is worked on.
@@ -139,7 +140,7 @@ impl Runner<'_> {
         match message {
             ToRunner::Load(_) => Err(RunnerError::OutOfTurn("a second `Load`".to_owned())),
             ToRunner::Generate { id, generate } => self.enqueue(id, Work::Generate(generate)),
-            ToRunner::Embed { id, input } => self.enqueue(id, Work::Embed(input)),
+            ToRunner::Embed { id, input, truncate } => self.enqueue(id, Work::Embed(input, truncate)),
             ToRunner::Threads { count } => {
                 let count = self.engine.set_threads(count);
                 self.channel.send(&FromRunner::Threads { count })
@@ -203,7 +204,7 @@ impl Runner<'_> {
                 Some(Job { id, received, paused, work: Work::Generate(generate) }) => {
                     self.begin(id, received, paused, &generate)?
                 }
-                Some(Job { id, work: Work::Embed(input), .. }) => return self.embed(id, &input),
+                Some(Job { id, work: Work::Embed(input, truncate), .. }) => return self.embed(id, &input, truncate),
                 None => break,
             }
         }
@@ -249,9 +250,9 @@ impl Runner<'_> {
         }
     }
 
-    fn embed(&mut self, id: Id, input: &Prompt) -> Result<(), RunnerError> {
+    fn embed(&mut self, id: Id, input: &Prompt, truncate: bool) -> Result<(), RunnerError> {
         let started = Instant::now();
-        let embedding = self.engine.embed(input);
+        let embedding = self.engine.embed(input, truncate);
         let compute_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.reply(id, embedding.map(|e| FromRunner::Embedding { id, values: e.values, tokens: e.tokens, compute_us }))
     }

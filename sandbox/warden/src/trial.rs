@@ -97,9 +97,9 @@ fn within_limits(spans: Vec<Span>) -> Vec<Span> {
 fn request(task: Task) -> ToRunner {
     let text = || Prompt::Text(QUESTION.to_owned());
     let prompt = match task {
-        Task::Embedding => return ToRunner::Embed { id: ID, input: text() },
+        Task::Embedding => return ToRunner::Embed { id: ID, input: text(), truncate: false },
         Task::Completion => text(),
-        Task::Chat => Prompt::Chat(vec![Message { role: Role::User, content: QUESTION.to_owned(), name: None }]),
+        Task::Chat => Prompt::Chat(vec![Message::new(Role::User, QUESTION)]),
     };
     let generate = Generate {
         prompt,
@@ -108,6 +108,7 @@ fn request(task: Task) -> ToRunner {
         tokens_max: TOKENS,
         deadline_ms: RUNNER_TIMEOUT.as_millis() as u64,
         constraint: Constraint::None,
+        tools: None,
         logprobs: None,
         tenant: None,
     };

@@ -44,6 +44,8 @@ pub enum ToRunner {
         id: Id,
         /// The text or tokens.
         input: Prompt,
+        /// Take as much of it as fits the context, rather than refuse it.
+        truncate: bool,
     },
     /// Turn text into tokens.
     Tokenize {
@@ -132,6 +134,61 @@ pub struct Message {
     pub content: String,
     /// The speaker's name, where one was given.
     pub name: Option<String>,
+    /// The calls that an assistant made.
+    pub tool_calls: Vec<ToolCall>,
+    /// The call whose result a tool's message is.
+    pub tool_call_id: Option<String>,
+}
+
+impl Message {
+    /// A message of text alone.
+    pub fn new(role: Role, content: impl Into<String>) -> Self {
+        Self { role, content: content.into(), name: None, tool_calls: Vec::new(), tool_call_id: None }
+    }
+}
+
+/// A call of a tool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToolCall {
+    /// What its result names it by.
+    pub id: String,
+    /// The tool.
+    pub name: String,
+    /// JSON: an object, if the caller is right.
+    pub arguments: String,
+}
+
+/// What an answer may call.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tools {
+    /// The tools, each of another name; never none.
+    pub definitions: Vec<Tool>,
+    /// Whether one has to be called.
+    pub call: Call,
+    /// Whether there may be several calls.
+    pub parallel: bool,
+}
+
+/// A tool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tool {
+    /// Its name.
+    pub name: String,
+    /// A JSON schema that arguments conform to where a call is a must.
+    pub parameters: Option<String>,
+    /// All of it, as the caller sent it: JSON.
+    pub definition: String,
+}
+
+/// Whether a tool has to be called.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Call {
+    /// The model decides.
+    May,
+    /// One of them.
+    Must,
+    /// This one.
+    Named(String),
 }
 
 /// Who speaks in a chat.
@@ -174,6 +231,8 @@ pub struct Generate {
     pub deadline_ms: u64,
     /// What the text must conform to.
     pub constraint: Constraint,
+    /// What it may call. Where it has to, the text is calls, and there is no other constraint.
+    pub tools: Option<Tools>,
     /// Report the log-probability of each token and of this many likeliest others; at most [`TOP_LOGPROBS_MAX`].
     pub logprobs: Option<u8>,
     /// Whose it is: what the runner keeps of it serves later requests of the same tenant only. Without one nothing is
@@ -208,6 +267,11 @@ pub struct Sampling {
     pub frequency_penalty: f32,
     /// Taken off once for a token that was produced; -2 to 2.
     pub presence_penalty: f32,
+    /// Divides the logit of a token that is among the last [`repeat_tokens`](Self::repeat_tokens) produced (multiplies it
+    /// where it is negative); 1 does nothing; 0.1 to 10.
+    pub repeat_penalty: f32,
+    /// How far back that looks; all that was produced where it is longer.
+    pub repeat_tokens: u32,
     /// Added to the logits of tokens; -100 to 100. Tokens outside the vocabulary are refused by the runner.
     pub logit_bias: Vec<(u32, f32)>,
 }
@@ -223,6 +287,8 @@ impl Sampling {
             seed: 0,
             frequency_penalty: 0.0,
             presence_penalty: 0.0,
+            repeat_penalty: 1.0,
+            repeat_tokens: 0,
             logit_bias: Vec::new(),
         }
     }

@@ -1,5 +1,5 @@
 //! Models of other sizes than there are at hand: the architecture and the vocabulary of one, with random weights, and where
-//! more words are asked for, words that no text has.
+//! more words are asked for, words that no text has; and models with another chat template.
 //!
 //! ```text
 //!  GGUF of architecture llama ──▶ metadata, but for the sizes ──▶ tensors of those sizes, in the order of their use ──▶ GGUF
@@ -105,6 +105,44 @@ pub fn write(from: &Path, to: &Path, sizes: Sizes) -> io::Result<u64> {
     Ok(fs::metadata(to)?.len())
 }
 
+/// Writes the model `from` with another chat template, all else as it is.
+///
+/// # Errors
+/// Files cannot be read or written, or `from` is no GGUF of version 3, of which `InvalidData` tells.
+pub fn with_template(from: &Path, to: &Path, template: &str) -> io::Result<()> {
+    let source = fs::read(from)?;
+    let written =
+        replaced(&source, template).ok_or_else(|| invalid(format!("`{}`: no GGUF of version 3", from.display())))?;
+    fs::write(to, written)
+}
+
+fn replaced(source: &[u8], template: &str) -> Option<Vec<u8>> {
+    const TEMPLATE: &str = "tokenizer.chat_template";
+    const STRING: u32 = 8;
+    let mut at = Cursor(source);
+    (at.take(8)? == MAGIC).then_some(())?;
+    let (count, pairs) = (at.u64()?, at.u64()?);
+    let mut pairs = (0..pairs).map(|_| at.pair()).collect::<Option<Metadata<'_>>>()?;
+    pairs.retain(|(name, _)| *name != TEMPLATE);
+    let value = [&STRING.to_le_bytes()[..], &(template.len() as u64).to_le_bytes(), template.as_bytes()].concat();
+    pairs.push((TEMPLATE, &value));
+    let tensors = at.0;
+    (0..count).try_for_each(|_| at.tensor())?;
+    let tensors = &tensors[..tensors.len() - at.0.len()];
+    let data = source.get((source.len() - at.0.len()).next_multiple_of(ALIGNMENT as usize)..)?;
+
+    let mut out = [MAGIC, &count.to_le_bytes(), &(pairs.len() as u64).to_le_bytes()].concat();
+    for (name, value) in &pairs {
+        out.extend((name.len() as u64).to_le_bytes());
+        out.extend(name.as_bytes());
+        out.extend(*value);
+    }
+    out.extend(tensors);
+    out.resize(out.len() + padding(out.len() as u64), 0);
+    out.extend(data);
+    Some(out)
+}
+
 fn invalid(what: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
@@ -148,6 +186,12 @@ impl<'a> Cursor<'a> {
         let kind = self.u32()?;
         self.value(kind)?;
         Some((name, &whole[..whole.len() - self.0.len()]))
+    }
+
+    fn tensor(&mut self) -> Option<()> {
+        self.string()?;
+        let dimensions = self.u32()?;
+        self.take(u64::from(dimensions) * 8 + 4 + 8).map(drop)
     }
 
     fn value(&mut self, kind: u32) -> Option<()> {
@@ -362,6 +406,23 @@ mod tests {
         let words = [&9_u32.to_le_bytes()[..], &8_u32.to_le_bytes(), &3_u64.to_le_bytes()].concat();
         let (_, listed) = pairs[3];
         assert!(listed.starts_with(&words) && listed.ends_with(b"<unused1>"), "{listed:?}");
+    }
+
+    #[test]
+    fn a_template_is_replaced_and_all_else_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let [from, large, to, again] = ["from", "large", "to", "again"].map(|name| folder.path().join(name));
+        fs::write(&from, small()).unwrap();
+        write(&from, &large, Sizes::TINY).unwrap();
+        with_template(&large, &to, "{{ messages }}").unwrap();
+        let (before, after) = (fs::read(&large).unwrap(), fs::read(&to).unwrap());
+        let pairs = metadata(&after).unwrap();
+        assert_eq!(pairs.len(), metadata(&before).unwrap().len() + 1);
+        assert!(pairs.last().unwrap().1.ends_with(b"{{ messages }}"));
+        let data = &before[before.len() - 4096..];
+        assert!(after.ends_with(data) && after.len() % ALIGNMENT as usize == before.len() % ALIGNMENT as usize);
+        with_template(&to, &again, "{{ messages }}").unwrap();
+        assert_eq!(fs::read(&again).unwrap(), after);
     }
 
     #[test]

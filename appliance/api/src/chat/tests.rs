@@ -2,9 +2,10 @@
 
 use super::*;
 use proptest::prelude::*;
-use sandbox_wire::runner::{Constraint, Role, Tenant};
+use sandbox_wire::runner::{Call, Constraint, Role, Tenant, Tool, ToolCall, Tools};
 
 const BOUNDS: Bounds = Bounds { output_tokens: 100, deadline_ms: 1_000, seed: 7, tenant: Tenant(9) };
+const F: &str = r#"[{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]"#;
 const HELLO: &str = r#""messages": [{"role": "user", "content": "hello"}]"#;
 
 fn parse(fields: &str) -> Result<ChatRequest, ApiError> {
@@ -18,7 +19,7 @@ fn generate(more: &str) -> Generate {
 }
 
 fn message(role: Role, content: &str) -> Message {
-    Message { role, content: content.to_owned(), name: None }
+    Message::new(role, content)
 }
 
 #[test]
@@ -80,7 +81,11 @@ fn messages_are_text() {
     check(
         r#"[{"role": "developer", "content": "a"}, {"role": "assistant", "content": null, "tool_calls": []},
             {"role": "tool", "tool_call_id": "x", "content": "b"}]"#,
-        &[message(Role::System, "a"), message(Role::Assistant, ""), message(Role::Tool, "b")],
+        &[
+            message(Role::System, "a"),
+            message(Role::Assistant, ""),
+            Message { tool_call_id: Some("x".to_owned()), ..message(Role::Tool, "b") },
+        ],
     );
     check(
         r#"[{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]"#,
@@ -88,6 +93,26 @@ fn messages_are_text() {
     );
     let named = Message { name: Some("bob".to_owned()), ..message(Role::User, "") };
     check(r#"[{"role": "user", "content": "", "name": "bob"}]"#, &[named]);
+}
+
+#[test]
+fn tools_are_offered() {
+    let offered = |more: &str| generate(&format!(r#""tools": {F}, {more}"#)).tools;
+    let definition = r#"{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}"#.to_owned();
+    let f = Tool { name: "f".to_owned(), parameters: Some(r#"{"type": "object"}"#.to_owned()), definition };
+    let tools = |call, parallel| Some(Tools { definitions: vec![f.clone()], call, parallel });
+    assert_eq!(offered(r#""x": 1"#), tools(Call::May, true));
+    assert_eq!(offered(r#""tool_choice": "none""#), None);
+    assert_eq!(offered(r#""tool_choice": "required", "parallel_tool_calls": false"#), tools(Call::Must, false));
+    let named = offered(r#""tool_choice": {"type": "function", "function": {"name": "f"}}"#);
+    assert_eq!(named, tools(Call::Named("f".to_owned()), true));
+    let said = r#"[{"role": "user", "content": "x"}, {"role": "assistant", "content": null, "tool_calls":
+        [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+        {"role": "tool", "tool_call_id": "1", "content": "y"}]"#;
+    let messages = parse(&format!("\"messages\": {said}")).unwrap().messages;
+    let call = ToolCall { id: "1".to_owned(), name: "f".to_owned(), arguments: "{}".to_owned() };
+    assert_eq!(messages[1].tool_calls, [call]);
+    assert_eq!(messages[2].tool_call_id.as_deref(), Some("1"));
 }
 
 #[test]
@@ -118,7 +143,11 @@ fn what_is_wrong_names_its_field() {
     in_message(r#"{"role": "user", "content": 1}"#, "messages[1].content");
     in_message(r#"{"role": "user", "content": [{"type": "image_url"}]}"#, "messages[1].content[0].type");
     in_message(r#"{"role": "user", "content": [{"type": "text"}]}"#, "messages[1].content[0].text");
-    in_message(r#"{"role": "assistant", "tool_calls": [{}]}"#, "messages[1].tool_calls");
+    in_message(r#"{"role": "assistant", "tool_calls": [{}]}"#, "messages[1].tool_calls[0].function");
+    in_message(
+        r#"{"role": "user", "content": "", "tool_calls": [{"function": {"name": "f"}}]}"#,
+        "messages[1].tool_calls",
+    );
     in_message(r#"{"role": "assistant", "function_call": {}}"#, "messages[1].function_call");
     hello(r#""stream": 1"#, "stream");
     hello(r#""stream_options": {}"#, "stream_options");
@@ -150,9 +179,20 @@ fn what_is_wrong_names_its_field() {
     hello(&format!(r#""response_format": {{"type": "json_object", "schema": {deep}}}"#), "response_format.schema");
     let long = format!("{{\"a\": \"{}\"}}", "x".repeat(64 << 10));
     hello(&format!(r#""response_format": {{"type": "json_object", "schema": {long}}}"#), "response_format.schema");
-    hello(r#""tools": [{}]"#, "tools");
+    hello(r#""tools": [{}]"#, "tools[0].function");
+    hello(r#""tools": [{"type": "web", "function": {"name": "f"}}]"#, "tools[0].type");
+    hello(r#""tools": [{"type": "function", "function": {"name": "a b"}}]"#, "tools[0].function.name");
+    hello(r#""tools": [{"function": {"name": "f", "parameters": []}}]"#, "tools[0].function.parameters");
+    hello(r#""tools": [{"function": {"name": "f"}}, {"function": {"name": "f"}}]"#, "tools[1].function.name");
+    hello(&format!(r#""tools": {F}, "tool_choice": "any""#), "tool_choice");
+    hello(
+        &format!(r#""tools": {F}, "tool_choice": {{"type": "function", "function": {{"name": "g"}}}}"#),
+        "tool_choice.function.name",
+    );
+    hello(&format!(r#""tools": {F}, "parallel_tool_calls": 1"#), "parallel_tool_calls");
+    hello(&format!(r#""tools": {F}, "response_format": {{"type": "json_object"}}"#), "response_format");
     hello(r#""tool_choice": "required""#, "tool_choice");
-    hello(r#""tool_choice": {"type": "function"}"#, "tool_choice");
+    hello(r#""tool_choice": {"type": "function"}"#, "tool_choice.function");
     hello(r#""functions": [{}]"#, "functions");
     hello(r#""modalities": ["text", "audio"]"#, "modalities[1]");
     hello(r#""audio": {}"#, "audio");

@@ -54,7 +54,10 @@ impl Drop for Allowance {
 
 /// Most tokens that answering `prompts` may use, each within a context of `context_tokens`.
 pub(super) fn tokens_of(prompts: &[Generate], context_tokens: u32) -> u32 {
-    let each = prompts.iter().map(|g| prompt_tokens(&g.prompt).saturating_add(g.tokens_max).min(context_tokens));
+    let each = prompts.iter().map(|generate| {
+        let prompt = prompt_tokens(&generate.prompt).saturating_add(tools_tokens(generate));
+        prompt.saturating_add(generate.tokens_max).min(context_tokens)
+    });
     each.fold(0, u32::saturating_add)
 }
 
@@ -67,6 +70,13 @@ pub(super) fn prompt_tokens(prompt: &Prompt) -> u32 {
         Prompt::Tokens(tokens) => tokens.len(),
     };
     u32::try_from(tokens).unwrap_or(u32::MAX)
+}
+
+/// About how many tokens it takes to tell of tools.
+fn tools_tokens(generate: &Generate) -> u32 {
+    let bytes =
+        generate.tools.iter().flat_map(|tools| &tools.definitions).map(|tool| tool.definition.len()).sum::<usize>();
+    u32::try_from(bytes.div_ceil(BYTES_PER_TOKEN)).unwrap_or(u32::MAX)
 }
 
 /// Says in a reply how the key's limits stand; nothing where it has none.

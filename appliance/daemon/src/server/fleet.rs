@@ -25,7 +25,7 @@ use crate::{
     telemetry_files::{box_name, read_boots},
 };
 use appliance_admit::limit::{Limiter, Limits as Rates};
-use appliance_api::ApiError;
+use appliance_api::{ApiError, Dialect};
 use appliance_config::ServeConfig;
 use appliance_edge::{Certificates, Edge, Failure as EdgeFailure, Handler, Limits, Request, authority::Signer};
 use appliance_ledger::{
@@ -128,13 +128,13 @@ pub(super) struct Teller {
 impl Handler for Teller {
     async fn call(self: Rc<Self>, request: Request) -> Reply {
         let id = RequestId::from_random(random());
-        let mut reply = self.answer(&request).await.unwrap_or_else(|error| reply::error(&error));
+        let mut reply = self.answer(&request).await.unwrap_or_else(|error| reply::error(Dialect::OpenAi, &error));
         reply::set(&mut reply, "x-request-id", &id.to_string());
         reply
     }
 
     fn failure(&self, failure: EdgeFailure) -> Reply {
-        reply::error(&refused_head(failure))
+        reply::error(Dialect::OpenAi, &refused_head(failure))
     }
 }
 
@@ -145,7 +145,7 @@ impl Teller {
             return Err(ApiError::unknown_url(method.as_str(), path));
         }
         if *method != Method::GET {
-            let mut reply = reply::error(&ApiError::method_not_allowed(method.as_str(), path, "GET"));
+            let mut reply = reply::error(Dialect::OpenAi, &ApiError::method_not_allowed(method.as_str(), path, "GET"));
             reply.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
             return Ok(reply);
         }

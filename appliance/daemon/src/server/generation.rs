@@ -132,6 +132,7 @@ impl Generation {
             match current.next().await {
                 Event::Dispatched(dispatched) => {
                     self.ran_since.get_or_insert_with(Instant::now);
+                    self.state.saw(self.function.model, &dispatched.model);
                     self.meter.dispatched(&dispatched);
                 }
                 Event::Reply(message) => return self.take(message).map(Some),
@@ -247,6 +248,7 @@ pub(super) async fn ask(
         };
         match event {
             Event::Dispatched(dispatched) => {
+                call.state.saw(function.model, &dispatched.model);
                 meter.dispatched(&dispatched);
                 how = Some(dispatched);
             }

@@ -7,17 +7,17 @@ use super::{
     functions::{self, Function},
     inference, instances, keys,
     meter::Account,
-    metrics, models,
+    metrics, models, ollama,
     purse::{Purse, Tokens},
     reply::{self, Answered, Reply},
-    route::{Admin, Miss, Route, route},
+    route::{Admin, Miss, Ollama, Route, route},
     snapshots,
     state::State,
     terms::Asked,
     usage,
 };
-use appliance_api::{ApiError, Head};
-use appliance_edge::{Failure, Handler, Request};
+use appliance_api::{ApiError, Dialect, Head};
+use appliance_edge::{Failure, Handler, ReplyBody, Request};
 use appliance_keys::Caller;
 use appliance_telemetry::{Operation, Shard};
 use appliance_types::RequestId;
@@ -28,6 +28,10 @@ use std::{
     sync::Arc,
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
+
+/// What is answered, for programs to read.
+pub(super) const OPENAPI: &str = include_str!("../../../../docs/openapi.yaml");
+const CONTENT_TYPE_YAML: &str = "application/yaml";
 
 /// Answers requests on one core.
 pub(super) struct Server {
@@ -60,6 +64,7 @@ impl Server {
         let path = request.head.uri.path().to_owned();
         let route = match route(&request.head.method, &path) {
             Ok(Route::Health) => return Ok(reply::json(&serde_json::json!({ "status": "ok" }))),
+            Ok(Route::OpenApi) => return Ok(reply::with_type(CONTENT_TYPE_YAML, ReplyBody::Full(OPENAPI.into()))),
             found => found,
         };
         let (caller, tenant) = authenticate(&self.state, &request.head.headers)?;
@@ -72,15 +77,16 @@ impl Server {
         let (state, desk) = (Arc::clone(&self.state), Rc::clone(&self.desk));
         let (operation, came_unix_s) = (route.operation(), unix_s());
         let call = Call { state, desk, id, caller, tenant, asked, operation, came, came_unix_s };
-        let mut reply = call.answer(route, request).await.unwrap_or_else(|error| self.refused(id, &error));
+        let dialect = Dialect::of_path(&path);
+        let mut reply = call.answer(route, request).await.unwrap_or_else(|error| self.refused(id, dialect, &error));
         allowance::show(&mut reply, call.caller.limiter.as_deref());
         Ok(reply)
     }
 
-    fn refused(&self, id: RequestId, error: &ApiError) -> Reply {
+    fn refused(&self, id: RequestId, dialect: Dialect, error: &ApiError) -> Reply {
         tracing::debug!(%id, %error, "refused");
         self.shard.refused(error.counted_as());
-        reply::error(error)
+        reply::error(dialect, error)
     }
 
     fn missed(&self, miss: Miss, method: &Method, path: &str) -> Answered {
@@ -89,7 +95,7 @@ impl Server {
             Miss::Method(allowed) => {
                 let error = ApiError::method_not_allowed(method.as_str(), path, &allowed);
                 self.shard.refused(error.counted_as());
-                let mut reply = reply::error(&error);
+                let mut reply = reply::error(Dialect::of_path(path), &error);
                 let allowed = HeaderValue::from_str(&allowed).expect("names of methods");
                 reply.headers_mut().insert(header::ALLOW, allowed);
                 Ok(reply)
@@ -101,7 +107,8 @@ impl Server {
 impl Handler for Server {
     async fn call(self: Rc<Self>, request: Request) -> Reply {
         let id = RequestId::from_random(random());
-        let mut reply = self.answer(id, request).await.unwrap_or_else(|error| self.refused(id, &error));
+        let dialect = Dialect::of_path(request.head.uri.path());
+        let mut reply = self.answer(id, request).await.unwrap_or_else(|error| self.refused(id, dialect, &error));
         reply::set(&mut reply, "x-request-id", &id.to_string());
         reply
     }
@@ -109,14 +116,14 @@ impl Handler for Server {
     fn failure(&self, failure: Failure) -> Reply {
         let error = refused_head(failure);
         self.shard.refused(error.counted_as());
-        reply::error(&error)
+        reply::error(Dialect::OpenAi, &error)
     }
 }
 
 impl Call {
     async fn answer(&self, route: Route<'_>, request: Request) -> Answered {
         match route {
-            Route::Health => unreachable!("answered without a key"),
+            Route::Health | Route::OpenApi => unreachable!("answered without a key"),
             Route::Chat => inference::chat(self, request).await,
             Route::Completion => inference::completion(self, request).await,
             Route::Embedding => inference::embedding(self, request).await,
@@ -126,6 +133,13 @@ impl Call {
             Route::Metrics => metrics::page(self, &request).await,
             Route::Models => Ok(functions::as_models(self)),
             Route::Model(id) => functions::as_model(self, id),
+            Route::Ollama(Ollama::Chat) => inference::ollama_chat(self, request).await,
+            Route::Ollama(Ollama::Generate) => inference::ollama_generate(self, request).await,
+            Route::Ollama(Ollama::Embed) => inference::ollama_embed(self, request).await,
+            Route::Ollama(Ollama::Tags) => ollama::tags(self).await,
+            Route::Ollama(Ollama::Ps) => ollama::ps(self).await,
+            Route::Ollama(Ollama::Show) => ollama::show(self, request).await,
+            Route::Ollama(Ollama::Version) => Ok(ollama::version()),
             Route::Admin(admin) => operate(self, admin, request).await,
         }
     }

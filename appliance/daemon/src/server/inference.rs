@@ -1,4 +1,4 @@
-//! The model endpoints: OpenAI's three, and llama-server's three.
+//! The model endpoints: OpenAI's three, Ollama's three, and llama-server's three.
 //!
 //! ```text
 //!  body ─▶ parse ─▶ function ─▶ meter ─▶ limits ─▶ generation ─┬▶ whole:  answers ─▶ one body
@@ -7,7 +7,8 @@
 //!
 //! A stream's head is sent once its prompt is accepted, so that everything that can be refused is refused with a status;
 //! but one that waits for longer than [`HEARTBEAT`] gets its head then, and from there on a comment with its place in the
-//! queue each time that passes. What fails after the head is one event with the error, and no `[DONE]`.
+//! queue each time that passes. What fails after the head is one event with the error, and no `[DONE]`. In which words all
+//! this is said is [`Dialect`]'s; there is one path for all.
 
 use super::{
     allowance::{prompt_tokens, tokens_of},
@@ -16,11 +17,12 @@ use super::{
     functions::Function,
     generation::{Generation, Step, ask, out_of_place},
     handler::{Call, random},
+    instances,
     purse::Tokens,
     reply::{self, Answered, Reply},
 };
 use appliance_api::{
-    Answer, ApiError, Bounds, ChunkWriter, Head, Shape, chat,
+    Answer, ApiError, Bounds, Dialect, Head, Offer, Shape, StreamWriter, Sum, chat,
     chat::ChatRequest,
     completion,
     completion::CompletionRequest,
@@ -28,7 +30,8 @@ use appliance_api::{
     embedding::EmbeddingRequest,
     llama,
     llama::{DetokenizeRequest, TemplateRequest, TokenizeRequest},
-    sse,
+    ollama,
+    ollama::Ask,
 };
 use appliance_edge::{ReplyBody, Request};
 use appliance_pool::Work;
@@ -53,10 +56,13 @@ pub(super) async fn chat(call: &Call, request: Request) -> Answered {
     let body = body::json(request, call.state.request_bytes_max).await?;
     let request = ChatRequest::parse(&body)?;
     let (function, mut meter) = begin(call, call.function(&request.model)?, &body).await?;
-    let how = How { shape: Shape::Chat, stream: request.stream, include_usage: request.include_usage };
+    let (stream, include_usage) = (request.stream, request.include_usage);
     let prompts = [meter.check(request.into_generate(&bounds(call, &function)))?];
     allow(call, &mut meter, &function, &prompts)?;
-    answer(call, how, generation(call, &how, function, meter, chat::PROMPT_PARAM, prompts.into())).await
+    let offer = Offer::of(&prompts[0]);
+    let how = How { dialect: Dialect::OpenAi, shape: Shape::Chat, stream, include_usage, offer };
+    let generation = generation(call, &how, function, meter, chat::PROMPT_PARAM, prompts.into());
+    answer(call, how, generation).await
 }
 
 /// `POST /v1/completions`
@@ -64,25 +70,95 @@ pub(super) async fn completion(call: &Call, request: Request) -> Answered {
     let body = body::json(request, call.state.request_bytes_max).await?;
     let request = CompletionRequest::parse(&body)?;
     let (function, mut meter) = begin(call, call.function(&request.model)?, &body).await?;
-    let how = How { shape: Shape::Text, stream: request.stream, include_usage: request.include_usage };
+    let (stream, include_usage) = (request.stream, request.include_usage);
+    let how = How { dialect: Dialect::OpenAi, shape: Shape::Text, stream, include_usage, offer: None };
     let prompts = meter.check(request.into_generates(&bounds(call, &function)))?;
     allow(call, &mut meter, &function, &prompts)?;
-    answer(call, how, generation(call, &how, function, meter, completion::PROMPT_PARAM, prompts)).await
+    let generation = generation(call, &how, function, meter, completion::PROMPT_PARAM, prompts);
+    answer(call, how, generation).await
 }
 
 /// `POST /v1/embeddings`
 pub(super) async fn embedding(call: &Call, request: Request) -> Answered {
     let body = body::json(request, call.state.request_bytes_max).await?;
     let request = EmbeddingRequest::parse(&body)?;
-    let (function, mut meter) = begin(call, call.function(&request.model)?, &body).await?;
+    let (function, meter, vectors) = embedded(call, &body, &request, false).await?;
+    let reply = embedding::reply(function.manifest.name.as_str(), &vectors, request.encoding, &meter.usage());
+    Ok(completed(call, meter, reply))
+}
+
+/// `POST /api/chat`
+pub(super) async fn ollama_chat(call: &Call, request: Request) -> Answered {
+    let body = body::json(request, call.state.request_bytes_max).await?;
+    asked(call, &body, Shape::Chat, ollama::chat(&body)?).await
+}
+
+/// `POST /api/generate`
+pub(super) async fn ollama_generate(call: &Call, request: Request) -> Answered {
+    let body = body::json(request, call.state.request_bytes_max).await?;
+    asked(call, &body, Shape::Text, ollama::generate(&body)?).await
+}
+
+/// `POST /api/embed`
+pub(super) async fn ollama_embed(call: &Call, request: Request) -> Answered {
+    let body = body::json(request, call.state.request_bytes_max).await?;
+    let (request, truncate) = ollama::embed(&body)?;
+    let (function, meter, vectors) = embedded(call, &body, &request, truncate).await?;
+    let reply = ollama::embed_reply(function.manifest.name.as_str(), &vectors, &sum(call, &meter));
+    Ok(completed(call, meter, reply))
+}
+
+/// What Ollama's clients ask for: text; or without a prompt, that a function be up or let go.
+async fn asked(call: &Call, body: &Bytes, shape: Shape, ask: Ask) -> Answered {
+    match ask {
+        Ask::Text(request) => {
+            let (function, mut meter) = begin(call, call.function(&request.model)?, body).await?;
+            let stream = request.stream;
+            let param = if shape == Shape::Chat { chat::PROMPT_PARAM } else { completion::PROMPT_PARAM };
+            let prompts = [meter.check(request.into_generate(&bounds(call, &function)))?];
+            allow(call, &mut meter, &function, &prompts)?;
+            let offer = Offer::of(&prompts[0]);
+            let how = How { dialect: Dialect::Ollama, shape, stream, include_usage: false, offer };
+            let generation = generation(call, &how, function, meter, param, prompts.into());
+            answer(call, how, generation).await
+        }
+        // The cheapest that an instance can be asked; it is billed as all else is, the wake included.
+        Ask::Load { model } => {
+            let work = Work::Tokenize { text: String::new(), add_special: false, parse_special: false };
+            let function = call.function(&model)?;
+            let loaded = ollama::load_reply(shape, &call.head(&function), "load");
+            simple(call, Some(&model), body, work, "model", |message| match message {
+                FromRunner::Tokens { .. } => Some(loaded),
+                _ => None,
+            })
+            .await
+        }
+        Ask::Unload { model } => {
+            let function = call.function(&model)?;
+            if !call.caller.key.is_admin() {
+                return Err(ApiError::permission("only an admin key ends instances; idle ones end by themselves"));
+            }
+            instances::stop(call, &model).await?;
+            Ok(reply::json_bytes(ollama::load_reply(shape, &call.head(&function), "unload")))
+        }
+    }
+}
+
+/// The vectors of what is asked to be embedded.
+async fn embedded(
+    call: &Call,
+    body: &Bytes,
+    request: &EmbeddingRequest,
+    truncate: bool,
+) -> Result<(Arc<Function>, Meter, Vec<Vec<f32>>), ApiError> {
+    let (function, mut meter) = begin(call, call.function(&request.model)?, body).await?;
     let tokens = request.inputs.iter().map(prompt_tokens).fold(0, u32::saturating_add);
     let context_tokens = function.manifest.limits.context_tokens;
     let prompts = u32::try_from(request.inputs.len()).unwrap_or(u32::MAX).saturating_mul(context_tokens);
     call.allow(&mut meter, &function, tokens, Tokens { prompts, answers: 0 })?;
-    let vectors = vectors(call, &function, &request, &mut meter).await;
+    let vectors = vectors(call, &function, request, truncate, &mut meter).await;
     let vectors = meter.check(vectors)?;
-    let body = embedding::reply(function.manifest.name.as_str(), &vectors, request.encoding, &meter.usage());
-    Ok(completed(call, meter, body))
+    Ok((function, meter, vectors))
 }
 
 /// `POST /tokenize`
@@ -157,38 +233,42 @@ fn generation(
 }
 
 /// How an answer is wanted.
-#[derive(Clone, Copy)]
 struct How {
+    dialect: Dialect,
     shape: Shape,
     stream: bool,
     include_usage: bool,
+    /// What the answer may call.
+    offer: Option<Arc<Offer>>,
 }
 
 async fn answer(call: &Call, how: How, generation: Generation) -> Answered {
-    if how.stream { streamed(call, how, generation).await } else { whole(call, how.shape, generation).await }
+    if how.stream { streamed(call, how, generation).await } else { whole(call, how, generation).await }
 }
 
-async fn whole(call: &Call, shape: Shape, mut generation: Generation) -> Answered {
+async fn whole(call: &Call, how: How, mut generation: Generation) -> Answered {
     let mut answers = Vec::new();
-    let mut answer = Answer::default();
+    let empty = || Answer::offered(how.offer.clone());
+    let mut answer = empty();
     while let Some(step) = generation.next().await? {
         match step {
             // Batch that gave up its slot is begun again, and what it said before is void.
-            Step::Started => answer = Answer::default(),
+            Step::Started => answer = empty(),
             Step::Text(piece) => generation.meter.check(answer.push(piece))?,
             Step::Finished(reason) => {
                 answer.finish(reason);
-                answers.push(std::mem::take(&mut answer));
+                answers.push(std::mem::replace(&mut answer, empty()));
             }
         }
     }
     let Generation { function, meter, .. } = generation;
-    let (head, usage, timings) = (call.head(&function), meter.usage(), meter.timings());
-    let body = match (shape, &answers[..]) {
-        (Shape::Chat, [answer]) => chat::reply(&head, answer, &usage, &timings),
-        (_, answers) => completion::reply(&head, answers, &usage, &timings),
-    };
+    let body = how.dialect.whole(how.shape, &call.head(&function), &answers, &sum(call, &meter));
     Ok(completed(call, meter, body))
+}
+
+/// What a call came to so far.
+fn sum(call: &Call, meter: &Meter) -> Sum {
+    Sum { usage: meter.usage(), timings: meter.timings(), record: meter.record(), total: call.came.elapsed() }
 }
 
 /// The whole reply to a call that went well.
@@ -203,14 +283,15 @@ async fn streamed(call: &Call, how: How, mut generation: Generation) -> Answered
     let accepted = timeout(HEARTBEAT, generation.next()).await.ok().transpose()?;
     generation.meter.replying();
     let record = accepted.map(|_| generation.meter.record());
-    let (id, created_unix_s) = (call.id, call.came_unix_s);
-    let events = Events { generation, how, id, created_unix_s, writer: None, held: record.is_none(), ended: false };
+    let (id, created_unix_s, came) = (call.id, call.came_unix_s, call.came);
+    let (held, stream_type) = (record.is_none(), how.dialect.stream_type());
+    let events = Events { generation, how, id, created_unix_s, came, writer: None, held, ended: false };
     let stream = stream::unfold(events, |mut events| async move {
         let bytes = events.next().await?;
         events.generation.meter.sent(bytes.len());
         Some((Bytes::from(bytes), events))
     });
-    let reply = reply::with_type(sse::CONTENT_TYPE_EVENTS, ReplyBody::Stream(Box::pin(stream)));
+    let reply = reply::with_type(stream_type, ReplyBody::Stream(Box::pin(stream)));
     Ok(match record {
         Some(record) => with_headers(reply, &record, call.came),
         // Where it is found, and how long it waits, is not known yet.
@@ -224,8 +305,9 @@ struct Events {
     how: How,
     id: RequestId,
     created_unix_s: u64,
+    came: Instant,
     /// That of the current choice.
-    writer: Option<(usize, ChunkWriter)>,
+    writer: Option<(usize, StreamWriter)>,
     /// Whether its head was sent because it waits, which the body has not said yet.
     held: bool,
     ended: bool,
@@ -249,7 +331,7 @@ impl Events {
                 Some(Ok(step)) => self.write(step, &mut out),
                 Some(Err(error)) => {
                     self.ended = true;
-                    out = error.event();
+                    out = self.how.dialect.error_piece(&error);
                 }
             }
         }
@@ -265,10 +347,13 @@ impl Events {
     }
 
     async fn heartbeat(&self) -> Vec<u8> {
-        match self.generation.place().await {
-            Some(waits) => sse::queued(waits.position, waits.estimate.as_millis()),
-            None => sse::HEARTBEAT.to_vec(),
-        }
+        let place = self.generation.place().await.map(|waits| (waits.position, waits.estimate));
+        self.how.dialect.waiting(self.how.shape, &self.head(), place)
+    }
+
+    fn head(&self) -> Head<'_> {
+        let model = self.generation.function.manifest.name.as_str();
+        Head { request: self.id, created_unix_s: self.created_unix_s, model }
     }
 
     /// Begins the current choice unless it has begun.
@@ -277,9 +362,8 @@ impl Events {
         if self.writer.as_ref().is_some_and(|(current, _)| *current == index) {
             return false;
         }
-        let model = self.generation.function.manifest.name.as_str();
-        let head = Head { request: self.id, created_unix_s: self.created_unix_s, model };
-        let writer = ChunkWriter::new(self.how.shape, &head, index, self.how.include_usage);
+        let How { dialect, shape, include_usage, .. } = self.how;
+        let writer = StreamWriter::new(dialect, shape, &self.head(), index, include_usage, self.how.offer.clone());
         writer.start(out);
         self.writer = Some((index, writer));
         true
@@ -289,11 +373,12 @@ impl Events {
         let Some((_, writer)) = &mut self.writer else { return };
         match step {
             Some(Step::Started) => {}
-            Some(Step::Text(piece)) => writer.text(&piece, out),
+            Some(Step::Text(piece)) => writer.text(piece, out),
             Some(Step::Finished(reason)) => writer.finish(reason, &self.generation.meter.timings(), out),
             None => {
-                writer.usage(&self.generation.meter.usage(), out);
-                out.extend_from_slice(sse::DONE);
+                let meter = &self.generation.meter;
+                let (record, total) = (meter.record(), self.came.elapsed());
+                writer.end(&Sum { usage: meter.usage(), timings: meter.timings(), record, total }, out);
                 self.ended = true;
                 self.generation.meter.completed();
             }
@@ -305,11 +390,12 @@ async fn vectors(
     call: &Call,
     function: &Function,
     request: &EmbeddingRequest,
+    truncate: bool,
     meter: &mut Meter,
 ) -> Result<Vec<Vec<f32>>, ApiError> {
     let mut vectors = Vec::with_capacity(request.inputs.len());
     for input in &request.inputs {
-        let work = Work::Embed(input.clone());
+        let work = Work::Embed { input: input.clone(), truncate };
         let (how, message) = ask(call, function, work, embedding::PROMPT_PARAM, meter).await?;
         request.check_dimensions(how.model.embedding_length)?;
         match message {

@@ -86,14 +86,15 @@ fn own_account((function, system): (&FunctionName, &System)) -> serde_json::Valu
 
 /// `POST /ember/v1/functions/{name}/wake`: returns when an instance is up.
 pub(super) async fn wake(call: &Call, name: &str) -> Answered {
-    let name = functions::find(call, name)?.manifest.name.clone();
+    let function = functions::find(call, name)?;
+    let name = function.manifest.name.clone();
     let mut submission = call.state.pool.submit(name.clone(), Work::Wake).map_err(refused)?;
     match submission.next().await {
-        Event::Dispatched(how) => Ok(reply::json(&json!({
-            "name": name,
-            "tier": how.tier,
-            "wake_ms": how.wake_us as f64 / 1_000.0,
-        }))),
+        Event::Dispatched(how) => {
+            call.state.saw(function.model, &how.model);
+            let wake_ms = how.wake_us as f64 / 1_000.0;
+            Ok(reply::json(&json!({ "name": name, "tier": how.tier, "wake_ms": wake_ms })))
+        }
         Event::Failed(failed) => Err(refused(failed)),
         Event::Reply(_) => Err(ApiError::internal("a wake was answered with words")),
     }
@@ -157,7 +158,7 @@ pub(super) async fn failing(call: &Call, name: &FunctionName) -> Result<serde_js
 }
 
 /// What the warden knows of instances, those that are ending included.
-async fn statuses(call: &Call) -> Result<Vec<InstanceStatus>, ApiError> {
+pub(super) async fn statuses(call: &Call) -> Result<Vec<InstanceStatus>, ApiError> {
     match call.state.warden.call(WardenCall::Instances, None).await.map_err(models::refused)? {
         WardenReply::Instances(statuses) => Ok(statuses),
         _ => Err(models::out_of_place()),

@@ -3,7 +3,7 @@
 //! ```text
 //!  edge ─▶ handler ─▶ route ─▶ key ─┬▶ inference ─▶ generation ─▶ pool ─▶ runner      model endpoints
 //!          (one a core)             │       └▶ meter ─▶ desk ─▶ ring ─▶ ledger
-//!                                   ├▶ functions, models, instances, snapshots, keys ─▶ warden   operator's endpoints
+//!                                   ├▶ ollama's listings, functions, models, instances, snapshots, keys ─▶ warden   operator's endpoints
 //!                                   ├▶ budgets, usage ─▶ purse, ledger
 //!                                   └▶ metrics ─▶ each core's shard, pool, warden, rings
 //! ```
@@ -32,6 +32,7 @@ mod keys;
 mod meter;
 mod metrics;
 mod models;
+mod ollama;
 mod purse;
 mod reply;
 mod report;

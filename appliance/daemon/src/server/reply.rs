@@ -1,6 +1,6 @@
 //! Replies: bodies of ours as HTTP responses.
 
-use appliance_api::{ApiError, sse::CONTENT_TYPE_JSON};
+use appliance_api::{ApiError, Dialect, sse::CONTENT_TYPE_JSON};
 use appliance_edge::ReplyBody;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
@@ -42,8 +42,8 @@ pub(super) fn with_type(content_type: &'static str, body: ReplyBody) -> Reply {
 }
 
 /// The reply that says what is wrong.
-pub(super) fn error(error: &ApiError) -> Reply {
-    let mut reply = json_bytes(error.body());
+pub(super) fn error(dialect: Dialect, error: &ApiError) -> Reply {
+    let mut reply = json_bytes(dialect.error_body(error));
     *reply.status_mut() = StatusCode::from_u16(error.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     if let Some(seconds) = error.retry_after_s {
         reply.headers_mut().insert(header::RETRY_AFTER, seconds.into());

@@ -6,8 +6,10 @@ use http::Method;
 /// An endpoint, with what its path names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Route<'p> {
-    /// `GET /health`; the only one that needs no key.
+    /// `GET /health`; it needs no key.
     Health,
+    /// `GET /openapi.yaml`; it needs no key.
+    OpenApi,
     /// `POST /v1/chat/completions`
     Chat,
     /// `POST /v1/completions`
@@ -26,6 +28,8 @@ pub(super) enum Route<'p> {
     Models,
     /// `GET /v1/models/{id}`
     Model(&'p str),
+    /// One of Ollama's.
+    Ollama(Ollama),
     /// One of the operator's, which need an admin key.
     Admin(Admin<'p>),
 }
@@ -34,12 +38,31 @@ impl Route<'_> {
     /// What it asks of a model.
     pub(super) const fn operation(&self) -> Operation {
         match self {
-            Self::Chat => Operation::Chat,
-            Self::Completion => Operation::TextCompletion,
-            Self::Embedding => Operation::Embeddings,
+            Self::Chat | Self::Ollama(Ollama::Chat) => Operation::Chat,
+            Self::Completion | Self::Ollama(Ollama::Generate) => Operation::TextCompletion,
+            Self::Embedding | Self::Ollama(Ollama::Embed) => Operation::Embeddings,
             _ => Operation::Other,
         }
     }
+}
+
+/// Ollama's endpoints, below `/api`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ollama {
+    /// `POST chat`
+    Chat,
+    /// `POST generate`
+    Generate,
+    /// `POST embed`
+    Embed,
+    /// `GET tags`
+    Tags,
+    /// `GET ps`
+    Ps,
+    /// `POST show`
+    Show,
+    /// `GET version`
+    Version,
 }
 
 /// The operator's endpoints, below `/ember/v1`.
@@ -157,6 +180,7 @@ fn public<'p>(segments: &[&'p str]) -> Option<Offered<'p>> {
     Some(match *segments {
         ["health"] => Offered::get(Route::Health),
         ["metrics"] => Offered::get(Route::Metrics),
+        ["openapi.yaml"] => Offered::get(Route::OpenApi),
         ["v1", "chat", "completions"] => Offered::post(Route::Chat),
         ["v1", "completions"] => Offered::post(Route::Completion),
         ["v1", "embeddings"] => Offered::post(Route::Embedding),
@@ -165,6 +189,21 @@ fn public<'p>(segments: &[&'p str]) -> Option<Offered<'p>> {
         ["tokenize"] => Offered::post(Route::Tokenize),
         ["detokenize"] => Offered::post(Route::Detokenize),
         ["apply-template"] => Offered::post(Route::ApplyTemplate),
+        ["api", name] => return ollama(name),
+        _ => return None,
+    })
+}
+
+fn ollama<'p>(name: &str) -> Option<Offered<'p>> {
+    let route = Route::Ollama;
+    Some(match name {
+        "chat" => Offered::post(route(Ollama::Chat)),
+        "generate" => Offered::post(route(Ollama::Generate)),
+        "embed" => Offered::post(route(Ollama::Embed)),
+        "tags" => Offered::get(route(Ollama::Tags)),
+        "ps" => Offered::get(route(Ollama::Ps)),
+        "show" => Offered::post(route(Ollama::Show)),
+        "version" => Offered::get(route(Ollama::Version)),
         _ => return None,
     })
 }
@@ -208,7 +247,7 @@ fn admin<'p>(segments: &[&'p str]) -> Option<Offered<'p>> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::handler::OPENAPI, *};
 
     #[test]
     fn paths_and_methods_name_endpoints() {
@@ -216,6 +255,7 @@ mod tests {
         assert_eq!(route(&Method::GET, "/metrics"), Ok(Route::Metrics));
         assert_eq!(route(&Method::POST, "/v1/chat/completions"), Ok(Route::Chat));
         assert_eq!(route(&Method::GET, "/v1/models/a"), Ok(Route::Model("a")));
+        assert_eq!(route(&Method::POST, "/api/show"), Ok(Route::Ollama(Ollama::Show)));
         let deploy = Route::Admin(Admin::Deploy("a"));
         assert_eq!(route(&Method::PUT, "/ember/v1/functions/a"), Ok(deploy));
         for (method, path, admin) in [
@@ -234,12 +274,39 @@ mod tests {
         }
     }
 
+    /// The methods that docs/openapi.yaml has for each path: keys of two spaces, and below them of four.
+    fn documented() -> Vec<(String, String)> {
+        let paths =
+            OPENAPI.split_once("\npaths:\n").and_then(|(_, rest)| rest.split_once("\ncomponents:\n")).unwrap().0;
+        let (mut path, mut all) = (String::new(), Vec::new());
+        for line in paths.lines() {
+            match line.strip_prefix("    ").filter(|line| !line.starts_with(' ')) {
+                Some(method) => all.push((method.trim_end_matches(':').to_uppercase(), path.clone())),
+                None if line.starts_with("  /") => path = line.trim().trim_end_matches(':').to_owned(),
+                None => {}
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn what_is_documented_is_answered() {
+        let all = documented();
+        assert!(all.len() > 40, "{all:?}");
+        for (method, path) in all {
+            let method: Method = method.parse().unwrap();
+            assert!(route(&method, &path).is_ok(), "{method} {path} is documented and not answered");
+        }
+    }
+
     #[test]
     fn what_is_not_there_is_told_apart_from_a_wrong_method() {
         for path in ["", "/", "x", "/v1", "/v1/models/a/b", "/health/", "//health", "/ember/v1/functions/a/b/c/d", "*"]
         {
             assert_eq!(route(&Method::GET, path), Err(Miss::Path), "{path}");
         }
+        assert_eq!(route(&Method::POST, "/api/tags"), Err(Miss::Method("GET".to_owned())));
+        assert_eq!(route(&Method::POST, "/api/pull"), Err(Miss::Path));
         assert_eq!(route(&Method::GET, "/v1/completions"), Err(Miss::Method("POST".to_owned())));
         let snapshot = Miss::Method("POST, DELETE".to_owned());
         assert_eq!(route(&Method::GET, "/ember/v1/functions/a/snapshot"), Err(snapshot));

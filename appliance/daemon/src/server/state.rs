@@ -17,20 +17,23 @@ use appliance_ledger::{
 use appliance_meter::Producer;
 use appliance_pool::{Pool, Warden};
 use appliance_price::{Book, Owner, Period, Prices};
+use appliance_types::ModelDigest;
 use arc_swap::ArcSwap;
 use futures_lite::future::block_on;
-use sandbox_wire::warden::RunnerSpec;
+use sandbox_wire::{runner::ModelInfo, warden::RunnerSpec};
 use std::{
     collections::HashMap,
     fs,
     path::Path,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
 /// How long the ledger has at the start to take what the last server left, and to say what was spent.
 const LEDGER_WAIT: Duration = Duration::from_secs(20);
+/// Most models remembered.
+const LOADED_MAX: usize = 1024;
 const LEDGER_PAUSE: Duration = Duration::from_millis(5);
 
 /// What all cores share; nothing in it is waited for.
@@ -47,6 +50,8 @@ pub(super) struct State {
     pub(super) ledger: Client,
     /// What is counted and watched.
     pub(super) telemetry: Telemetry,
+    /// What instances said of their models since the server began.
+    loaded: Mutex<HashMap<ModelDigest, Arc<ModelInfo>>>,
     /// Longest body of a request that is read whole.
     pub(super) request_bytes_max: usize,
     /// Cores that instances may compute on.
@@ -83,9 +88,24 @@ impl State {
             purses: Purses::default(),
             ledger,
             telemetry,
+            loaded: Mutex::default(),
             request_bytes_max,
             inference_cores,
         }))
+    }
+
+    /// An instance says this of its model.
+    pub(super) fn saw(&self, digest: ModelDigest, info: &Arc<ModelInfo>) {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if loaded.len() >= LOADED_MAX && !loaded.contains_key(&digest) {
+            loaded.clear();
+        }
+        loaded.entry(digest).or_insert_with(|| Arc::clone(info));
+    }
+
+    /// What an instance said of a model.
+    pub(super) fn seen(&self, digest: ModelDigest) -> Option<Arc<ModelInfo>> {
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner).get(&digest).cloned()
     }
 
     /// What instances of `function` are started with, by the pool or by hand.

@@ -189,7 +189,7 @@ impl Peer {
 
     pub(crate) fn embed(&mut self, input: Prompt) -> FromRunner {
         let id = self.id();
-        self.send(&ToRunner::Embed { id, input });
+        self.send(&ToRunner::Embed { id, input, truncate: false });
         self.receive().unwrap()
     }
 
@@ -238,7 +238,7 @@ pub(crate) fn load(task: Task) -> Load {
 }
 
 pub(crate) fn user(content: &str) -> Message {
-    Message { role: Role::User, content: content.to_owned(), name: None }
+    Message::new(Role::User, content)
 }
 
 pub(crate) fn system(content: &str) -> Message {
@@ -259,6 +259,7 @@ pub(crate) fn of(prompt: Prompt) -> Generate {
         tokens_max: 24,
         deadline_ms: 60_000,
         constraint: Constraint::None,
+        tools: None,
         logprobs: None,
         tenant: None,
     }

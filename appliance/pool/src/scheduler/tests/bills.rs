@@ -14,6 +14,7 @@ fn generate() -> Work {
         tokens_max: 20,
         deadline_ms: 60_000,
         constraint: Constraint::None,
+        tools: None,
         logprobs: None,
         tenant: None,
     }))

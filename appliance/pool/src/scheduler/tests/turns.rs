@@ -22,6 +22,7 @@ pub(super) fn story() -> Work {
         tokens_max: 100,
         deadline_ms: 900_000,
         constraint: Constraint::None,
+        tools: None,
         logprobs: None,
         tenant: None,
     }))
