@@ -51,6 +51,9 @@ pub enum ImageError {
     /// Bytes that should be a disk of ours are not, or what should go into one does not fit.
     #[error("disk image: {0}")]
     Disk(String),
+    /// A text that should be a block map is none, or is damaged.
+    #[error("block map: {0}")]
+    Map(String),
 }
 
 impl ImageError {
