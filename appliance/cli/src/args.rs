@@ -88,8 +88,35 @@ pub(crate) enum Command {
     /// The bootable image
     #[command(subcommand)]
     Image(Image),
+    /// Write an image to a disk, and prove that it is there; without arguments, list the disks
+    Flash(Flash),
     /// Check this machine and the server; says how to fix what is missing
     Doctor(Listing),
+}
+
+#[derive(Debug, ArgGroup)]
+pub(crate) struct Flash {
+    /// The image, plain or zstd; - is stdin
+    pub(crate) image: Option<PathBuf>,
+    /// The disk, as /dev/sdb, or a file that stands for one
+    pub(crate) device: Option<PathBuf>,
+    /// What the box is told: put onto its boot partition
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// The image's block map, unless it lies beside it as IMAGE.bmap
+    #[arg(long, value_name = "FILE")]
+    pub(crate) bmap: Option<PathBuf>,
+    /// Do not ask
+    #[arg(long)]
+    pub(crate) yes: bool,
+    /// Also a disk that is mounted, or that this system runs from; such are also listed
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Do not read back what was written
+    #[arg(long)]
+    pub(crate) no_verify: bool,
+    #[command(flatten)]
+    pub(crate) listing: Listing,
 }
 
 #[derive(Debug, Subcommand)]

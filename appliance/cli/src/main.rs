@@ -15,6 +15,7 @@ mod client;
 mod deploy;
 mod doctor;
 mod error;
+mod flash;
 mod function;
 mod image;
 mod instance;
@@ -61,6 +62,7 @@ fn command(args: Args) -> Result<(), Error> {
         Command::Usage(command) => usage::command(&client()?, command),
         Command::Sim(sim) => sim::sim(&sim),
         Command::Image(command) => image::command(&command),
+        Command::Flash(command) => flash::command(&command),
         Command::Doctor(listing) => doctor::doctor(target(), listing),
     }
 }

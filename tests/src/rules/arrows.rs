@@ -18,10 +18,23 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("types", &["appliance-types"]),
     ("wire", &["sandbox-wire"]),
     ("money", &["appliance-price"]),
-    ("pure", &["appliance-config", "appliance-api", "appliance-admit", "appliance-scale", "sandbox-snapshot"]),
+    (
+        "pure",
+        &[
+            "appliance-config",
+            "appliance-api",
+            "appliance-admit",
+            "appliance-scale",
+            "sandbox-snapshot",
+            "firmware-slots",
+        ],
+    ),
     ("fences", &["appliance-runtime", "appliance-meter", "sandbox-kernel", "sandbox-model"]),
     ("mechanisms", &["sandbox-image", "images-builder", "firmware-init", "tests-synthetic"]),
-    ("stages", &["appliance-edge", "appliance-keys", "appliance-pool", "appliance-ledger", "sandbox-warden"]),
+    (
+        "stages",
+        &["appliance-edge", "appliance-keys", "appliance-pool", "appliance-ledger", "sandbox-warden", "firmware-flash"],
+    ),
     ("simulators", &["appliance-sim"]),
     ("programs", &["appliance-daemon", "appliance-cli", "sandbox-runner", "bench", "tests"]),
 ];
@@ -45,7 +58,10 @@ pub const WORLDS: &[World] = &[
     World {
         crates: &["zstd"],
         owner: "sandbox-snapshot",
-        also: &[("images-builder", "packs the initramfs for the kernel")],
+        also: &[
+            ("images-builder", "packs the initramfs for the kernel"),
+            ("firmware-flash", "reads images that were packed"),
+        ],
     },
     World { crates: &["rusqlite"], owner: "appliance-ledger", also: &[] },
     World { crates: &["hyper"], owner: "appliance-edge", also: &[("bench", "is the load, and the peer on tokio")] },
@@ -60,6 +76,7 @@ pub const WORLDS: &[World] = &[
         crates: &["nix", "libc", "landlock"],
         owner: "sandbox-kernel",
         also: &[
+            ("firmware-flash", "finds the holes of files, makes them, and tells devices by number"),
             ("firmware-init", "mounts, loads modules, reaps, and ends the machine"),
             ("appliance-runtime", "awaits raw descriptors and pins its threads to cores"),
             ("appliance-meter", "makes, seals and maps the rings' memory, and the pipe that is their bell"),
