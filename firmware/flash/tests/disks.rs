@@ -1,6 +1,6 @@
 //! Files that stand for disks are flashed, and other programs look at what is there.
 
-use firmware_flash::{FlashError, Guard, Image, Job, Report, Step, Target, block_map, flash};
+use firmware_flash::{FlashError, Guard, Image, Job, Kind, Report, Step, Target, block_map, flash};
 use images_builder::{
     bmap::Map,
     disk::{self, Contents},
@@ -22,11 +22,9 @@ fn image(folder: &Path) -> PathBuf {
     let uki: Vec<u8> = (0..6 * MIB as u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let contents = Contents { loader: b"loader", uki: &uki, esp_bytes: 72 * MIB, data_bytes: 32 * MIB };
     disk::write(&path, &contents).expect("the contents fit");
-    fs::write(
-        folder.join("ember.img.bmap"),
-        Map::of(File::open(&path).expect("a test's own file")).expect("a test's own file").xml(),
-    )
-    .expect("a test's own file");
+    let used = disk::used(&path).expect("a disk of ours");
+    let map = Map::with(File::open(&path).expect("the image"), &used).expect("it is read");
+    fs::write(folder.join("ember.img.bmap"), map.xml()).expect("room");
     path
 }
 
@@ -187,4 +185,78 @@ fn what_is_no_disk_is_refused_before_the_target_is_touched() {
     assert!(fs::read(&target).unwrap() == before);
     fs::write(folder.path().join("x.bmap"), "<bmap>").unwrap();
     assert!(block_map(&folder.path().join("x")).unwrap_err().to_string().contains("x.bmap: block map: "));
+}
+
+/// A block device that is a file; gone with the test.
+struct Loop(String);
+
+impl Loop {
+    fn of(file: &Path) -> Self {
+        Self(passes("losetup", &["--find", "--show", "--partscan", file.to_str().expect("UTF-8")]).trim().to_owned())
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("/usr/sbin/losetup").args(["--detach", &self.0]).status();
+    }
+}
+
+/// A file system that is mounted; gone with the test.
+struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+#[test]
+#[ignore = "takes root and a free loop device"]
+fn a_block_device_is_flashed_and_refused_while_it_is_mounted() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = image(folder.path());
+    let backing = used_disk(folder.path(), 160 * MIB);
+    let disk = Loop::of(&backing);
+    let device = PathBuf::from(&disk.0);
+    let look = |path: &Path, guard| Target::look(path, Path::new("/"), guard);
+    let report = quietly(job(Image::File(image.clone()), block_map(&image).unwrap(), &device)).unwrap();
+    assert_eq!((report.target_bytes, report.table_moved), (160 * MIB, true));
+    is_sound(&device, folder.path());
+    same_but_for_the_table(&device, &image);
+
+    passes("partx", &["--update", &disk.0]);
+    let data = PathBuf::from(format!("{}p2", disk.0));
+    let partition = look(&data, Guard::On).unwrap_err().to_string();
+    assert!(partition.contains("it is a partition"), "{partition}");
+    let at = folder.path().join("mounted");
+    fs::create_dir(&at).unwrap();
+    passes("mount", &["-t", "ext4", data.to_str().unwrap(), at.to_str().unwrap()]);
+    let mounted = Mounted(at);
+    let refusal = look(&device, Guard::On).unwrap_err().to_string();
+    assert!(refusal.contains("it is mounted") && refusal.contains("mounted)"), "{refusal}");
+    let kind = look(&device, Guard::Off).unwrap().kind().clone();
+    assert!(matches!(kind, Kind::Disk(disk) if disk.mounts.len() == 1));
+    // What sysfs did not say, the kernel does: one that was looked at before it was mounted is not written either.
+    drop(mounted);
+    let looked_at = job(Image::File(image), None, &device);
+    let at = folder.path().join("mounted");
+    passes("mount", &["-t", "ext4", "-o", "ro,noload", data.to_str().unwrap(), at.to_str().unwrap()]);
+    let mounted = Mounted(at);
+    let error = quietly(looked_at).unwrap_err();
+    assert!(error.to_string().contains("something on this machine uses it"), "{error}");
+    assert!(error.nothing_written());
+    drop(mounted);
+}
+
+/// bmaptool leaves a device's holes as they are, so the map must name every zero that counts. It empties files first.
+#[test]
+#[ignore = "takes root and a free loop device"]
+fn bmaptool_makes_a_sound_disk_of_one_that_was_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = image(folder.path());
+    let disk = Loop::of(&used_disk(folder.path(), IMAGE));
+    let map = folder.path().join("ember.img.bmap");
+    passes("bmaptool", &["copy", "--bmap", map.to_str().unwrap(), image.to_str().unwrap(), &disk.0]);
+    is_sound(Path::new(&disk.0), folder.path());
 }

@@ -1,7 +1,8 @@
 //! Which blocks of an image have data, so that a writer skips the rest: the `.bmap` file of bmap-tools, version 2.0.
 //!
-//! Blocks of 4096 bytes; a block of zeros only counts as a hole, whatever the file system that holds the image says, so
-//! the map depends on the image's bytes alone. Each range has its SHA-256, and so has the map itself, computed with the
+//! Blocks of 4096 bytes; a block of zeros counts as a hole, whatever the file system that holds the image says, so the map
+//! depends on the image's bytes alone. The exception are zeros that mean something, such as a free entry of a FAT: the
+//! disk may hold something else there, and a writer leaves holes as they are. Each range has its SHA-256, and so has the map itself, computed with the
 //! place of its own checksum as zeros. The form: <https://github.com/yoctoproject/bmaptool>.
 
 use crate::ImageError;
@@ -9,6 +10,7 @@ use sha2::{Digest, Sha256};
 use std::{
     fmt::Write as _,
     io::{self, Read},
+    ops,
 };
 
 /// Longest file that is taken for a map: each range of an image has a line.
@@ -42,14 +44,23 @@ impl Map {
     ///
     /// # Errors
     /// Of the reader.
-    pub fn of(mut image: impl Read) -> io::Result<Self> {
+    pub fn of(image: impl Read) -> io::Result<Self> {
+        Self::with(image, &[])
+    }
+
+    /// Reads an image to its end, in which the bytes of `used`, sorted, are data also where they are zeros.
+    ///
+    /// # Errors
+    /// Of the reader.
+    pub fn with(mut image: impl Read, used: &[ops::Range<u64>]) -> io::Result<Self> {
         let (mut bytes, mut number, mut ranges) = (0, 0, Vec::new());
         let mut open: Option<(u64, Sha256)> = None;
         let mut block = [0; BLOCK];
         loop {
             let length = fill(&mut image, &mut block)?;
-            let has_data = block[..length].iter().any(|byte| *byte != 0);
-            if has_data {
+            let here = bytes..bytes + length as u64;
+            let is_used = used.iter().any(|used| used.start < here.end && here.start < used.end);
+            if is_used || block[..length].iter().any(|byte| *byte != 0) {
                 open.get_or_insert_with(|| (number, Sha256::new())).1.update(&block[..length]);
             } else if let Some((first, hasher)) = open.take() {
                 ranges.push(Range { first, last: number - 1, sha256: hasher.finalize().into() });
@@ -219,6 +230,14 @@ mod tests {
         image[BLOCK * 6 - 1] = 1;
         assert_eq!(ranges(&image), [(0, 0), (2, 3), (5, 5)]);
         assert_eq!(Map::of(image.as_slice()).unwrap().mapped(), 4);
+    }
+
+    #[test]
+    fn zeros_that_are_used_are_data() {
+        let image = vec![0; BLOCK * 6];
+        let used = [1..2, BLOCK as u64 * 2 - 1..BLOCK as u64 * 3, BLOCK as u64 * 5..BLOCK as u64 * 5];
+        let map = Map::with(image.as_slice(), &used).unwrap();
+        assert_eq!(map.ranges.iter().map(|range| (range.first, range.last)).collect::<Vec<_>>(), [(0, 2)]);
     }
 
     #[test]
