@@ -94,7 +94,7 @@ run: build model
 	wait "$$emberd"
 
 # One test at a time: the end-to-end suites each own the machine's cgroups, and llama.cpp wants both cores.
-test: PACKAGES += bmap-tools cpio dosfstools e2fsprogs fdisk gdisk mtools
+test: PACKAGES += bmap-tools cpio dosfstools e2fsprogs fdisk gdisk minisign mtools
 test: build model
 	@$(with_liburing)
 	step() { echo "==> $$*"; "$$@"; }

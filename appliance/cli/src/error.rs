@@ -38,6 +38,8 @@ pub(crate) enum Error {
     #[error(transparent)]
     Image(#[from] images_builder::ImageError),
     #[error(transparent)]
+    Bundle(#[from] firmware_bundle::BundleError),
+    #[error(transparent)]
     Flash(#[from] firmware_flash::FlashError),
     #[error("{word:?} was not typed, so `{}` is as it was", path.display())]
     Unconfirmed { path: PathBuf, word: String },

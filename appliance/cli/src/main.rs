@@ -27,6 +27,7 @@ mod sim;
 mod snapshot;
 mod sse;
 mod target;
+mod update;
 mod usage;
 
 use args::{Args, Command};
@@ -62,6 +63,7 @@ fn command(args: Args) -> Result<(), Error> {
         Command::Usage(command) => usage::command(&client()?, command),
         Command::Sim(sim) => sim::sim(&sim),
         Command::Image(command) => image::command(&command),
+        Command::Update(command) => update::command(&client()?, &command),
         Command::Flash(command) => flash::command(&command),
         Command::Doctor(listing) => doctor::doctor(target(), listing),
     }

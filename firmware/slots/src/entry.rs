@@ -1,7 +1,7 @@
 //! The names of slots' files: `ember-a.efi`, trusted; `ember-a+2-1.efi`, two trials left, one done.
 
 use crate::Rename;
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 /// Trials that a slot is written with.
 pub const TRIES: u32 = 3;
@@ -87,6 +87,15 @@ fn parse_counter(text: &str) -> Option<Counter> {
     };
     let (left, done) = text.split_once('-').unwrap_or((text, "0"));
     Some(Counter { left: number(left)?, done: number(done)? })
+}
+
+impl FromStr for Slot {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|slot| slot.to_string() == text);
+        found.ok_or_else(|| format!("{text:?} is no slot; they are a and b"))
+    }
 }
 
 impl fmt::Display for Slot {

@@ -4,6 +4,7 @@
 //! ```text
 //!  socket ──▶ desk ──┬─ wake ──▶ thread of an instance ──▶ spawner ──▶ runner in its sandbox
 //!                    ├─ add ───▶ thread ──▶ store
+//!                    ├─ update ▶ thread ──▶ the slot that does not run
 //!                    ├─ park, snapshot ──▶ thread ──▶ snapshots
 //!                    └─ stop, list, remove: at once
 //!         ◀── outbox ◀── any of them
@@ -38,8 +39,10 @@ mod store;
 mod tail;
 mod taking;
 mod trial;
+mod updates;
 
 use desk::Desk;
+use firmware_bundle::Place;
 use identity::Machine;
 use outbox::Outbox;
 use registry::Registry;
@@ -98,6 +101,8 @@ pub struct WardenConfig {
     pub slots: usize,
     /// Longest wait for a model to load.
     pub load_timeout: Duration,
+    /// The appliance's slots, on a machine that Ember booted.
+    pub update: Option<Place>,
 }
 
 impl WardenConfig {
@@ -111,7 +116,8 @@ impl WardenConfig {
         memory_bytes_max: u64,
     ) -> Self {
         let (uid_base, slots, load_timeout) = (UID_BASE, SLOTS_MAX, LOAD_TIMEOUT);
-        Self { models, snapshots, runner, tag, inference_cpus, memory_bytes_max, uid_base, slots, load_timeout }
+        let update = None;
+        Self { models, snapshots, runner, tag, inference_cpus, memory_bytes_max, uid_base, slots, load_timeout, update }
     }
 }
 

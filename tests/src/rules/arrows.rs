@@ -16,21 +16,14 @@ use serde_json::Value;
 /// The layers, lowest first.
 const LAYERS: &[(&str, &[&str])] = &[
     ("types", &["appliance-types"]),
-    ("wire", &["sandbox-wire"]),
+    ("wire", &["sandbox-wire", "firmware-slots"]),
     ("money", &["appliance-price"]),
     (
         "pure",
-        &[
-            "appliance-config",
-            "appliance-api",
-            "appliance-admit",
-            "appliance-scale",
-            "sandbox-snapshot",
-            "firmware-slots",
-        ],
+        &["appliance-config", "appliance-api", "appliance-admit", "appliance-scale", "sandbox-snapshot", "images-uki"],
     ),
     ("fences", &["appliance-runtime", "appliance-meter", "sandbox-kernel", "sandbox-model"]),
-    ("mechanisms", &["sandbox-image", "images-builder", "firmware-init", "tests-synthetic"]),
+    ("mechanisms", &["sandbox-image", "images-builder", "firmware-bundle", "firmware-init", "tests-synthetic"]),
     (
         "stages",
         &["appliance-edge", "appliance-keys", "appliance-pool", "appliance-ledger", "sandbox-warden", "firmware-flash"],
@@ -76,6 +69,7 @@ pub const WORLDS: &[World] = &[
         crates: &["nix", "libc", "landlock"],
         owner: "sandbox-kernel",
         also: &[
+            ("firmware-bundle", "syncs the boot partition's file system"),
             ("firmware-flash", "finds the holes of files, makes them, and tells devices by number"),
             ("firmware-init", "mounts, loads modules, reaps, and ends the machine"),
             ("appliance-runtime", "awaits raw descriptors and pins its threads to cores"),

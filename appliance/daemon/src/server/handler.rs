@@ -14,7 +14,7 @@ use super::{
     snapshots,
     state::State,
     terms::Asked,
-    usage,
+    updates, usage,
 };
 use appliance_api::{ApiError, Head};
 use appliance_edge::{Failure, Handler, Request};
@@ -223,6 +223,9 @@ async fn operate(call: &Call, admin: Admin<'_>, request: Request) -> Answered {
         Admin::Usage => usage::sums(call, request.head.uri.query()).await,
         Admin::UsageRecords => usage::records(call, request.head.uri.query()).await,
         Admin::Explain(id) => usage::explain(call, id).await,
+        Admin::Slots => updates::status(call).await,
+        Admin::Update => updates::apply(call, request).await,
+        Admin::RollBack => updates::roll_back(call).await,
     }
 }
 

@@ -3,7 +3,7 @@
 //! ```text
 //!  edge ─▶ handler ─▶ route ─▶ key ─┬▶ inference ─▶ generation ─▶ pool ─▶ runner      model endpoints
 //!          (one a core)             │       └▶ meter ─▶ desk ─▶ ring ─▶ ledger
-//!                                   ├▶ functions, models, instances, snapshots, keys ─▶ warden   operator's endpoints
+//!                                   ├▶ functions, models, instances, snapshots, keys, updates ─▶ warden   operator's endpoints
 //!                                   └▶ budgets, usage ─▶ purse, ledger
 //! ```
 //!
@@ -35,6 +35,7 @@ mod snapshots;
 mod state;
 mod tenants;
 mod terms;
+mod updates;
 mod usage;
 
 use crate::{

@@ -78,6 +78,12 @@ pub(super) enum Admin<'p> {
     UsageRecords,
     /// `GET usage/{request_id}`
     Explain(&'p str),
+    /// `GET update`
+    Slots,
+    /// `PUT update`
+    Update,
+    /// `POST update/rollback`
+    RollBack,
 }
 
 /// Why there is no route.
@@ -154,8 +160,8 @@ fn public<'p>(segments: &[&'p str]) -> Option<Offered<'p>> {
 fn admin<'p>(segments: &[&'p str]) -> Option<Offered<'p>> {
     use Admin::{
         Budgets, CreateKey, Deploy, Discard, Explain, Function, Functions, Instances, Keys, Park, Remove, RemoveBudget,
-        RemoveSnapshot, RevokeKey, SetBudget, Snapshots, Stop, Stored, TakeSnapshot, Upload, Usage, UsageRecords,
-        VerifySnapshot, Wake,
+        RemoveSnapshot, RevokeKey, RollBack, SetBudget, Slots, Snapshots, Stop, Stored, TakeSnapshot, Update, Upload,
+        Usage, UsageRecords, VerifySnapshot, Wake,
     };
     let route = Route::Admin;
     Some(match *segments {
@@ -183,6 +189,8 @@ fn admin<'p>(segments: &[&'p str]) -> Option<Offered<'p>> {
         ["usage"] => Offered::get(route(Usage)),
         ["usage", "records"] => Offered::get(route(UsageRecords)),
         ["usage", id] => Offered::get(route(Explain(id))),
+        ["update"] => Offered::get(route(Slots)).and(Method::PUT, route(Update)),
+        ["update", "rollback"] => Offered::post(route(RollBack)),
         _ => return None,
     })
 }
@@ -204,6 +212,8 @@ mod tests {
             (Method::GET, "snapshots", Admin::Snapshots),
             (Method::PUT, "budgets/project/a", Admin::SetBudget("project", "a")),
             (Method::GET, "usage/records", Admin::UsageRecords),
+            (Method::PUT, "update", Admin::Update),
+            (Method::POST, "update/rollback", Admin::RollBack),
             (Method::GET, "usage/req-1", Admin::Explain("req-1")),
             (Method::POST, "functions/a/snapshot", Admin::TakeSnapshot("a")),
             (Method::DELETE, "functions/a/snapshot", Admin::RemoveSnapshot("a")),
