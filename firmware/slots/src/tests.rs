@@ -141,6 +141,10 @@ impl Machine {
         Slots::of(&self.files.iter().map(found).collect::<Vec<_>>())
     }
 
+    fn put(&mut self, name: &str, file: (u64, u32, bool)) {
+        self.files.insert(name.to_owned(), file);
+    }
+
     fn rename(&mut self, rename: &Rename) {
         let file = self.files.remove(&rename.from).expect("what is renamed is there");
         self.files.insert(rename.to.clone(), file);
@@ -180,13 +184,13 @@ impl Machine {
         let (fresh, last) = (slot.fresh(), Entry::on_trial(slot).to_string());
         let old: Vec<String> = slots.get(slot).map(|old| old.entry.to_string()).into_iter().collect();
         let write: [&dyn Fn(&mut Self); 5] = [
-            &|machine| old.iter().for_each(|name| drop(machine.files.remove(name))),
-            &|machine| drop(machine.files.insert(fresh.clone(), (4, minor, false))),
-            &|machine| drop(machine.files.insert(fresh.clone(), (9, minor, works))),
-            &|machine| drop(machine.files.insert(last.clone(), (0, minor, false))),
+            &|machine| machine.files.retain(|name, _| !old.contains(name)),
+            &|machine| machine.put(&fresh, (4, minor, false)),
+            &|machine| machine.put(&fresh, (9, minor, works)),
+            &|machine| machine.put(&last, (0, minor, false)),
             &|machine| {
                 machine.files.remove(&fresh);
-                machine.files.insert(last.clone(), (9, minor, works));
+                machine.put(&last, (9, minor, works));
             },
         ];
         write.iter().take(steps).for_each(|step| step(self));

@@ -50,6 +50,8 @@ const MIB: u64 = 1 << 20;
 const ESP_BYTES_MIN: u64 = 72 * MIB;
 const CLUSTER_BYTES: u64 = 1024;
 const EXT4_BLOCK: u64 = 4096;
+/// What a table of partitions takes with what goes before it.
+const TABLE_BYTES: u64 = 34 * SECTOR;
 /// The first time that FAT can tell, 1980-01-01, in seconds.
 const FAT_EPOCH: &str = "315532800";
 const DATA_BYTES_MIN: u64 = 16 * MIB;
@@ -104,14 +106,15 @@ pub fn partitions(file: &File) -> Result<Vec<Slice>, ImageError> {
     Ok(disk.map_err(bad)?.partitions().values().map(slice).collect())
 }
 
-/// Bytes whose value counts although they may be zeros, sorted: the boot partition's FATs, in which a zero is a free cluster,
+/// Bytes whose value counts although they may be zeros, sorted: both tables of partitions, the boot partition's FATs, in which a zero is a free cluster,
 /// and what the data partition's file system has in use, such as its journal.
 ///
 /// # Errors
 /// [`ImageError::Disk`] where it is no disk of ours, [`ImageError::File`], [`ImageError::Program`] of dumpe2fs.
 pub fn used(image: &Path) -> Result<Vec<Range<u64>>, ImageError> {
     let file = File::open(image).map_err(ImageError::at(image))?;
-    let mut used = Vec::new();
+    let bytes = file.metadata().map_err(ImageError::at(image))?.len();
+    let mut used = vec![0..TABLE_BYTES, bytes.saturating_sub(TABLE_BYTES)..bytes];
     for slice in partitions(&file)? {
         match slice.name.as_str() {
             ESP => used.push(tables_of_fat(&file, &slice).map_err(bad)?),
