@@ -6,7 +6,7 @@
 use firmware_bundle::{BundleError, Place, Status};
 use firmware_slots::{Installed, Slot};
 use sandbox_wire::warden::{SlotEntry, SlotState, UpdateStatus, WardenError};
-use std::io::Read;
+use std::io::{self, Read};
 
 /// What there is.
 pub(crate) fn status(place: Option<&Place>) -> Result<UpdateStatus, WardenError> {
@@ -19,8 +19,14 @@ pub(crate) fn status(place: Option<&Place>) -> Result<UpdateStatus, WardenError>
 }
 
 /// Installs the bundle that `source` gives, to its end; what there is then.
-pub(crate) fn apply(place: Option<&Place>, source: impl Read) -> Result<UpdateStatus, WardenError> {
-    let installed = there(place)?.apply(source).map_err(|error| told(&error))?;
+///
+/// A bundle that is refused is read to its end as well: who is still sending would not see the reason.
+pub(crate) fn apply(place: Option<&Place>, mut source: impl Read) -> Result<UpdateStatus, WardenError> {
+    let applied = there(place).and_then(|place| place.apply(&mut source).map_err(|error| told(&error)));
+    if applied.is_err() {
+        let _ = io::copy(&mut source, &mut io::sink());
+    }
+    let installed = applied?;
     tracing::info!(slot = %installed.slot, version = installed.manifest.version, "update installed");
     status(place)
 }
