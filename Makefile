@@ -106,7 +106,7 @@ focus: packages
 	cp $(FOCUS_PINS) $(FOCUS)/installed.txt
 
 # One test at a time: the end-to-end suites each own the machine's cgroups, and llama.cpp wants both cores.
-test: PACKAGES += cpio dosfstools e2fsprogs fdisk gdisk mtools prometheus python3-venv
+test: PACKAGES += bmap-tools cpio dosfstools e2fsprogs fdisk gdisk minisign mtools prometheus python3-venv
 test: build model focus clients
 	@$(with_liburing)
 	step() { echo "==> $$*"; "$$@"; }

@@ -108,6 +108,6 @@ fn read(path: &Path) -> Result<String, Error> {
 }
 
 /// A program that was built together with this one.
-fn sibling(name: &str) -> Result<PathBuf, Error> {
+pub(crate) fn sibling(name: &str) -> Result<PathBuf, Error> {
     Ok(std::env::current_exe().map_err(Error::setup)?.with_file_name(name))
 }

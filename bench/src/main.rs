@@ -21,6 +21,7 @@ mod edge;
 mod ember;
 mod error;
 mod figure;
+mod flash;
 mod http_client;
 mod llama_server;
 mod load;
@@ -61,6 +62,8 @@ enum Command {
     Overload(Overload),
     /// Write a model of 1.2 GB with random weights: what a larger one costs, where none is at hand
     Larger(Larger),
+    /// Write an image to a file by `ember flash`, bmaptool and dd, in turns
+    Flash(Flash),
     /// Serve S10's work with Ember's edge
     #[command(hide = true)]
     ServeEdge(peers::Serve),
@@ -96,6 +99,19 @@ struct Overload {
 }
 
 #[derive(Debug, clap::Args)]
+struct Flash {
+    /// Where image and target are written; its file system is measured
+    #[arg(long, value_name = "DIR", default_value = "target")]
+    folder: PathBuf,
+    /// Length of the image; half of it is data
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    mib: u64,
+    /// How often each writes
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    rounds: usize,
+}
+
+#[derive(Debug, clap::Args)]
 struct Larger {
     /// The GGUF whose architecture (llama) and vocabulary it has
     #[arg(long, value_name = "FILE", default_value = "models/SmolLM2-135M-Instruct.Q4_1.gguf")]
@@ -121,6 +137,7 @@ fn main() -> ExitCode {
             .map_err(Error::setup)
             .map(|bytes| println!("{} MB in {}", bytes / 1_000_000, larger.to.display())),
         Command::Overload(overload) => overload::run(&overload.model, overload.seconds),
+        Command::Flash(flash) => flash::measure(&flash.folder, flash.mib, flash.rounds),
         Command::ServeEdge(serve) => peers::edge(&serve),
         Command::ServeHyper(serve) => peers::hyper(&serve),
     };

@@ -22,3 +22,17 @@ fn an_unknown_figure_is_refused() {
     assert!(!output.status.success());
     assert!(String::from_utf8_lossy(&output.stderr).contains("no figure `S99`"));
 }
+
+#[test]
+fn flash_is_timed_against_its_peers() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bench"));
+    let folder = tempfile::tempdir().unwrap();
+    command.args(["flash", "--mib", "16", "--rounds", "1", "--folder"]).arg(folder.path());
+    let output = command.output().unwrap();
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{stderr}");
+    for name in ["ember flash --no-verify", "ember flash ", "bmaptool copy", "dd oflag=direct"] {
+        assert!(stdout.lines().any(|line| line.starts_with(name)), "{stdout}");
+    }
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left");
+}

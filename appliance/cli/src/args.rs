@@ -5,6 +5,7 @@ use appliance_price::Owner;
 use appliance_sim::Synthetic;
 use appliance_types::{FunctionName, KeyName, ModelDigest, ProjectName, RequestId};
 use clap::{Args as ArgGroup, Parser, Subcommand, ValueEnum, value_parser};
+use firmware_slots::Version;
 use images_builder::qemu::DiskKind;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -91,8 +92,53 @@ pub(crate) enum Command {
     /// The bootable image
     #[command(subcommand)]
     Image(Image),
+    /// Write an image to a disk, and prove that it is there; without arguments, list the disks
+    Flash(Flash),
+    /// Updates of an appliance: two slots, of which one runs
+    #[command(subcommand)]
+    Update(Update),
     /// Check this machine and the server; says how to fix what is missing
     Doctor(Listing),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Update {
+    /// Send a bundle into the slot that does not run; the next start of the machine tries it
+    Apply {
+        /// The bundle, of `ember image bundle`
+        bundle: PathBuf,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// Show the slots, in the order in which they are tried
+    Status(Listing),
+    /// Have the other slot started from the next start of the machine on
+    Rollback(Listing),
+}
+
+#[derive(Debug, ArgGroup)]
+pub(crate) struct Flash {
+    /// The image, plain or zstd; - is stdin
+    pub(crate) image: Option<PathBuf>,
+    /// The disk, as /dev/sdb, or a file that stands for one
+    pub(crate) device: Option<PathBuf>,
+    /// What the box is told: put onto its boot partition
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// The image's block map, unless it lies beside it as IMAGE.bmap
+    #[arg(long, value_name = "FILE")]
+    pub(crate) bmap: Option<PathBuf>,
+    /// Do not ask
+    #[arg(long)]
+    pub(crate) yes: bool,
+    /// Also a disk that is mounted, or that this system runs from; such are also listed
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Do not read back what was written
+    #[arg(long)]
+    pub(crate) no_verify: bool,
+    #[command(flatten)]
+    pub(crate) listing: Listing,
 }
 
 #[derive(Debug, Subcommand)]
@@ -110,6 +156,27 @@ pub(crate) enum Image {
         cache: PathBuf,
         #[command(flatten)]
         listing: Listing,
+    },
+    /// Make an update bundle of an image's slot, signed
+    Bundle {
+        /// The image
+        image: PathBuf,
+        /// The secret key, of `ember image key` or `minisign -G -W`
+        #[arg(long, value_name = "FILE")]
+        key: PathBuf,
+        /// The least version that it can be installed from
+        #[arg(long, value_name = "VERSION", default_value = "0.0.0")]
+        minimum: Version,
+        /// Where it goes
+        #[arg(long, value_name = "FILE", default_value = "target/image/ember.bundle")]
+        out: PathBuf,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// Make a pair of keys for update bundles, FILE and FILE.pub, in minisign's form
+    Key {
+        /// The secret key
+        file: PathBuf,
     },
     /// Run an image in QEMU, with its console here; the image itself stays as it is
     Boot {

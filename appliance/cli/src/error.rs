@@ -37,6 +37,12 @@ pub(crate) enum Error {
     WrongDigest { path: PathBuf, wanted: ModelDigest, got: ModelDigest },
     #[error(transparent)]
     Image(#[from] images_builder::ImageError),
+    #[error(transparent)]
+    Bundle(#[from] firmware_bundle::BundleError),
+    #[error(transparent)]
+    Flash(#[from] firmware_flash::FlashError),
+    #[error("{word:?} was not typed, so `{}` is as it was", path.display())]
+    Unconfirmed { path: PathBuf, word: String },
     #[error("the server refused: {message} ({status})")]
     Refused { status: u16, code: Option<String>, message: String },
     #[error("the answer broke off: {0}")]
@@ -81,6 +87,12 @@ impl Error {
                 "run as the user who owns it (the admin key is root's), or make a key: `ember key create --name N`"
                     .into(),
             ),
+            Error::Flash(error) if !error.nothing_written() => {
+                Some("the disk is not whole, and has a mark that says so: flash it again".into())
+            }
+            Error::Flash(firmware_flash::FlashError::Refused { .. }) => {
+                Some("`ember flash` lists the disks; --force writes one that is in use".into())
+            }
             Error::Refused { status, code, .. } => refusal_hint(*status, code.as_deref()).map(Into::into),
             _ => None,
         }

@@ -1,13 +1,21 @@
-//! `ember image`: builds the bootable image, says what is in one, and boots it in QEMU. Asks no server.
+//! `ember image`: builds the bootable image, says what is in one, makes update bundles of it, and boots it in QEMU. Asks no server.
 
 use crate::{
     args::{Image, Listing},
     error::Error,
     output,
 };
-use images_builder::{Built, Inspection, Recipe, build, inspect, qemu::Machine};
+use firmware_bundle::{MACHINE, Manifest, minisign::SecretKey};
+use firmware_slots::Version;
+use images_builder::{Built, ImageError, Inspection, Recipe, build, disk, inspect, qemu::Machine, uki};
 use serde_json::{Value, json};
-use std::fmt::Write as _;
+use std::{
+    fmt::Write as _,
+    fs::{self, File, OpenOptions},
+    io::Write as _,
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+};
 
 pub(crate) fn command(command: &Image) -> Result<(), Error> {
     match command {
@@ -32,7 +40,50 @@ pub(crate) fn command(command: &Image) -> Result<(), Error> {
             Ok(machine.run()?)
         }
         Image::Inspect { file, listing } => print_inspection(&inspect(file)?, *listing),
+        Image::Bundle { image, key, minimum, out, listing } => bundle(image, key, *minimum, out, *listing),
+        Image::Key { file } => make_key(file),
     }
+}
+
+/// The first slot of `image`, signed with `key`.
+fn bundle(image: &Path, key: &Path, minimum: Version, out: &Path, listing: Listing) -> Result<(), Error> {
+    let read = |path: &Path| fs::read_to_string(path).map_err(|source| Error::Read { path: path.into(), source });
+    let key = SecretKey::parse(&read(key)?)?;
+    let disk = File::open(image).map_err(|source| Error::Read { path: image.into(), source })?;
+    let no_slot = || ImageError::Disk(format!("{} has no slot that says its version", image.display()));
+    let partitions = disk::partitions(&disk)?;
+    let esp = partitions.iter().find(|slice| slice.name == disk::ESP).ok_or_else(no_slot)?;
+    let uki = disk::read_boot_file(&disk, esp, disk::FIRST_SLOT)?.ok_or_else(no_slot)?;
+    let version = uki::image_version(&uki).and_then(|version| version.parse().ok()).ok_or_else(no_slot)?;
+    let manifest = Manifest::of(&uki, version, minimum, MACHINE);
+    let unwritable = |source| Error::Write { path: out.into(), source };
+    firmware_bundle::write(File::create(out).map_err(unwritable)?, &uki, &manifest, &key)?;
+    let value = json!({ "bundle": out, "version": manifest.version, "minimum": manifest.minimum,
+        "compatible": manifest.compatible, "uki_bytes": manifest.size, "uki_blake3": manifest.blake3 });
+    output::print(listing, &value, || {
+        let Manifest { version, compatible, size, .. } = &manifest;
+        Ok(format!("{}: version {version} for {compatible}, {}", out.display(), mib(*size)))
+    })
+}
+
+/// A pair of keys; one that is there is never overwritten.
+fn make_key(file: &Path) -> Result<(), Error> {
+    let mut public = file.as_os_str().to_owned();
+    public.push(".pub");
+    let mut random = [0; 40];
+    getrandom::fill(&mut random).expect("the kernel has random bytes once it has booted");
+    let key = SecretKey::from_random(random);
+    for (path, text, mode) in [(file, key.text(), 0o600), (Path::new(&public), key.public_text(), 0o644)] {
+        let made = OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
+        let written = made.and_then(|mut file| file.write_all(text.as_bytes()));
+        written.map_err(|source| Error::Write { path: path.into(), source })?;
+    }
+    output::note(&format!(
+        "keep {} secret; images with {} take its bundles",
+        file.display(),
+        Path::new(&public).display()
+    ));
+    Ok(())
 }
 
 fn print_built(built: &Built, listing: Listing) -> Result<(), Error> {

@@ -15,6 +15,7 @@ mod client;
 mod deploy;
 mod doctor;
 mod error;
+mod flash;
 mod function;
 mod image;
 mod instance;
@@ -28,6 +29,7 @@ mod sim;
 mod snapshot;
 mod sse;
 mod target;
+mod update;
 mod usage;
 
 use args::{Args, Command};
@@ -64,6 +66,8 @@ fn command(args: Args) -> Result<(), Error> {
         Command::Report(command) => report::command(&client()?, &command),
         Command::Sim(sim) => sim::sim(&sim),
         Command::Image(command) => image::command(&command),
+        Command::Update(command) => update::command(&client()?, &command),
+        Command::Flash(command) => flash::command(&command),
         Command::Doctor(listing) => doctor::doctor(target(), listing),
     }
 }

@@ -22,5 +22,5 @@ pub use manifest::{
     PARK_MS_MAX, PROVISIONED_MAX, Prompt, REQUEST_BYTES_MAX, SYSTEM_BYTES_MAX, Scale,
 };
 pub use prices::{PRICES_DEFAULT, prices};
-pub use serve::{EdgeLimits, ServeConfig};
+pub use serve::{EdgeLimits, ServeConfig, UpdateConfig};
 pub use unit::{duration_ms, duration_text, size_bytes, size_text};

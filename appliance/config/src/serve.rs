@@ -22,12 +22,17 @@
 //! header_timeout = "10s"
 //! body_timeout = "60s"
 //! idle_timeout = "75s"
+//! [update]                              # on a machine that Ember booted; PID 1 writes it
+//! slots = "/esp/EFI/Linux"
+//! key = "/etc/ember/update.pub"
+//! running = "a"
 //! ```
 
 use crate::{
     ConfigError, REQUEST_BYTES_MAX,
     section::{Schema, Section, duration, number, parsed, size, text},
 };
+use firmware_slots::Slot;
 use std::{net::SocketAddr, ops::RangeInclusive};
 use toml::de::{DeTable, DeValue};
 
@@ -54,6 +59,19 @@ pub struct ServeConfig {
     pub memory_bytes: Option<u64>,
     /// What one client may use.
     pub limits: EdgeLimits,
+    /// The appliance's slots, on a machine that Ember booted.
+    pub update: Option<UpdateConfig>,
+}
+
+/// Where an appliance is updated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpdateConfig {
+    /// The folder of slots on the boot partition.
+    pub slots: String,
+    /// The file of the public key that bundles are signed for.
+    pub key: String,
+    /// The slot that runs, where that is known.
+    pub running: Option<Slot>,
 }
 
 /// What clients may use before they are known.
@@ -95,8 +113,10 @@ const SCHEMA: Schema = &[
             "inference_cores",
             "memory",
             "limits",
+            "update",
         ],
     ),
+    ("update", &["slots", "key", "running"]),
     (
         "limits",
         &[
@@ -138,6 +158,7 @@ impl Default for ServeConfig {
             inference_cores: None,
             memory_bytes: None,
             limits: EdgeLimits::default(),
+            update: None,
         }
     }
 }
@@ -179,6 +200,7 @@ impl ServeConfig {
             inference_cores: top.get("inference_cores", &number(1..=1024))?,
             memory_bytes: top.get("memory", &size(MEMORY_BYTES))?,
             limits: limits(&top.section("limits")?)?,
+            update: update(&top.section("update")?)?,
         })
     }
 }
@@ -194,6 +216,12 @@ fn host(value: &DeValue<'_>) -> Result<String, String> {
         true => Ok(name),
         false => Err(format!("`{name}` is no host name: small letters, digits, `-` and `.`")),
     }
+}
+
+fn update(section: &Section<'_>) -> Result<Option<UpdateConfig>, ConfigError> {
+    let Some(slots) = section.get("slots", &text)? else { return Ok(None) };
+    let (key, running) = (section.require("key", &text)?, section.get("running", &parsed)?);
+    Ok(Some(UpdateConfig { slots, key, running }))
 }
 
 fn limits(section: &Section<'_>) -> Result<EdgeLimits, ConfigError> {
@@ -234,7 +262,9 @@ mod tests {
         let telemetry_listen = Some(SocketAddr::from(([127, 0, 0, 1], 9443)));
         let (inference_cores, memory_bytes) = (Some(2), Some(12 << 30));
         let (telemetry_ca, telemetry_name) = (Some("/etc/ember/fleet-ca.pem".into()), Some("shop-7".into()));
-        let listed = ServeConfig { telemetry_listen, telemetry_ca, telemetry_name, ..ServeConfig::default() };
+        let (slots, key, running) = ("/esp/EFI/Linux".into(), "/etc/ember/update.pub".into(), Some(Slot::A));
+        let update = Some(UpdateConfig { slots, key, running });
+        let listed = ServeConfig { telemetry_listen, telemetry_ca, telemetry_name, update, ..ServeConfig::default() };
         assert_eq!(read, ServeConfig { inference_cores, memory_bytes, ..listed });
     }
 

@@ -15,13 +15,14 @@
 
 use crate::{
     control::{self, Beginning, Role, Start, What},
-    data::{LEDGER, LEDGER_ID, MODELS, SERVER_ID, SNAPSHOTS},
+    data::{LEDGER, LEDGER_ID, MODELS, SERVER_ID, SNAPSHOTS, UPDATE_FLOOR},
     exit::Failure,
     resources::resources,
     server,
     setup::{SERVER_FILES, ServerSetup},
 };
-use appliance_config::ServeConfig;
+use appliance_config::{ServeConfig, UpdateConfig};
+use firmware_bundle::{MACHINE, Place, minisign::PublicKey};
 use nix::{
     errno::Errno,
     sys::{
@@ -35,7 +36,7 @@ use sandbox_kernel::process::{die_with_parent, drop_privileges, keep_no_free_mem
 use sandbox_warden::{RunError, WardenConfig};
 use std::{
     env::set_current_dir,
-    fs::DirBuilder,
+    fs::{self, DirBuilder},
     net::TcpListener,
     os::{fd::OwnedFd, unix::fs::DirBuilderExt},
     path::Path,
@@ -79,7 +80,8 @@ fn warden(mut gifts: Gifts, start: &Start) -> Result<(), Failure> {
     keep_no_free_memory();
     stay_with(start)?;
     let resources = resources(&config)?;
-    let mut warden = WardenConfig::new(
+    let update = config.update.as_ref().map(|update| updates(update, &start.data)).transpose()?;
+    let config = WardenConfig::new(
         start.data.join(MODELS),
         start.data.join(SNAPSHOTS),
         start.runner.clone(),
@@ -87,8 +89,22 @@ fn warden(mut gifts: Gifts, start: &Start) -> Result<(), Failure> {
         resources.cores,
         resources.memory,
     );
-    warden.may_lack_layers = start.source.may_lack_layers();
-    sandbox_warden::run(warden, gifts.take(What::Peer)?).map_err(warden_failure)
+    let may_lack_layers = start.source.may_lack_layers();
+    let config = WardenConfig { update, may_lack_layers, ..config };
+    sandbox_warden::run(config, gifts.take(What::Peer)?).map_err(warden_failure)
+}
+
+/// The slots of a machine that Ember booted.
+fn updates(config: &UpdateConfig, data: &Path) -> Result<Place, Failure> {
+    let unusable = |reason: String| Failure::Unusable(format!("[update]: {}: {reason}", config.key));
+    let key = fs::read_to_string(&config.key).map_err(|error| unusable(error.to_string()))?;
+    Ok(Place {
+        folder: config.slots.clone().into(),
+        floor: data.join(UPDATE_FLOOR),
+        key: PublicKey::parse(&key).map_err(|error| unusable(error.to_string()))?,
+        machine: MACHINE.to_owned(),
+        running: config.running,
+    })
 }
 
 fn warden_failure(error: RunError) -> Failure {

@@ -27,6 +27,14 @@ mod root;
 
 pub use boot::run;
 
+/// Whether a box would take `text` as its `machine.toml`.
+///
+/// # Errors
+/// What is wrong with it, and where.
+pub fn check_machine(text: &str) -> Result<(), String> {
+    machine::Machine::parse(text).map(drop)
+}
+
 /// Whether this process is the machine's first.
 pub fn is_init() -> bool {
     std::process::id() == 1

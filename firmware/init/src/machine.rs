@@ -70,7 +70,7 @@ impl<'de> Deserialize<'de> for Prefixed {
 }
 
 impl Machine {
-    fn parse(text: &str) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let machine: Self = toml::from_str(text).map_err(|error| error.to_string())?;
         let name = &machine.hostname;
         let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';

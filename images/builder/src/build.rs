@@ -92,7 +92,8 @@ fn finish(out: &Path, contents: &disk::Contents) -> Result<(u64, Map), ImageErro
     disk::write(&image, contents)?;
     let file = File::open(&image).map_err(ImageError::at(&image))?;
     let bytes = file.metadata().map_err(ImageError::at(&image))?.len();
-    let map = Map::of(BufReader::with_capacity(1 << 20, file)).map_err(ImageError::at(&image))?;
+    let used = disk::used(&image)?;
+    let map = Map::with(BufReader::with_capacity(1 << 20, file), &used).map_err(ImageError::at(&image))?;
     fs::write(&bmap, map.xml()).map_err(ImageError::at(&bmap))?;
     fs::rename(&image, out).map_err(ImageError::at(out))?;
     fs::rename(&bmap, bmap_path(out)).map_err(ImageError::at(bmap_path(out)))?;

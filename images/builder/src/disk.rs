@@ -24,6 +24,9 @@ use std::{
     collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io::{self, Read},
+    iter,
+    ops::Range,
+    os::unix::fs::FileExt,
     path::Path,
 };
 use uuid::Uuid;
@@ -46,6 +49,9 @@ const MIB: u64 = 1 << 20;
 /// FAT32 has at least 65,525 clusters; smaller volumes would be read as FAT16.
 const ESP_BYTES_MIN: u64 = 72 * MIB;
 const CLUSTER_BYTES: u64 = 1024;
+const EXT4_BLOCK: u64 = 4096;
+/// What a table of partitions takes with what goes before it.
+const TABLE_BYTES: u64 = 34 * SECTOR;
 /// The first time that FAT can tell, 1980-01-01, in seconds.
 const FAT_EPOCH: &str = "315532800";
 const DATA_BYTES_MIN: u64 = 16 * MIB;
@@ -98,6 +104,65 @@ pub fn write(path: &Path, contents: &Contents) -> Result<(), ImageError> {
 pub fn partitions(file: &File) -> Result<Vec<Slice>, ImageError> {
     let disk = GptConfig::new().writable(false).logical_block_size(LogicalBlockSize::Lb512).open_from_device(file);
     Ok(disk.map_err(bad)?.partitions().values().map(slice).collect())
+}
+
+/// Bytes whose value counts although they may be zeros, sorted: both tables of partitions, the boot partition's FATs, in which a zero is a free cluster,
+/// and what the data partition's file system has in use, such as its journal.
+///
+/// # Errors
+/// [`ImageError::Disk`] where it is no disk of ours, [`ImageError::File`], [`ImageError::Program`] of dumpe2fs.
+pub fn used(image: &Path) -> Result<Vec<Range<u64>>, ImageError> {
+    let file = File::open(image).map_err(ImageError::at(image))?;
+    let bytes = file.metadata().map_err(ImageError::at(image))?.len();
+    let mut used = vec![0..TABLE_BYTES, bytes.saturating_sub(TABLE_BYTES)..bytes];
+    for slice in partitions(&file)? {
+        match slice.name.as_str() {
+            ESP => used.push(tables_of_fat(&file, &slice).map_err(bad)?),
+            DATA => used.extend(used_of_ext4(image, &slice)?),
+            _ => {}
+        }
+    }
+    used.sort_by_key(|range| range.start);
+    Ok(used)
+}
+
+/// From the volume's first sector to the end of its last FAT.
+fn tables_of_fat(file: &File, esp: &Slice) -> io::Result<Range<u64>> {
+    let mut sector = [0; SECTOR as usize];
+    file.read_exact_at(&mut sector, esp.offset)?;
+    let number =
+        |at: usize, bytes: usize| sector[at..at + bytes].iter().rev().fold(0, |n, byte| n << 8 | u64::from(*byte));
+    let (bytes, reserved, tables, length) = (number(11, 2), number(14, 2), number(16, 1), number(36, 4));
+    Ok(esp.offset..esp.offset + ((reserved + tables * length) * bytes).min(esp.bytes))
+}
+
+/// All blocks but those that dumpe2fs says are free.
+fn used_of_ext4(image: &Path, data: &Slice) -> Result<Vec<Range<u64>>, ImageError> {
+    let place = format!("{}?offset={}", image.display(), data.offset);
+    let environment = [("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")];
+    let text = run_at("dumpe2fs", &[&place], None, &environment)?;
+    let mut free = free_blocks(&text).ok_or_else(|| bad("dumpe2fs prints what cannot be read"))?;
+    free.sort_by_key(|blocks| blocks.start);
+    let (mut used, mut at) = (Vec::new(), 0);
+    let end = data.bytes / EXT4_BLOCK;
+    for blocks in free.into_iter().chain(iter::once(end..end)) {
+        if blocks.start > at {
+            used.push(data.offset + at * EXT4_BLOCK..data.offset + blocks.start * EXT4_BLOCK);
+        }
+        at = at.max(blocks.end);
+    }
+    Ok(used)
+}
+
+/// The groups' lines, which are indented: `  Free blocks: 1549-8191, 9000`.
+fn free_blocks(text: &str) -> Option<Vec<Range<u64>>> {
+    let groups = text.lines().filter_map(|line| line.strip_prefix("  Free blocks: "));
+    let ranges = groups.flat_map(|line| line.split(',')).map(str::trim).filter(|range| !range.is_empty());
+    let read = |range: &str| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        Some(first.parse().ok()?..last.parse::<u64>().ok()?.checked_add(1)?)
+    };
+    ranges.map(read).collect()
 }
 
 /// A file of the boot partition; `None` where there is none.

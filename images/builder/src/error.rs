@@ -1,5 +1,6 @@
 //! What can go wrong while an image is built or read.
 
+use images_uki::UkiError;
 use std::{io, path::PathBuf};
 
 /// Why there is no image, or why one cannot be read.
@@ -46,11 +47,14 @@ pub enum ImageError {
         reason: String,
     },
     /// Bytes that should be a UKI or its stub are not.
-    #[error("not a unified kernel image: {0}")]
-    Uki(String),
+    #[error(transparent)]
+    Uki(#[from] UkiError),
     /// Bytes that should be a disk of ours are not, or what should go into one does not fit.
     #[error("disk image: {0}")]
     Disk(String),
+    /// A text that should be a block map is none, or is damaged.
+    #[error("block map: {0}")]
+    Map(String),
 }
 
 impl ImageError {

@@ -3,7 +3,7 @@
 use crate::{
     ImageError,
     disk::{self, Slice},
-    uki::{self, Section},
+    uki::{self, Section, UkiError},
 };
 use std::{fs::File, path::Path};
 
@@ -58,12 +58,10 @@ fn slot(file: String, uki: &[u8]) -> Result<Slot, ImageError> {
     let sections = uki::sections(uki)?;
     let text = |name: &str| {
         let section = sections.iter().find(|section| section.name == name);
-        let section = section.ok_or_else(|| ImageError::Uki(format!("{file} has no section {name}")))?;
+        let section = section.ok_or_else(|| UkiError(format!("{file} has no section {name}")))?;
         Ok::<_, ImageError>(String::from_utf8_lossy(section.contents(uki)?).trim_end().to_owned())
     };
-    let os_release = text(".osrel")?;
-    let version = os_release.lines().find_map(|line| line.strip_prefix("IMAGE_VERSION="));
-    let version = version.unwrap_or("unknown").to_owned();
+    let version = uki::image_version(uki).unwrap_or_else(|| "unknown".to_owned());
     let (kernel, command_line) = (text(".uname")?, text(".cmdline")?);
     Ok(Slot { bytes: uki.len() as u64, version, kernel, command_line, sections, file })
 }

@@ -27,9 +27,9 @@ mod inspect;
 pub mod modules;
 pub mod qemu;
 pub mod recipe;
-pub mod uki;
 
 pub use build::{Built, build};
 pub use error::ImageError;
+pub use images_uki as uki;
 pub use inspect::{Inspection, inspect};
 pub use recipe::Recipe;

@@ -8,7 +8,7 @@ use crate::{
     snapshots::{Needed, Ready},
     spares,
     spawner::sandbox_error,
-    taking, trial,
+    taking, trial, updates,
 };
 use appliance_types::{FunctionName, ModelDigest};
 use sandbox_kernel::socket::has_an_end;
@@ -31,6 +31,9 @@ const ADDS_MAX: usize = 4;
 /// Calls for snapshots at once; more are refused. Those that boot an instance need a slot as well.
 const SNAPSHOTS_MAX: usize = 32;
 
+/// Slots are changed by one at a time.
+const UPDATES_MAX: usize = 1;
+
 /// Takes requests, one after the other.
 #[derive(Debug)]
 pub(crate) struct Desk {
@@ -38,11 +41,12 @@ pub(crate) struct Desk {
     instances: Vec<JoinHandle<()>>,
     adds: Arc<AtomicUsize>,
     snapshots: Arc<AtomicUsize>,
+    updates: Arc<AtomicUsize>,
 }
 
 impl Desk {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, instances: Vec::new(), adds: Arc::default(), snapshots: Arc::default() }
+        Self { shared, instances: Vec::new(), adds: Arc::default(), snapshots: Arc::default(), updates: Arc::default() }
     }
 
     /// Answers a request, now or from a thread.
@@ -63,6 +67,11 @@ impl Desk {
             Call::ModelAdd { expected } => self.add(id, descriptor, expected),
             Call::Models => self.shared.store.list().map(|models| Some(Reply::Models(models))),
             Call::ModelRemove { digest } => self.work(id, move |shared| remove(shared, &digest)),
+            Call::UpdateApply => self.update(id, descriptor),
+            Call::UpdateStatus => {
+                self.work(id, |shared| updates::status(shared.config.update.as_ref()).map(Reply::Updates))
+            }
+            Call::UpdateRollBack => self.roll_back(id),
         };
         match answer {
             Ok(Some(reply)) => self.shared.outbox.reply(id, Ok(reply)),
@@ -133,6 +142,32 @@ impl Desk {
         };
         thread::Builder::new().name("add".into()).spawn(add).map_err(|error| sandbox_error("supervision", error))?;
         Ok(None)
+    }
+
+    fn update(&self, id: u64, source: Option<OwnedFd>) -> Result<Option<Reply>, WardenError> {
+        let source = source.ok_or_else(|| bad("an update comes with a descriptor"))?;
+        if !has_an_end(&source).map_err(bad)? {
+            return Err(bad("an update is read from a file, a pipe or a socket"));
+        }
+        let permit = Permit::take(&self.updates, UPDATES_MAX)?;
+        let shared = Arc::clone(&self.shared);
+        let apply = move || {
+            let applied = updates::apply(shared.config.update.as_ref(), File::from(source));
+            drop(permit);
+            shared.outbox.reply(id, applied.map(Reply::Updates));
+        };
+        let thread = thread::Builder::new().name("update".into()).spawn(apply);
+        thread.map_err(|error| sandbox_error("supervision", error))?;
+        Ok(None)
+    }
+
+    fn roll_back(&mut self, id: u64) -> Result<Option<Reply>, WardenError> {
+        let permit = Permit::take(&self.updates, UPDATES_MAX)?;
+        self.work(id, move |shared| {
+            let done = updates::roll_back(shared.config.update.as_ref());
+            drop(permit);
+            done.map(Reply::Updates)
+        })
     }
 
     /// Ends every instance, and returns when nothing is left of any. Adds are left behind: their half-written files are

@@ -4,6 +4,7 @@
 //! ```text
 //!  socket ──▶ desk ──┬─ wake ──▶ thread of an instance ──▶ spawner ──▶ runner in its sandbox
 //!                    ├─ add ───▶ thread ──▶ store
+//!                    ├─ update ▶ thread ──▶ the slot that does not run
 //!                    ├─ park, snapshot ──▶ thread ──▶ snapshots
 //!                    └─ stop, list, remove: at once
 //!         ◀── outbox ◀── any of them
@@ -38,8 +39,10 @@ mod store;
 mod tail;
 mod taking;
 mod trial;
+mod updates;
 
 use desk::Desk;
+use firmware_bundle::Place;
 use identity::Machine;
 use outbox::Outbox;
 use registry::Registry;
@@ -100,6 +103,8 @@ pub struct WardenConfig {
     pub load_timeout: Duration,
     /// Whether sandboxes may lack Landlock where the kernel has none.
     pub may_lack_layers: bool,
+    /// The appliance's slots, on a machine that Ember booted.
+    pub update: Option<Place>,
 }
 
 impl WardenConfig {
@@ -124,6 +129,7 @@ impl WardenConfig {
             slots,
             load_timeout,
             may_lack_layers: false,
+            update: None,
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A [`Request`] is answered by one [`Message::Reply`] with its id; replies may come in any order. A reply to
 //! [`Call::Wake`] carries one descriptor, the server's end of the instance's socket; a [`Call::ModelAdd`] carries one
-//! to the warden, from which it reads the file. [`Message::Exited`] comes by itself, once for each instance that was
+//! to the warden, from which it reads the file, and so does a [`Call::UpdateApply`]. [`Message::Exited`] comes by itself, once for each instance that was
 //! awake. The warden trusts nothing here beyond what a holder of the admin key may do anyway: it clamps limits by its
 //! own and runs only models that are in its store.
 
@@ -70,6 +70,12 @@ pub enum Call {
         /// The model.
         digest: ModelDigest,
     },
+    /// Read an update bundle from the descriptor that comes along, to its end, into the slot that does not run.
+    UpdateApply,
+    /// Say what the slots have.
+    UpdateStatus,
+    /// Have the other slot started from the next start on.
+    UpdateRollBack,
 }
 
 /// What an instance needs.
@@ -169,6 +175,8 @@ pub enum Reply {
     Models(Vec<ModelEntry>),
     /// To [`Call::ModelRemove`].
     ModelRemoved,
+    /// To [`Call::UpdateApply`], [`Call::UpdateStatus`] and [`Call::UpdateRollBack`].
+    Updates(UpdateStatus),
 }
 
 /// An instance that is ready.
@@ -236,6 +244,42 @@ pub struct ModelEntry {
     pub digest: ModelDigest,
     /// Its length.
     pub bytes: u64,
+}
+
+/// The appliance's slots.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpdateStatus {
+    /// The slot that runs, where that is known.
+    pub running: Option<String>,
+    /// The version below which nothing is installed any more.
+    pub floor: Option<String>,
+    /// The slots, in the order in which they are tried.
+    pub slots: Vec<SlotEntry>,
+}
+
+/// A slot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotEntry {
+    /// Its letter.
+    pub slot: String,
+    /// Its version.
+    pub version: String,
+    /// How far it is trusted.
+    pub state: SlotState,
+}
+
+/// How far a slot is trusted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SlotState {
+    /// It has worked.
+    Trusted,
+    /// It is tried.
+    OnTrial {
+        /// Trials left.
+        left: u32,
+    },
+    /// It did not work, or was rolled back.
+    GivenUp,
 }
 
 /// What ended an instance.
@@ -358,6 +402,15 @@ pub enum WardenError {
         /// What the kernel said.
         reason: String,
     },
+    /// The bundle is not installed, and every slot is as it was.
+    #[error("the update is refused: {reason}")]
+    UpdateRefused {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Ember did not boot this machine.
+    #[error("this machine has no slots to update: Ember runs on it as a service, or its image has no update key")]
+    NoSlots,
     /// The call made no sense.
     #[error("bad request to the warden: {reason}")]
     BadRequest {

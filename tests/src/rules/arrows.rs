@@ -16,7 +16,7 @@ use serde_json::Value;
 /// The layers, lowest first.
 const LAYERS: &[(&str, &[&str])] = &[
     ("types", &["appliance-types"]),
-    ("wire", &["sandbox-wire"]),
+    ("wire", &["sandbox-wire", "firmware-slots"]),
     ("money", &["appliance-price"]),
     (
         "pure",
@@ -27,10 +27,11 @@ const LAYERS: &[(&str, &[&str])] = &[
             "appliance-report",
             "appliance-scale",
             "sandbox-snapshot",
+            "images-uki",
         ],
     ),
     ("fences", &["appliance-runtime", "appliance-meter", "sandbox-kernel", "sandbox-model"]),
-    ("mechanisms", &["sandbox-image", "images-builder", "firmware-init", "tests-synthetic"]),
+    ("mechanisms", &["sandbox-image", "images-builder", "firmware-bundle", "firmware-init", "tests-synthetic"]),
     (
         "stages",
         &[
@@ -40,6 +41,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "appliance-ledger",
             "appliance-telemetry",
             "sandbox-warden",
+            "firmware-flash",
         ],
     ),
     ("simulators", &["appliance-sim"]),
@@ -65,7 +67,10 @@ pub const WORLDS: &[World] = &[
     World {
         crates: &["zstd"],
         owner: "sandbox-snapshot",
-        also: &[("images-builder", "packs the initramfs for the kernel")],
+        also: &[
+            ("images-builder", "packs the initramfs for the kernel"),
+            ("firmware-flash", "reads images that were packed"),
+        ],
     },
     World { crates: &["rusqlite"], owner: "appliance-ledger", also: &[] },
     World { crates: &["hyper"], owner: "appliance-edge", also: &[("bench", "is the load, and the peer on tokio")] },
@@ -80,6 +85,8 @@ pub const WORLDS: &[World] = &[
         crates: &["nix", "libc", "landlock"],
         owner: "sandbox-kernel",
         also: &[
+            ("firmware-bundle", "syncs the boot partition's file system"),
+            ("firmware-flash", "finds the holes of files, makes them, and tells devices by number"),
             ("firmware-init", "mounts, loads modules, reaps, and ends the machine"),
             ("appliance-runtime", "awaits raw descriptors and pins its threads to cores"),
             ("appliance-meter", "makes, seals and maps the rings' memory, and the pipe that is their bell"),

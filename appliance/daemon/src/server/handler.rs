@@ -14,7 +14,7 @@ use super::{
     snapshots,
     state::State,
     terms::Asked,
-    usage,
+    updates, usage,
 };
 use appliance_api::{ApiError, Dialect, Head};
 use appliance_edge::{Failure, Handler, ReplyBody, Request};
@@ -268,6 +268,9 @@ async fn operate(call: &Call, admin: Admin<'_>, request: Request) -> Answered {
         Admin::UsageRecords => usage::records(call, request.head.uri.query()).await,
         Admin::Explain(id) => usage::explain(call, id).await,
         Admin::Prices => Ok(usage::prices(call)),
+        Admin::Slots => updates::status(call).await,
+        Admin::Update => updates::apply(call, request).await,
+        Admin::RollBack => updates::roll_back(call).await,
     }
 }
 

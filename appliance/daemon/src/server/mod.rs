@@ -3,7 +3,7 @@
 //! ```text
 //!  edge ─▶ handler ─▶ route ─▶ key ─┬▶ inference ─▶ generation ─▶ pool ─▶ runner      model endpoints
 //!          (one a core)             │       └▶ meter ─▶ desk ─▶ ring ─▶ ledger
-//!                                   ├▶ ollama's listings, functions, models, instances, snapshots, keys ─▶ warden   operator's endpoints
+//!                                   ├▶ ollama's listings, functions, models, instances, snapshots, keys, updates ─▶ warden   operator's endpoints
 //!                                   ├▶ budgets, usage ─▶ purse, ledger
 //!                                   └▶ metrics ─▶ each core's shard, pool, warden, rings
 //! ```
@@ -41,6 +41,7 @@ mod snapshots;
 mod state;
 mod tenants;
 mod terms;
+mod updates;
 mod usage;
 
 use crate::{

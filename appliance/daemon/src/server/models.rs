@@ -86,7 +86,10 @@ pub(super) fn refused(error: WardenError) -> ApiError {
         | WardenError::LoadFailed { .. }
         | WardenError::DiedLoading { .. }
         | WardenError::LoadTimeout { .. } => ApiError::unprocessable(message),
-        WardenError::ModelInUse { .. } | WardenError::SnapshotInvalid { .. } => ApiError::conflict(message),
+        WardenError::UpdateRefused { .. } => ApiError::unprocessable(message),
+        WardenError::ModelInUse { .. } | WardenError::SnapshotInvalid { .. } | WardenError::NoSlots => {
+            ApiError::conflict(message)
+        }
         WardenError::InstanceMissing { .. } | WardenError::SnapshotMissing { .. } => ApiError::not_found(message),
         WardenError::Storage { .. } | WardenError::CaptureFailed { .. } => ApiError::internal(message),
         WardenError::InstancesMax { .. } | WardenError::Sandbox { .. } | WardenError::BadRequest { .. } => {
@@ -101,7 +104,7 @@ pub(super) fn out_of_place() -> ApiError {
 }
 
 /// Copies a body to the warden, in step with it. The warden that reads no more has said why in its answer.
-async fn send(mut body: RequestBody, mut to: UnixStream) -> Result<(), ApiError> {
+pub(super) async fn send(mut body: RequestBody, mut to: UnixStream) -> Result<(), ApiError> {
     while let Some(chunk) = body.chunk().await {
         let chunk = chunk.map_err(body::refused)?;
         if to.write_all(&chunk).await.is_err() {

@@ -118,6 +118,12 @@ pub(super) enum Admin<'p> {
     Explain(&'p str),
     /// `GET prices`
     Prices,
+    /// `GET update`
+    Slots,
+    /// `PUT update`
+    Update,
+    /// `POST update/rollback`
+    RollBack,
 }
 
 /// Why there is no route.
@@ -211,8 +217,8 @@ fn ollama<'p>(name: &str) -> Option<Offered<'p>> {
 fn admin<'p>(segments: &[&'p str]) -> Option<Offered<'p>> {
     use Admin::{
         Budgets, CreateKey, Deploy, Discard, Explain, Function, Functions, Instances, Keys, Park, Prices, Remove,
-        RemoveBudget, RemoveSnapshot, RevokeKey, SetBudget, Snapshots, Stop, Stored, TakeSnapshot, Upload, Usage,
-        UsageRecords, VerifySnapshot, Wake,
+        RemoveBudget, RemoveSnapshot, RevokeKey, RollBack, SetBudget, Slots, Snapshots, Stop, Stored, TakeSnapshot,
+        Update, Upload, Usage, UsageRecords, VerifySnapshot, Wake,
     };
     let route = Route::Admin;
     Some(match *segments {
@@ -241,6 +247,8 @@ fn admin<'p>(segments: &[&'p str]) -> Option<Offered<'p>> {
         ["usage", "records"] => Offered::get(route(UsageRecords)),
         ["usage", id] => Offered::get(route(Explain(id))),
         ["prices"] => Offered::get(route(Prices)),
+        ["update"] => Offered::get(route(Slots)).and(Method::PUT, route(Update)),
+        ["update", "rollback"] => Offered::post(route(RollBack)),
         _ => return None,
     })
 }
@@ -264,6 +272,8 @@ mod tests {
             (Method::GET, "snapshots", Admin::Snapshots),
             (Method::PUT, "budgets/project/a", Admin::SetBudget("project", "a")),
             (Method::GET, "usage/records", Admin::UsageRecords),
+            (Method::PUT, "update", Admin::Update),
+            (Method::POST, "update/rollback", Admin::RollBack),
             (Method::GET, "usage/req-1", Admin::Explain("req-1")),
             (Method::GET, "prices", Admin::Prices),
             (Method::POST, "functions/a/snapshot", Admin::TakeSnapshot("a")),

@@ -9,7 +9,10 @@
 //! The form: <https://uapi-group.org/specifications/specs/unified_kernel_image/>, and Microsoft's PE format. Reading is
 //! strict, since `ember image inspect` and an update read files that others made.
 
-use crate::ImageError;
+/// Bytes that should be a UKI or its stub are not.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a unified kernel image: {0}")]
+pub struct UkiError(pub String);
 
 const SECTION_ALIGNMENT: u32 = 4096;
 const FILE_ALIGNMENT: u32 = 512;
@@ -56,20 +59,20 @@ impl Section {
     /// Its bytes in `file`, without padding.
     ///
     /// # Errors
-    /// [`ImageError::Uki`] where the file is too short for it.
-    pub fn contents<'a>(&self, file: &'a [u8]) -> Result<&'a [u8], ImageError> {
+    /// [`UkiError`] where the file is too short for it.
+    pub fn contents<'a>(&self, file: &'a [u8]) -> Result<&'a [u8], UkiError> {
         let length = self.size.min(self.stored) as usize;
         let start = self.offset as usize;
         file.get(start..start.saturating_add(length))
-            .ok_or_else(|| ImageError::Uki(format!("section {} lies beyond the file's end", self.name)))
+            .ok_or_else(|| UkiError(format!("section {} lies beyond the file's end", self.name)))
     }
 }
 
 /// Makes a UKI.
 ///
 /// # Errors
-/// [`ImageError::Uki`] where the stub is none, or has no room for the headers.
-pub fn build(parts: &Parts) -> Result<Vec<u8>, ImageError> {
+/// [`UkiError`] where the stub is none, or has no room for the headers.
+pub fn build(parts: &Parts) -> Result<Vec<u8>, UkiError> {
     let headers = Headers::read(parts.stub)?;
     let added: [(&str, &[u8]); 5] = [
         (".osrel", parts.os_release.as_bytes()),
@@ -82,7 +85,7 @@ pub fn build(parts: &Parts) -> Result<Vec<u8>, ImageError> {
     let room = headers.size_of_headers as usize;
     let mut at = headers.table + sections.len() * SECTION_HEADER;
     if at + added.len() * SECTION_HEADER > room {
-        return Err(ImageError::Uki("the stub has no room for five more sections".to_owned()));
+        return Err(UkiError("the stub has no room for five more sections".to_owned()));
     }
     let end = sections.iter().map(|s| s.offset + s.stored).max().unwrap_or(headers.size_of_headers);
     let mut address = sections.iter().map(|s| s.address + s.size).max().unwrap_or(0);
@@ -112,9 +115,18 @@ pub fn build(parts: &Parts) -> Result<Vec<u8>, ImageError> {
 /// The sections of a PE file for x86-64.
 ///
 /// # Errors
-/// [`ImageError::Uki`] where it is none.
-pub fn sections(file: &[u8]) -> Result<Vec<Section>, ImageError> {
+/// [`UkiError`] where it is none.
+pub fn sections(file: &[u8]) -> Result<Vec<Section>, UkiError> {
     Headers::read(file)?.sections(file)
+}
+
+/// What the UKI's os-release calls its version; `None` where it is no UKI, or does not say.
+pub fn image_version(file: &[u8]) -> Option<String> {
+    let sections = sections(file).ok()?;
+    let os_release = sections.iter().find(|section| section.name == ".osrel")?.contents(file).ok()?;
+    let text = String::from_utf8_lossy(os_release);
+    let version = text.lines().find_map(|line| line.strip_prefix("IMAGE_VERSION="))?;
+    Some(version.trim_matches('"').to_owned())
 }
 
 /// Where things are in the headers.
@@ -128,8 +140,8 @@ struct Headers {
 }
 
 impl Headers {
-    fn read(file: &[u8]) -> Result<Self, ImageError> {
-        let bad = |what: &str| ImageError::Uki(what.to_owned());
+    fn read(file: &[u8]) -> Result<Self, UkiError> {
+        let bad = |what: &str| UkiError(what.to_owned());
         if file.get(..2) != Some(b"MZ") {
             return Err(bad("it does not begin with MZ"));
         }
@@ -153,7 +165,7 @@ impl Headers {
         Ok(Self { coff, table, count, size_of_headers: u32_at(file, optional + 60)? })
     }
 
-    fn sections(&self, file: &[u8]) -> Result<Vec<Section>, ImageError> {
+    fn sections(&self, file: &[u8]) -> Result<Vec<Section>, UkiError> {
         let read = |number: u16| {
             let at = self.table + usize::from(number) * SECTION_HEADER;
             let name = file.get(at..at + 8).ok_or_else(ends_early)?;
@@ -163,7 +175,7 @@ impl Headers {
             let end = section.offset.checked_add(section.stored).ok_or_else(too_large)?;
             section.address.checked_add(section.size).ok_or_else(too_large)?;
             if end as usize > file.len() {
-                return Err(ImageError::Uki(format!("section {} lies beyond the file's end", section.name)));
+                return Err(UkiError(format!("section {} lies beyond the file's end", section.name)));
             }
             Ok(section)
         };
@@ -179,26 +191,26 @@ fn put_section(header: &mut [u8], name: &str, [size, address, stored, offset]: [
     }
 }
 
-fn u16_at(file: &[u8], at: usize) -> Result<u16, ImageError> {
+fn u16_at(file: &[u8], at: usize) -> Result<u16, UkiError> {
     let bytes = file.get(at..).and_then(|rest| rest.first_chunk()).ok_or_else(ends_early)?;
     Ok(u16::from_le_bytes(*bytes))
 }
 
-fn u32_at(file: &[u8], at: usize) -> Result<u32, ImageError> {
+fn u32_at(file: &[u8], at: usize) -> Result<u32, UkiError> {
     let bytes = file.get(at..).and_then(|rest| rest.first_chunk()).ok_or_else(ends_early)?;
     Ok(u32::from_le_bytes(*bytes))
 }
 
-fn narrow(length: usize) -> Result<u32, ImageError> {
+fn narrow(length: usize) -> Result<u32, UkiError> {
     u32::try_from(length).map_err(|_| too_large())
 }
 
-fn too_large() -> ImageError {
-    ImageError::Uki("it is larger than PE files can be".to_owned())
+fn too_large() -> UkiError {
+    UkiError("it is larger than PE files can be".to_owned())
 }
 
-fn ends_early() -> ImageError {
-    ImageError::Uki("it ends within its headers".to_owned())
+fn ends_early() -> UkiError {
+    UkiError("it ends within its headers".to_owned())
 }
 
 #[cfg(test)]

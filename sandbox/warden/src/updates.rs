@@ -1,0 +1,61 @@
+//! The appliance's slots, which only root may write: a bundle goes from a socket into the one that does not run.
+//!
+//! What a bundle must be is `firmware/bundle`'s; this tells the server what became of it. Without a place, which is any
+//! host that Ember did not boot, every call is refused.
+
+use firmware_bundle::{BundleError, Place, Status};
+use firmware_slots::{Installed, Slot};
+use sandbox_wire::warden::{SlotEntry, SlotState, UpdateStatus, WardenError};
+use std::io::{self, Read};
+
+/// What there is.
+pub(crate) fn status(place: Option<&Place>) -> Result<UpdateStatus, WardenError> {
+    let Status { slots, running, floor } = there(place)?.status().map_err(|error| told(&error))?;
+    Ok(UpdateStatus {
+        running: running.map(|slot: Slot| slot.to_string()),
+        floor: floor.map(|floor| floor.to_string()),
+        slots: slots.order().into_iter().map(entry).collect(),
+    })
+}
+
+/// Installs the bundle that `source` gives, to its end; what there is then.
+///
+/// A bundle that is refused is read to its end as well: who is still sending would not see the reason.
+pub(crate) fn apply(place: Option<&Place>, mut source: impl Read) -> Result<UpdateStatus, WardenError> {
+    let applied = there(place).and_then(|place| place.apply(&mut source).map_err(|error| told(&error)));
+    if applied.is_err() {
+        let _ = io::copy(&mut source, &mut io::sink());
+    }
+    let installed = applied?;
+    tracing::info!(slot = %installed.slot, version = installed.manifest.version, "update installed");
+    status(place)
+}
+
+/// Has the other slot started from the next start on; what there is then.
+pub(crate) fn roll_back(place: Option<&Place>) -> Result<UpdateStatus, WardenError> {
+    there(place)?.roll_back().map_err(|error| told(&error))?;
+    tracing::info!("the other slot is started next");
+    status(place)
+}
+
+fn there(place: Option<&Place>) -> Result<&Place, WardenError> {
+    place.ok_or(WardenError::NoSlots)
+}
+
+fn entry(installed: Installed) -> SlotEntry {
+    let state = match installed.entry.counter {
+        None => SlotState::Trusted,
+        Some(counter) if counter.left == 0 => SlotState::GivenUp,
+        Some(counter) => SlotState::OnTrial { left: counter.left },
+    };
+    SlotEntry { slot: installed.entry.slot.to_string(), version: installed.version.to_string(), state }
+}
+
+fn told(error: &BundleError) -> WardenError {
+    let reason = error.to_string();
+    if error.is_of_bundle() {
+        WardenError::UpdateRefused { reason }
+    } else {
+        WardenError::Storage { action: "install the update".to_owned(), reason }
+    }
+}
