@@ -297,6 +297,8 @@ pub struct InstanceView {
     pub instance: InstanceId,
     /// Whose it is.
     pub function: FunctionName,
+    /// Memory that it reserves, bytes.
+    pub memory_bytes: u64,
     /// Cores that it computes on when busy.
     pub threads: u32,
     /// Requests that it can run at once.

@@ -548,7 +548,7 @@ impl Scheduler {
         let want = self.want(&function.config);
         let cores = Cores::new(self.lease(name, want), want);
         self.wake_ids += 1;
-        let RunnerSpec { memory_bytes, model: weights, .. } = function.config.spec;
+        let (memory_bytes, weights) = (function.config.spec.lease_bytes(), function.config.spec.model);
         let generation = function.generation;
         let wake = Wake { function: name.clone(), generation, cores, memory_bytes, weights, began: now };
         let spec = Box::new(function.config.spec_on(self.cores));
@@ -606,6 +606,7 @@ impl Scheduler {
         let up = |(id, i): (&InstanceId, &Instance)| InstanceView {
             instance: *id,
             function: i.function.clone(),
+            memory_bytes: i.memory_bytes,
             threads: i.cores.told,
             slots: i.slots,
             slots_busy: i.running.len() as u32,

@@ -17,6 +17,9 @@ impl Scheduler {
             Err(error) => {
                 failed_wake(wake.began, now, wake.memory_bytes, self.books.of(&wake.function));
                 tracing::warn!(function = %wake.function, %error, "wake failed");
+                if let WardenError::DiedLoading { cause } = &error {
+                    self.outgrew(&wake.function, wake.generation, wake.memory_bytes, cause);
+                }
                 self.hold(now, &wake.function);
                 // Of an earlier form: says nothing of this one.
                 if self.functions.get(&wake.function).is_none_or(|f| f.generation != wake.generation) {
