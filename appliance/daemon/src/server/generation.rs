@@ -235,7 +235,7 @@ pub(super) async fn ask(
     meter: &mut Meter,
 ) -> Result<(Dispatched, FromRunner), ApiError> {
     call.asked.check_time()?;
-    let terms = call.asked.terms(&call.caller.key, true);
+    let terms = call.asked.terms(&call.caller.key);
     let mut submission = call.state.pool.submit_on(function.manifest.name.clone(), work, terms).map_err(refused)?;
     meter.submitted(submission.tab());
     let mut how = None;

@@ -56,7 +56,7 @@ pub(super) async fn chat(call: &Call, request: Request) -> Answered {
     let how = How { shape: Shape::Chat, stream: request.stream, include_usage: request.include_usage };
     let prompts = [meter.check(request.into_generate(&bounds(call, &function)))?];
     allow(call, &mut meter, &function, &prompts)?;
-    answer(call, how, generation(call, &how, function, meter, chat::PROMPT_PARAM, prompts.into())).await
+    answer(call, how, generation(call, function, meter, chat::PROMPT_PARAM, prompts.into())).await
 }
 
 /// `POST /v1/completions`
@@ -67,7 +67,7 @@ pub(super) async fn completion(call: &Call, request: Request) -> Answered {
     let how = How { shape: Shape::Text, stream: request.stream, include_usage: request.include_usage };
     let prompts = meter.check(request.into_generates(&bounds(call, &function)))?;
     allow(call, &mut meter, &function, &prompts)?;
-    answer(call, how, generation(call, &how, function, meter, completion::PROMPT_PARAM, prompts)).await
+    answer(call, how, generation(call, function, meter, completion::PROMPT_PARAM, prompts)).await
 }
 
 /// `POST /v1/embeddings`
@@ -146,13 +146,12 @@ fn bounds(call: &Call, function: &Function) -> Bounds {
 
 fn generation(
     call: &Call,
-    how: &How,
     function: Arc<Function>,
     meter: Meter,
     prompt_param: &'static str,
     prompts: Vec<Generate>,
 ) -> Generation {
-    let terms = call.asked.terms(&call.caller.key, !how.stream);
+    let terms = call.asked.terms(&call.caller.key);
     Generation::new(Arc::clone(&call.state), function, meter, call.asked, terms, prompt_param, prompts)
 }
 

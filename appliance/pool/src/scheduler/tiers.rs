@@ -2,7 +2,9 @@
 //!
 //! Invariant: a function with an instance, or a wake, is not held; one without either is held or stored.
 
-use super::{Effect, Failed, FunctionName, Heard, Instance, Scheduler, Timer, Wake, WakeId, account::failed_wake};
+use super::{
+    Begun, Effect, Failed, FunctionName, Heard, Instance, Scheduler, Timer, Wake, WakeId, account::failed_wake,
+};
 use sandbox_wire::warden::{Awake, InstanceId, WardenError};
 use std::{sync::Arc, time::Instant};
 
@@ -65,6 +67,7 @@ impl Scheduler {
             heard: Heard::new(now),
             woke_in,
             running: Vec::new(),
+            begun: Begun::default(),
             idle_stop: None,
             ending: false,
             dies_by: None,
