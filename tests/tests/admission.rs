@@ -5,7 +5,7 @@
 
 use serde_json::{Value, json};
 use std::thread;
-use tests::{Client, Ember, Stream, assistant, chat, until};
+use tests::{Client, Ember, Stream, assistant, chat, text_of, until};
 
 #[test]
 fn limits_deadlines_turns_and_classes_hold() {
@@ -131,17 +131,17 @@ fn who_floods_is_turned_away(ember: &Ember) {
 }
 
 fn batch_gives_way(ember: &Ember) {
-    let with = json!({"max_tokens": 400, "logit_bias": {"2": -100}});
+    let with = json!({"max_tokens": 400, "logit_bias": {"2": -100}, "stream_options": {"include_usage": true}});
     let long = chat("assistant", "Tell me a long story.", with);
-    let alone = ember.client().ask(&long).text();
-    let batch = ember.client().with_header("x-ember-class", "batch");
-    let work = thread::spawn(move || batch.ask(&long).expect(200));
-    let busy = || ember.client().get("/ember/v1/instances").json()["data"][0]["slots_busy"].as_u64();
-    until("batch has the only slot", || busy().filter(|busy| *busy == 1));
+    let mut work = ember.client().with_header("x-ember-class", "batch").ask_streamed(&long);
+    let first = work.find(|event| !text_of(event).is_empty()).expect("it speaks, and has the only slot");
     let somebody = ember.client().ask(&hello()).expect(200);
-    let work = work.join().unwrap();
-    assert_eq!(work.text(), alone, "begun again, and answered once");
-    let ids = [somebody, work].map(|reply| reply.header("x-request-id").to_owned());
+    let work_id = id(&work);
+    let rest = work.whole();
+    let ends = |event: &Value| event["choices"][0]["finish_reason"].as_str().map(str::to_owned);
+    assert_eq!(rest.iter().find_map(ends).as_deref(), Some("length"), "it goes on where it was");
+    assert_eq!(rest.last().unwrap()["usage"]["completion_tokens"], 400, "and says nothing twice: {first}");
+    let ids = [somebody.header("x-request-id").to_owned(), work_id];
     assert_eq!(order_of_ends(ember, &ids), ids, "who is interactive does not wait for batch");
 }
 

@@ -1,6 +1,7 @@
 //! Memory is promised before it is used: functions that together need thrice what there is take turns, and what can never
-//! fit is refused when it is deployed.
+//! fit is refused when it is deployed. What is promised is what was measured, and it suffices for the most that may be asked.
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, thread};
 use tests::{Ember, Function, Random, chat};
@@ -57,6 +58,63 @@ fn ten_functions_in_a_third_of_their_memory_all_answer() {
     for wrong in ["memory limit", "not woken", "gone while", "WARN", "ERROR"] {
         assert!(!log.contains(wrong), "{wrong}: {log}");
     }
+    ember.stop();
+}
+
+/// Three functions whose caps are each nearly all there is, and whose needs are not.
+#[test]
+fn what_is_reserved_is_what_was_measured() {
+    const CAP: u64 = 1 << 30;
+    let mut ember = Ember::start_with("memory = \"1700MiB\"\n");
+    let names = ["a", "b", "c"];
+    for name in names {
+        let function = Function::named(name).limit("memory = \"1GiB\"").limit("context = 512").limit("cpus = 1");
+        ember = ember
+            .with(&function.limit("request_bytes = \"64KiB\"").scale("concurrency = 1").scale("keep_warm = \"60s\""));
+    }
+    let client = ember.client();
+    let reserved = client.get("/ember/v1/functions/a").json()["reserved_bytes"].as_u64().unwrap();
+    assert!((64 << 20..CAP / 4).contains(&reserved), "{reserved}");
+    for name in names {
+        let reply = client.ask(&chat(name, "Hi", json!({"max_tokens": 2}))).expect(200).json();
+        assert_eq!(reply["usage"]["ember"]["memory_mib"], reserved >> 20, "{reply}");
+    }
+    let instances = client.get("/ember/v1/instances").json()["data"].clone();
+    let up: Vec<_> = instances.as_array().unwrap().iter().filter(|row| row["tier"] == "running").collect();
+    assert_eq!(up.len(), names.len(), "all are up at once: {instances}");
+    assert!(up.iter().all(|row| row["reserved_bytes"] == reserved), "{instances}");
+
+    ember.signal(Signal::SIGTERM);
+    ember.has_stopped();
+    ember.start_again();
+    let again = ember.client().get("/ember/v1/functions/a").json()["reserved_bytes"].as_u64();
+    assert_eq!(again, Some(reserved), "it is known after a restart");
+    ember.stop();
+}
+
+/// Whatever may be asked at most: each slot's context full, the longest text, and one that makes the most of a tokenizer.
+#[test]
+fn what_is_reserved_suffices_for_the_most_that_may_be_asked() {
+    const SLOTS: usize = 2;
+    let function =
+        Function::named("full").limit("memory = \"2GiB\"").limit("context = 512").limit("output_tokens = 512");
+    let ember = Ember::start().with(&function.scale(&format!("concurrency = {SLOTS}")));
+    let fills = |seed: usize| {
+        let prompt = format!("{seed}: {}", "all the rivers run into the sea ".repeat(40));
+        let options = json!({"max_tokens": 512, "temperature": 1, "seed": seed, "logprobs": true, "top_logprobs": 20});
+        (chat("full", &prompt, options), 200)
+    };
+    let word = || (json!({"model": "full", "prompt": "a".repeat(1_000_000), "max_tokens": 1}), 400);
+    let mixed = || (json!({"model": "full", "prompt": "a1!".repeat(333_000), "max_tokens": 1}), 400);
+    for round in [[fills(1), fills(2)], [word(), word()], [mixed(), fills(3)], [word(), fills(4)]] {
+        let asked = round.map(|(request, status)| {
+            let client = ember.client();
+            thread::spawn(move || client.ask(&request).expect(status))
+        });
+        asked.into_iter().for_each(|asked| drop(asked.join().unwrap()));
+    }
+    let log = ember.log();
+    assert!(!log.contains("memory limit") && !log.contains("reserved for it"), "{log}");
     ember.stop();
 }
 

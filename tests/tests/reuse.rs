@@ -75,3 +75,29 @@ fn a_next_turn_is_cheaper_for_its_own_key_only() {
     }
     ember.stop();
 }
+
+/// Two conversations at once need two instances; each goes on in its own, whichever came first.
+#[test]
+fn a_conversation_goes_on_in_the_instance_that_has_it() {
+    let function = assistant().limit("cpus = 1").scale("concurrency = 1").scale("max = 2").scale("keep_warm = \"60s\"");
+    let ember = Ember::serving(&function.system("Be brief."));
+    let client = ember.client();
+    let mut talks = [Talk(Vec::new()), Talk(Vec::new())];
+    let subjects = ["rivers", "stars"];
+    let firsts = std::thread::scope(|scope| {
+        let asked = talks.iter_mut().zip(subjects).map(|(talk, subject)| {
+            let client = &client;
+            scope.spawn(move || tokens(&talk.ask(client, &format!("Tell me about {subject}.")).json()["usage"]).0)
+        });
+        asked.collect::<Vec<_>>().into_iter().map(|asked| asked.join().unwrap()).collect::<Vec<_>>()
+    });
+    let up = ember.client().get("/ember/v1/instances").json()["data"].as_array().unwrap().len();
+    assert_eq!(up, 2, "one each");
+    for turn in 0..3 {
+        for (talk, prompt) in talks.iter_mut().zip(&firsts).rev() {
+            let (_, found) = tokens(&talk.ask(&client, "Go on.").json()["usage"]);
+            assert!(found >= *prompt, "turn {turn}: {found} tokens were found of a turn of {prompt}");
+        }
+    }
+    ember.stop();
+}

@@ -9,9 +9,11 @@
 //!                        └▶ no core: nobody younger gets one either, and no batch gets anything
 //! ```
 //!
-//! Which of a function's requests is its next is [`queue`]'s to say, what batch gives up for what is interactive
-//! [`preempt`]'s, and what a key may use [`limit`]'s. Batch never runs beside interactive requests in an instance, and
-//! leaves one of its slots free where it has several, so that what comes finds one.
+//! Of several instances that could, the one takes a request that has most of its prompt ([`route`]), an idle one only where a
+//! core is free for it. Which of a function's requests is its next is [`queue`]'s to say, what batch gives up for what is interactive
+//! [`preempt`]'s, and what a key may use [`limit`]'s. Batch never runs beside interactive requests in an instance: it is
+//! paused while they run, and gives up its slots where they need those. It leaves one free where there are several, so that
+//! who comes next need not take one.
 //!
 //! Why cores are leased: ggml's threads spin at barriers, so two busy instances with more threads than cores run many
 //! times slower than one. An instance is busy on one core at least and has its share of all ([`cores`]). Invariants: the
@@ -23,6 +25,7 @@ pub mod limit;
 pub mod memory;
 pub mod preempt;
 pub mod queue;
+pub mod route;
 
 pub use queue::Class;
 
@@ -56,16 +59,14 @@ pub struct Function {
 pub struct Instance {
     /// Requests that it can run at once.
     pub slots: u32,
-    /// Requests that it has.
+    /// Requests that it has, batch that gave up its slot included.
     pub busy: u32,
     /// Of these, batch.
     pub batch: u32,
-    /// Of the batch, those that are paused: they keep their slots and compute nothing.
+    /// Of the batch, those that are paused: they compute nothing.
     pub paused: u32,
-    /// Of the batch, those that may go back to the queue, since nobody has seen anything of their answers.
-    pub unseen: u32,
-    /// Of the batch, those on their way back to the queue.
-    pub yielding: u32,
+    /// Of how many parts of the function's next request it has computed the beginning ([`route::Begun::found`]).
+    pub found: usize,
 }
 
 /// What to do; indices are those of the arguments.
@@ -117,7 +118,7 @@ pub fn next_step(functions: &[Function], mut free: Free) -> Option<Step> {
         if class == Class::Batch && somebody_waits {
             return lacking;
         }
-        match functions[function].wants() {
+        match functions[function].wants(free.cores) {
             Want::Slot(instance) => return Some(Step::Dispatch { function, instance }),
             Want::Nothing => {}
             Want::Idle(_) | Want::Wake if free.cores == 0 => {
@@ -138,10 +139,9 @@ pub fn next_step(functions: &[Function], mut free: Free) -> Option<Step> {
 }
 
 /// Whether a function's queue, of `queue_max` at most, has room for the requests that wait. Those that a waking instance
-/// is being woken for are not in it, nor those that batch gives up its slots for.
+/// is being woken for are not in it.
 pub fn queue_has_room(function: &Function, queue_max: usize) -> bool {
-    let yielding: u32 = function.instances.iter().map(|i| i.yielding).sum();
-    let served_soon = function.waking * function.slots as usize + yielding as usize;
+    let served_soon = function.waking * function.slots as usize;
     function.waiting <= queue_max.saturating_add(served_soon)
 }
 
@@ -158,17 +158,25 @@ enum Want {
 }
 
 impl Function {
-    fn wants(&self) -> Want {
-        let free = |i: &Instance| i.takes(self.class);
-        if let Some(shared) = self.instances.iter().position(|i| i.is_leased() && free(i)) {
-            return Want::Slot(shared);
-        }
-        if let Some(idle) = self.instances.iter().position(free) {
-            return Want::Idle(idle);
+    fn wants(&self, cores_free: u32) -> Want {
+        let found = |at: Option<usize>| at.map(|at| self.instances[at].found);
+        let (shared, idle) = (self.best(true), self.best(false));
+        match (shared, idle) {
+            (Some(_), Some(idle)) if cores_free > 0 && found(Some(idle)) > found(shared) => return Want::Idle(idle),
+            (Some(shared), _) => return Want::Slot(shared),
+            (None, Some(idle)) => return Want::Idle(idle),
+            (None, None) => {}
         }
         let will_be_served = self.waking * self.slots as usize;
         let may_grow = self.instances.len() + self.waking < self.instances_max;
         if may_grow && self.first > will_be_served { Want::Wake } else { Want::Nothing }
+    }
+
+    /// Of the instances that take its next request and compute, or do not, the first that has most of it.
+    fn best(&self, leased: bool) -> Option<usize> {
+        let takes = |i: &Instance| i.is_leased() == leased && i.takes(self.class);
+        let able = self.instances.iter().enumerate().filter(|(_, i)| takes(i));
+        able.max_by_key(|(at, i)| (i.found, std::cmp::Reverse(*at))).map(|(at, _)| at)
     }
 }
 
@@ -181,7 +189,7 @@ impl Instance {
     fn takes(&self, class: Class) -> bool {
         let batch_slots = self.slots.saturating_sub(1).max(1);
         match class {
-            Class::Interactive => self.busy < self.slots,
+            Class::Interactive => self.busy - self.batch < self.slots,
             Class::Batch => self.busy == self.batch && self.paused == 0 && self.busy < batch_slots.min(self.slots),
         }
     }
@@ -208,7 +216,7 @@ mod tests {
     }
 
     fn instance(slots: u32, busy: u32) -> Instance {
-        Instance { slots, busy, batch: 0, paused: 0, unseen: 0, yielding: 0 }
+        Instance { slots, busy, batch: 0, paused: 0, found: 0 }
     }
 
     /// Memory is no concern.
@@ -272,6 +280,28 @@ mod tests {
         assert_eq!(next_step(&[batch.clone(), somebody.clone()], cores(0)), None);
         assert_eq!(next_step(&[batch.clone(), somebody], cores(1)), Some(Step::Dispatch { function: 1, instance: 0 }));
         assert_eq!(next_step(&[batch], cores(0)), Some(Step::Dispatch { function: 0, instance: 0 }));
+    }
+
+    #[test]
+    fn a_conversation_goes_on_where_its_beginning_is() {
+        let dispatch = |instance| Some(Step::Dispatch { function: 0, instance });
+        let mut f = function(1, &[(2, 1), (2, 1), (2, 0), (2, 0)]);
+        assert_eq!(next_step(&[f.clone()], cores(1)), dispatch(0));
+        f.instances[1].found = 2;
+        assert_eq!(next_step(&[f.clone()], cores(1)), dispatch(1), "both compute");
+        f.instances[3].found = 4;
+        assert_eq!(next_step(&[f.clone()], cores(1)), dispatch(3), "a core is free");
+        assert_eq!(next_step(&[f.clone()], cores(0)), dispatch(1), "nobody waits for a core for it");
+        f.instances[3].busy = 2;
+        assert_eq!(next_step(&[f], cores(1)), dispatch(1), "nor for a slot");
+    }
+
+    #[test]
+    fn batch_is_in_nobodys_way() {
+        let mut full = function(1, &[(2, 2)]);
+        assert_eq!(next_step(&[full.clone()], cores(2)), None);
+        full.instances[0].batch = 1;
+        assert_eq!(next_step(&[full], cores(2)), Some(Step::Dispatch { function: 0, instance: 0 }));
     }
 
     #[test]
@@ -347,7 +377,7 @@ mod tests {
                 prop_assert!(leased(&functions) <= cores);
                 for f in &functions {
                     prop_assert!(f.instances.len() + f.waking <= f.instances_max.max(f.instances.len()));
-                    prop_assert!(f.instances.iter().all(|i| i.busy <= i.slots));
+                    prop_assert!(f.instances.iter().all(|i| i.busy - i.batch <= i.slots && i.batch <= i.slots));
                 }
             }
             let left = next_step(&functions, Free { cores: cores - leased(&functions), surplus: 0, bytes });

@@ -1,7 +1,7 @@
 //! Whether another instance fits into memory, and which idle ones give way to it. Pure.
 //!
 //! ```text
-//!  total ─┬─ leases    what each instance, up or waking, may use of its own; its cgroup holds it to that
+//!  total ─┬─ leases    what each instance, up or waking, may use of its own ([`reservation`]); its cgroup holds it to that
 //!         ├─ weights   each model once, while an instance of it is up or waking
 //!         ├─ images    of functions that are held in memory, each once however many instances share it
 //!         └─ free      what a wake may take
@@ -33,6 +33,27 @@ pub struct Idle {
     /// What it is worth, by [`credit`].
     pub credit: f64,
 }
+
+/// What an instance reserves that needs `needs_bytes` before any request, takes requests of up to `request_bytes`, and may
+/// use up to `cap_bytes`.
+///
+/// What it needs is all memory that it may write to, the KV cache at full context in each slot and the scratch of the
+/// largest step included, touched or not. What comes with requests is added: their texts, of which tokenizers make over a
+/// hundred times as much, and what answers are made with.
+pub fn reservation(needs_bytes: u64, request_bytes: u64, cap_bytes: u64) -> u64 {
+    let requests = request_bytes.saturating_mul(TOKENIZED);
+    let spare = (needs_bytes / NEEDS_PER_SPARE).saturating_add(SPARE_BYTES);
+    let all = needs_bytes.saturating_add(requests).saturating_add(spare);
+    all.checked_next_multiple_of(GRAIN_BYTES).unwrap_or(all).min(cap_bytes)
+}
+
+/// Bytes that tokenizing takes for each byte of a text: 133 were measured, of a single word of 1 MB.
+const TOKENIZED: u64 = 160;
+/// Samplers, grammars and log-probabilities of all slots: an eighth of what is needed anyway, and something.
+const NEEDS_PER_SPARE: u64 = 8;
+const SPARE_BYTES: u64 = 16 << 20;
+/// Two captures of a function differ by some pages, and are not to differ in what is billed.
+const GRAIN_BYTES: u64 = 16 << 20;
 
 /// Whether there is room.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,6 +141,16 @@ mod tests {
 
     fn idle(bytes: u64, credit: f64) -> Idle {
         Idle { bytes, credit }
+    }
+
+    #[test]
+    fn what_is_reserved_is_what_was_measured_and_what_requests_bring() {
+        const MIB: u64 = 1 << 20;
+        assert_eq!(reservation(175 * MIB, MIB, 1024 * MIB), 384 * MIB);
+        assert_eq!(reservation(176 * MIB, MIB, 1024 * MIB), 384 * MIB, "some pages more are no other bill");
+        assert_eq!(reservation(175 * MIB, MIB / 16, 1024 * MIB), 224 * MIB);
+        assert_eq!(reservation(900 * MIB, MIB, 1024 * MIB), 1024 * MIB, "never past the cap");
+        assert_eq!(reservation(u64::MAX, u64::MAX, u64::MAX), u64::MAX);
     }
 
     #[test]

@@ -1,31 +1,23 @@
 //! What running batch gives up for interactive requests that wait, and when it gets it back. Pure.
 //!
 //! ```text
-//!  waits for a slot   ─▶ a batch request of its instance of which nobody has seen anything: Requeue
+//!  waits for a slot   ─▶ has it at once: an instance counts only what is interactive ([`crate::next_step`])
 //!  waits for a core   ─▶ an instance that runs batch only: Pause
 //!  nobody waits for cores, an instance has paused batch and nothing else, cores free: Resume
 //! ```
 //!
-//! Each takes effect within one step of the runner. What holds a slot and has been seen in part is paused where it is; in
-//! an instance of one slot that is not enough, and what comes waits for its end.
+//! Each takes effect within one step of the runner. What is paused keeps its slot until who is interactive needs that; then
+//! it is fed again what it has lost of its text when it goes on.
 //!
 //! Memory is not had by a pause: who waits for that keeps no batch from going on, since its end is what frees memory.
 //!
-//! Invariants: nothing is paused that does not help; no more goes back to the queue than waits; what is paused is resumed
-//! when cores are free and nobody waits for them.
+//! Invariants: nothing is paused that does not help; what is paused is resumed when cores are free and nobody waits for them.
 
 use crate::{Class, Free, Function, Instance, Want};
 
 /// What to do; indices are those of the arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Preemption {
-    /// Put a batch request of this instance back into the queue.
-    Requeue {
-        /// Which function.
-        function: usize,
-        /// Which of its instances.
-        instance: usize,
-    },
     /// Have all batch of this instance, which runs nothing else, compute nothing.
     Pause {
         /// Which function.
@@ -49,14 +41,8 @@ pub fn next_preemption(functions: &[Function], mut free: Free) -> Option<Preempt
     let mut order: Vec<usize> = (0..functions.len()).filter(somebody).collect();
     order.sort_by_key(|&f| functions[f].oldest);
     for function in order {
-        match functions[function].wants() {
-            Want::Nothing => {
-                let requeue = functions[function].yields().map(|instance| Preemption::Requeue { function, instance });
-                if requeue.is_some() {
-                    return requeue;
-                }
-            }
-            Want::Slot(_) => {}
+        match functions[function].wants(free.cores) {
+            Want::Nothing | Want::Slot(_) => {}
             Want::Wake if functions[function].wake_bytes > free.bytes => free.bytes = 0,
             // Who waits for cores longest gets them next, and whatever is free is kept for it.
             Want::Idle(_) | Want::Wake => return pause(functions, free.cores),
@@ -66,7 +52,7 @@ pub fn next_preemption(functions: &[Function], mut free: Free) -> Option<Preempt
 }
 
 fn pause(functions: &[Function], cores_free: u32) -> Option<Preemption> {
-    let mut batch = instances(functions).filter(|(_, _, i)| i.is_leased() && i.busy == i.batch && i.yielding == 0);
+    let mut batch = instances(functions).filter(|(_, _, i)| i.is_leased() && i.busy == i.batch);
     let (function, instance, _) = batch.next().filter(|_| cores_free == 0)?;
     Some(Preemption::Pause { function, instance })
 }
@@ -85,15 +71,6 @@ fn instances(functions: &[Function]) -> impl Iterator<Item = (usize, usize, &Ins
     })
 }
 
-impl Function {
-    /// The instance whose batch gives up a slot for a request of this function that waits for one.
-    fn yields(&self) -> Option<usize> {
-        let yielding: u32 = self.instances.iter().map(|i| i.yielding).sum();
-        let more = (yielding as usize) < self.first && self.waking == 0;
-        self.instances.iter().position(|i| i.unseen > 0).filter(|_| more)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -102,7 +79,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     fn instance(slots: u32, interactive: u32, batch: u32) -> Instance {
-        Instance { slots, busy: interactive + batch, batch, paused: 0, unseen: 0, yielding: 0 }
+        Instance { slots, busy: interactive + batch, batch, paused: 0, found: 0 }
     }
 
     /// Memory is no concern.
@@ -122,18 +99,6 @@ mod tests {
             instances_max: 1,
             instances,
         }
-    }
-
-    #[test]
-    fn unseen_batch_gives_up_its_slot_to_as_many_as_wait() {
-        let mut f = function(1, vec![Instance { unseen: 2, ..instance(2, 0, 2) }]);
-        assert_eq!(next_preemption(&[f.clone()], cores(0)), Some(Preemption::Requeue { function: 0, instance: 0 }));
-        (f.instances[0].unseen, f.instances[0].yielding) = (1, 1);
-        assert_eq!(next_preemption(&[f.clone()], cores(0)), None, "one waits, one is on its way");
-        f.first = 2;
-        assert_eq!(next_preemption(&[f.clone()], cores(0)), Some(Preemption::Requeue { function: 0, instance: 0 }));
-        f.instances[0].unseen = 0;
-        assert_eq!(next_preemption(&[f], cores(0)), None, "what was seen is not begun again");
     }
 
     #[test]
@@ -176,13 +141,11 @@ mod tests {
     }
 
     prop_compose! {
-        fn any_instance()(slots in 1u32..4, interactive in 0u32..3, batch in 0u32..3, paused: bool, unseen in 0u32..3)
-            -> Instance
-        {
+        fn any_instance()(slots in 1u32..4, interactive in 0u32..3, batch in 0u32..3, paused: bool) -> Instance {
             let interactive = interactive.min(slots);
-            let batch = batch.min(slots - interactive);
+            let batch = batch.min(slots);
             let paused = if paused || interactive > 0 { batch } else { 0 };
-            Instance { unseen: unseen.min(batch), paused, ..instance(slots, interactive, batch) }
+            Instance { paused, ..instance(slots, interactive, batch) }
         }
     }
 
@@ -223,10 +186,6 @@ mod tests {
                 });
                 let room = if urgent { None } else { next_preemption(&functions, cores(free)) };
                 match (room, step) {
-                    (Some(Preemption::Requeue { function, instance }), _) => {
-                        let i = &mut functions[function].instances[instance];
-                        (i.unseen, i.yielding) = (i.unseen - 1, i.yielding + 1);
-                    }
                     (Some(Preemption::Pause { function, instance }), _) => {
                         let i = &mut functions[function].instances[instance];
                         prop_assert!(i.is_leased());
@@ -258,12 +217,10 @@ mod tests {
             }
             prop_assert!(ended, "it goes round in circles");
             let free = all - leased(&functions);
-            let yielding = |f: &Function| f.instances.iter().any(|i| i.yielding > 0);
-            let pausable = instances(&functions).any(|(_, _, i)| i.is_leased() && i.busy == i.batch && i.yielding == 0);
+            let pausable = instances(&functions).any(|(_, _, i)| i.is_leased() && i.busy == i.batch);
             let oldest = functions.iter().filter(|f| f.class == Class::Interactive && f.oldest.is_some());
             if let Some(f) = oldest.min_by_key(|f| f.oldest)
-                && matches!(f.wants(), Want::Idle(_) | Want::Wake)
-                && !yielding(f)
+                && matches!(f.wants(free), Want::Idle(_) | Want::Wake)
             {
                 prop_assert!(free == 0 && !pausable);
             }

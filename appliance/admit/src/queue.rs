@@ -109,9 +109,7 @@ impl<K: Clone + Eq + Hash, T: Copy> Queue<K, T> {
 
     /// Takes the request that is next.
     pub fn pop(&mut self) -> Option<T> {
-        let first = *self.waiting.first_key_value()?.0;
-        let ties = self.waiting.iter().take_while(|(place, _)| (place.class, place.tag) == (first.class, first.tag));
-        let place = *ties.min_by_key(|(place, (key, _))| self.rank(place, key))?.0;
+        let place = self.first()?;
         let (key, ticket) = self.waiting.remove(&place)?;
         self.served += 1;
         self.lanes[place.class as usize].serve(place, &key, self.served);
@@ -182,6 +180,17 @@ impl<K: Clone + Eq + Hash, T: Copy> Queue<K, T> {
     /// All that wait, the next one first.
     pub fn iter(&self) -> impl Iterator<Item = T> + '_ {
         self.waiting.values().map(|(_, ticket)| *ticket)
+    }
+
+    /// The one that [`pop`](Self::pop) gives next.
+    pub fn next(&self) -> Option<T> {
+        self.waiting.get(&self.first()?).map(|(_, ticket)| *ticket)
+    }
+
+    fn first(&self) -> Option<Place> {
+        let first = *self.waiting.first_key_value()?.0;
+        let ties = self.waiting.iter().take_while(|(place, _)| (place.class, place.tag) == (first.class, first.tag));
+        ties.min_by_key(|(place, (key, _))| self.rank(place, key)).map(|(place, _)| *place)
     }
 
     /// The order in which requests are served.

@@ -13,6 +13,7 @@ struct Row {
     private_bytes: Option<u64>,
     parked_bytes: Option<u64>,
     shared_bytes: Option<u64>,
+    reserved_bytes: Option<u64>,
     cores: Option<Value>,
     slots: Option<u64>,
     slots_busy: Option<u64>,
@@ -24,7 +25,8 @@ pub(crate) fn ps(client: &Client, listing: Listing) -> Result<(), Error> {
     let data = output::data(client.get("/ember/v1/instances")?);
     output::print(listing, &data, || {
         let rows: Vec<Row> = client.typed(&data)?;
-        let header = ["FUNCTION", "INSTANCE", "TIER", "MEM", "SHARED", "CORES", "SLOTS", "UNTIL", "WAKE-P50"];
+        let header =
+            ["FUNCTION", "INSTANCE", "TIER", "MEM", "SHARED", "CORES", "SLOTS", "UNTIL", "WAKE-P50", "RESERVED"];
         Ok(output::table(header, rows.iter().map(Row::cells)))
     })
 }
@@ -49,7 +51,7 @@ pub(crate) fn stop(client: &Client, function: &FunctionName) -> Result<(), Error
 }
 
 impl Row {
-    fn cells(&self) -> [String; 9] {
+    fn cells(&self) -> [String; 10] {
         let or_none = |text: Option<String>| text.unwrap_or_else(|| output::NONE.into());
         [
             self.function.clone(),
@@ -61,6 +63,7 @@ impl Row {
             or_none(self.slots.zip(self.slots_busy).map(|(all, busy)| format!("{busy}/{all}"))),
             or_none(self.until_s.map(|s| output::seconds(s.round() as u64))),
             or_none(self.wake_p50_ms.map(|ms| format!("{ms:.0} ms"))),
+            or_none(self.reserved_bytes.map(output::bytes)),
         ]
     }
 }
@@ -81,12 +84,12 @@ mod tests {
     #[test]
     fn a_row_shows_what_is_known() {
         let row = json!({"function": "f", "instance": 3, "tier": "running", "private_bytes": 1 << 20, "shared_bytes": null,
-            "cores": [0, 1], "slots": 4, "slots_busy": 1, "until_s": null, "wake_p50_ms": 131.4});
+            "reserved_bytes": 384 << 20, "cores": [0, 1], "slots": 4, "slots_busy": 1, "until_s": null, "wake_p50_ms": 131.4});
         let row: Row = serde_json::from_value(row).unwrap();
-        assert_eq!(row.cells(), ["f", "3", "running", "1.0 MiB", "-", "0,1", "1/4", "-", "131 ms"]);
+        assert_eq!(row.cells(), ["f", "3", "running", "1.0 MiB", "-", "0,1", "1/4", "-", "131 ms", "384.0 MiB"]);
         let row =
             json!({"function": "f", "instance": null, "tier": "parked", "parked_bytes": 2 << 20, "until_s": 61.2});
         let row: Row = serde_json::from_value(row).unwrap();
-        assert_eq!(row.cells(), ["f", "-", "parked", "2.0 MiB", "-", "-", "-", "1m01s", "-"]);
+        assert_eq!(row.cells(), ["f", "-", "parked", "2.0 MiB", "-", "-", "-", "1m01s", "-", "-"]);
     }
 }

@@ -121,11 +121,12 @@ fn serve(control: OwnedFd, mut gifts: Gifts, start: Start) -> Result<(), Failure
     let config = start.source.resolve()?;
     set_current_dir(&start.data).map_err(Failure::of("go to", &start.data))?;
     raise_limits(&config)?;
+    // While it may.
+    if let Err(error) = run_at_once() {
+        tracing::warn!(%error, "the server is scheduled as any other");
+    }
     become_user(SERVER_ID)?;
     stay_with(&start)?;
-    if let Err(error) = run_at_once() {
-        tracing::debug!(%error, "the server is scheduled as any other");
-    }
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)

@@ -1,11 +1,11 @@
 //! What is asked of the pool, and what comes back.
 
 use crate::scheduler::System;
-use appliance_admit::Class;
+use appliance_admit::{Class, route::Trail};
 use appliance_scale::hold::Term;
 use appliance_types::{FunctionName, KeyName, Provisioned, Tier};
 use sandbox_wire::{
-    runner::{FromRunner, Generate, Id, Message, ModelInfo, Prompt, Text, ToRunner, TokenLogprob, TopLogprob},
+    runner::{FromRunner, Generate, Id, Message, ModelInfo, Prompt, Tenant, Text, ToRunner, TokenLogprob, TopLogprob},
     warden::{InstanceId, RunnerSpec, WardenError},
 };
 use std::{
@@ -62,14 +62,11 @@ pub struct Terms {
     pub class: Class,
     /// When it is of no use any more, waiting and running.
     pub deadline: Option<Instant>,
-    /// Whether nothing of the answer is shown before its end. Then batch may be begun again, with another
-    /// [`Event::Dispatched`]: what was said before that is void.
-    pub unseen: bool,
 }
 
 impl Default for Terms {
     fn default() -> Self {
-        Self { key: None, weight: 1, class: Class::Interactive, deadline: None, unseen: false }
+        Self { key: None, weight: 1, class: Class::Interactive, deadline: None }
     }
 }
 
@@ -126,6 +123,19 @@ impl Work {
         })
     }
 
+    /// The beginnings of its prompt, message by message, by which its next turn is found.
+    pub(crate) fn trail(&self) -> Trail {
+        let Work::Generate(generate) = self else { return Trail::default() };
+        let Some(Tenant(tenant)) = generate.tenant else { return Trail::default() };
+        match &generate.prompt {
+            Prompt::Chat(messages) => {
+                Trail::new(tenant, messages.iter().map(|message| (message.role, &message.content, &message.name)))
+            }
+            Prompt::Text(text) => Trail::new(tenant, [text]),
+            Prompt::Tokens(tokens) => Trail::new(tenant, [tokens]),
+        }
+    }
+
     /// Most messages that a runner may answer with.
     pub(crate) fn replies_max(&self) -> usize {
         match self {
@@ -166,8 +176,8 @@ fn piece_bytes(text: &Text) -> usize {
 /// What a submission hears.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// A slot of an instance is its own. Comes again when an instance died before the first token and another took over,
-    /// or when batch gave up its slot: what was said before is void.
+    /// A slot of an instance is its own. Comes again when an instance died before the first token and another took over:
+    /// what was said before is void.
     Dispatched(Dispatched),
     /// What the runner says; ends with a message whose `is_last` holds.
     Reply(FromRunner),
@@ -340,6 +350,8 @@ pub struct InstanceView {
     pub instance: InstanceId,
     /// Whose it is.
     pub function: FunctionName,
+    /// Memory that it reserves, bytes.
+    pub memory_bytes: u64,
     /// Cores that it computes on when busy.
     pub threads: u32,
     /// Requests that it can run at once.

@@ -3,7 +3,7 @@
 //! ```text
 //!  job       Waiting ──dispatch──▶ Running ──last message──▶ gone
 //!              │  ▲                   │ instance died before its first text: once
-//!              │  └───────────────────┘ batch gave up its slot ([`preempt`])
+//!              │  └───────────────────┘
 //!              └─ cancel, queue timeout, wake failed, function removed ─▶ gone
 //!
 //!  instance  (waking) ──Woken──▶ up ──keep_warm, retired──▶ (stopping) ──Exited──▶ gone
@@ -37,6 +37,7 @@ pub(crate) use account::{Reading, Sensor};
 use appliance_admit::{
     self as admit, Class, Step,
     queue::{Place, Queue},
+    route::{Begun, Trail},
 };
 use appliance_types::{FunctionName, KeyName, ModelDigest, Tier};
 use cores::Cores;
@@ -200,6 +201,8 @@ struct Instance {
     heard: Heard,
     woke_in: Duration,
     running: Vec<Ticket>,
+    /// What it has of conversations.
+    begun: Begun,
     idle_stop: Option<Instant>,
     /// Takes nothing more: it is being stopped, or is lost.
     ending: bool,
@@ -216,6 +219,8 @@ struct Job {
     terms: Terms,
     tab: Arc<Tab>,
     events: flume::Sender<Event>,
+    /// Beginnings of its prompt, where its function may have several instances.
+    trail: Trail,
     /// Its place in the queue, also when it has left it.
     place: Place,
     came: Instant,
@@ -230,8 +235,6 @@ struct Job {
     bytes_left: usize,
     spoke: bool,
     hold: Hold,
-    /// How often it has given up its slot.
-    begun_anew: u32,
     /// It was paused when its time was up, and goes on to hear that from its runner.
     overdue: bool,
 }
@@ -456,7 +459,6 @@ impl Scheduler {
         }
         let last = message.is_last();
         self.count(now, from, ticket, &message);
-        let Some(message) = self.kept_back(now, ticket, from, message) else { return };
         if last {
             // Its bill is final before its end is told.
             self.leave_work(now, from, ticket);
@@ -527,6 +529,8 @@ impl Scheduler {
     fn view(&self, name: &FunctionName, function: &Function) -> admit::Function {
         let waking = self.wakes.values().filter(|w| w.function == *name && w.generation == function.generation);
         let class = function.waiting.class().unwrap_or_default();
+        let next = function.waiting.next().and_then(|ticket| self.jobs.get(&ticket));
+        let found = |instance: &Instance| next.map_or(0, |job| instance.begun.found(&job.trail));
         admit::Function {
             class,
             oldest: function.waiting.oldest(class).and_then(|ticket| self.jobs.get(&ticket)).map(|job| job.came),
@@ -536,7 +540,7 @@ impl Scheduler {
             waking: waking.count(),
             slots: function.slots,
             instances_max: if function.health.backs_off() { 0 } else { function.config.instances_max },
-            instances: self.ready(name).map(|(_, i)| self.instance_view(i)).collect(),
+            instances: self.ready(name).map(|(_, i)| self.instance_view(i, found(i))).collect(),
         }
     }
 
@@ -550,7 +554,7 @@ impl Scheduler {
         let want = self.want(&function.config);
         let cores = Cores::new(self.lease(name, want), want);
         self.wake_ids += 1;
-        let RunnerSpec { memory_bytes, model: weights, .. } = function.config.spec;
+        let (memory_bytes, weights) = (function.config.spec.lease_bytes(), function.config.spec.model);
         let generation = function.generation;
         let wake = Wake { function: name.clone(), generation, cores, memory_bytes, weights, began: now };
         let spec = Box::new(function.config.spec_on(self.cores));
@@ -583,6 +587,7 @@ impl Scheduler {
         job.state = State::Running { instance: id, since: now };
         job.had_slot = true;
         instance.running.push(ticket);
+        instance.begun.begin(&job.trail, instance.slots as usize);
         let is_text = matches!(job.work, Work::Generate(_));
         match job.message(now, ticket) {
             Some(message) => {

@@ -214,6 +214,7 @@ pub fn spec(function: FunctionName, number: u32, memory_bytes: u64, cpus: u32, s
         model: ModelDigest::from_bytes(model),
         task: Task::Chat,
         memory_bytes,
+        reserved_bytes: None,
         cpus,
         context_tokens: 2048,
         slots,

@@ -326,6 +326,20 @@ impl Cgroup {
         }
     }
 
+    /// The most memory that was ever charged to it, page cache included, bytes; before Linux 5.19 on v2, what is now.
+    ///
+    /// # Errors
+    /// The kernel's, with the file.
+    pub fn peak_bytes(&self) -> Result<u64, CgroupError> {
+        let text = match &self.hierarchy {
+            Hierarchy::V2 { root } => {
+                read(&root.join("memory.peak")).or_else(|_| read(&root.join("memory.current")))?
+            }
+            Hierarchy::V1 { memory, .. } => read(&memory.join("memory.max_usage_in_bytes"))?,
+        };
+        text.trim().parse().map_err(|_| self.failed(format!("its peak reads `{}`", text.trim())))
+    }
+
     /// How many processes were killed for the group's memory.
     ///
     /// # Errors

@@ -30,6 +30,7 @@ use crate::{
     logprobs::LogSoftmax,
     model::Model,
     prompt::Prompter,
+    reuse::Left,
     sampler::Sampler,
     sequence::{Sequence, count},
     share::{PREFILL_TOKENS_MAX, decode_tokens_max, shares},
@@ -158,7 +159,7 @@ impl<'m> Engine<'m> {
         let (slot, cached) = self.cache.begin(&mut self.context, generate.tenant, &tokens)?;
         let tokens_max = tokens.len().saturating_add(generate.tokens_max as usize).min(self.context_tokens as usize);
         Ok(Sequence {
-            slot,
+            slot: Some(slot),
             tenant: generate.tenant,
             fed: cached,
             cached,
@@ -189,8 +190,8 @@ impl<'m> Engine<'m> {
             *(if feeding { &mut sequence.prefill } else { &mut sequence.decode }) += took;
             match &advance {
                 Ok(Advance { reason: None, .. }) => {}
-                Ok(_) => self.cache.end(&mut self.context, sequence.slot, sequence.leave()),
-                Err(_) => self.cache.end(&mut self.context, sequence.slot, None),
+                Ok(_) => self.vacate(sequence, sequence.left()),
+                Err(_) => self.vacate(sequence, None),
             }
             advance
                 .map(|Advance { text, reason }| Step { text, finished: reason.map(|reason| sequence.finished(reason)) })
@@ -200,8 +201,36 @@ impl<'m> Engine<'m> {
 
     /// Ends an answer that nobody waits for.
     pub fn cancel(&mut self, mut sequence: Sequence) -> Finished {
-        self.cache.end(&mut self.context, sequence.slot, sequence.leave());
+        self.shelve(&mut sequence);
         sequence.finished(FinishReason::Cancelled)
+    }
+
+    /// Takes the slot of an answer for another. All that it knows but its part of the KV cache is kept, so that it goes on
+    /// after [`Engine::take_up`] where it was.
+    pub fn shelve(&mut self, sequence: &mut Sequence) {
+        self.vacate(sequence, sequence.left());
+        sequence.fed = 0;
+    }
+
+    /// Gives an answer a slot again. What is not found there of its tokens is fed anew.
+    ///
+    /// # Errors
+    /// Every slot has an answer, or llama.cpp failed; the sequence is then spent.
+    pub fn take_up(&mut self, sequence: &mut Sequence) -> Result<(), Failure> {
+        let (slot, fed) = self.cache.begin(&mut self.context, sequence.tenant, &sequence.tokens)?;
+        (sequence.slot, sequence.fed) = (Some(slot), fed);
+        Ok(())
+    }
+
+    /// Ends an answer without a slot whose time is over.
+    pub fn expire(&self, sequence: &mut Sequence) -> Step {
+        Step { text: sequence.stream.finish(), finished: Some(sequence.finished(FinishReason::Deadline)) }
+    }
+
+    fn vacate(&mut self, sequence: &mut Sequence, left: Option<Left<LlamaToken>>) {
+        if let Some(slot) = sequence.slot.take() {
+            self.cache.end(&mut self.context, slot, left);
+        }
     }
 
     /// Splits text into tokens.
@@ -288,7 +317,8 @@ impl<'m> Engine<'m> {
         let mut ends = vec![None; sequences.len()];
         for (index, share) in chosen.iter().zip(shares).filter(|(_, share)| **share > 0) {
             let sequence = &sequences[*index];
-            self.gather(sequence.slot, &sequence.tokens[sequence.fed..sequence.fed + share], sequence.fed)?;
+            let slot = sequence.slot.ok_or_else(|| internal("an answer without a slot cannot be advanced"))?;
+            self.gather(slot, &sequence.tokens[sequence.fed..sequence.fed + share], sequence.fed)?;
             ends[*index] = Some(self.batch.n_tokens() - 1);
         }
         if self.batch.n_tokens() > 0 {

@@ -3,6 +3,8 @@
 //! ```text
 //!  begin ──▶ feeding the prompt ──▶ producing ──▶ finished
 //!             a chunk a step         1 a step      stop · length · deadline · cancelled
+//!                 ▲  shelved: its slot is another's, and all it knows is kept │
+//!                 └───────────── take_up: what is not found is fed again ─────┘
 //! ```
 //!
 //! `tokens` is the prompt and what was produced; of these `fed` are in the KV cache. A step feeds what is not, at most a
@@ -16,8 +18,8 @@ use std::time::{Duration, Instant};
 /// The state of one answer. Made by [`crate::Engine::begin`], advanced by [`crate::Engine::step`].
 #[derive(Debug)]
 pub struct Sequence {
-    /// Its place in the KV cache.
-    pub(crate) slot: i32,
+    /// Its place in the KV cache; none while it is shelved.
+    pub(crate) slot: Option<i32>,
     pub(crate) tenant: Option<Tenant>,
     pub(crate) tokens: Vec<LlamaToken>,
     pub(crate) fed: usize,
@@ -46,8 +48,13 @@ impl Sequence {
         count(self.cached)
     }
 
+    /// Whether it has a slot, and can be advanced.
+    pub fn has_slot(&self) -> bool {
+        self.slot.is_some()
+    }
+
     /// Whether the time to work is over.
-    pub(crate) fn is_overdue(&self, now: Instant) -> bool {
+    pub fn is_overdue(&self, now: Instant) -> bool {
         self.deadline.is_some_and(|deadline| now >= deadline)
     }
 
@@ -61,12 +68,10 @@ impl Sequence {
         self.tokens.len() == self.prompt
     }
 
-    /// What it leaves in the KV cache for the next turn: all that was fed. The sequence is then spent.
-    pub(crate) fn leave(&mut self) -> Option<Left<LlamaToken>> {
-        let tenant = self.tenant?;
-        let mut tokens = std::mem::take(&mut self.tokens);
-        tokens.truncate(self.fed);
-        Some(Left { tenant, prompt: self.prompt.min(tokens.len()), tokens })
+    /// What it leaves in the KV cache for the next turn, or for itself: all that was fed.
+    pub(crate) fn left(&self) -> Option<Left<LlamaToken>> {
+        let tokens = self.tokens[..self.fed].to_vec();
+        Some(Left { tenant: self.tenant?, prompt: self.prompt.min(tokens.len()), tokens })
     }
 
     /// The end of the answer.

@@ -9,8 +9,9 @@
 //!
 //! Answers are made together, as many as the engine has slots; embeddings one at a time; both begin in the order they came.
 //! What needs no computing is answered at once, also between two steps. Between any two steps the socket is looked at, so a
-//! cancel or a pause takes effect within a step. An answer that is paused keeps its slot and has no part in a step; its
-//! deadline is looked at when it goes on.
+//! cancel or a pause takes effect within a step. An answer that is paused has no part in a step; its deadline is looked at
+//! when it goes on. It keeps its slot until another request needs that: then it is shelved, and when it goes on, and there
+//! is a slot, it is fed again what is no longer there of its text.
 //!
 //! Invariants: every request gets exactly one last message; at most [`QUEUE_MAX`] requests wait; an id is in use until its
 //! last message is sent.
@@ -99,6 +100,12 @@ struct Active {
     paused: bool,
 }
 
+impl Active {
+    fn computes(&self) -> bool {
+        !self.paused && self.sequence.has_slot()
+    }
+}
+
 impl Runner<'_> {
     fn run(mut self) -> Result<(), RunnerError> {
         let mut taken = 0;
@@ -126,8 +133,48 @@ impl Runner<'_> {
 
     /// Whether there is something to compute, or to begin.
     fn has_work(&self) -> bool {
-        let begins = !self.queue.is_empty() && self.active.len() < self.engine.slots();
+        let begins = !self.queue.is_empty() && (self.has_free_slot() || self.idler().is_some());
         begins || self.active.iter().any(|active| !active.paused)
+    }
+
+    fn has_free_slot(&self) -> bool {
+        self.active.iter().filter(|active| active.sequence.has_slot()).count() < self.engine.slots()
+    }
+
+    /// The last of those that have a slot and do not need it now.
+    fn idler(&self) -> Option<usize> {
+        self.active.iter().rposition(|active| active.paused && active.sequence.has_slot())
+    }
+
+    /// Whether there is a slot, that of an answer that is paused at last.
+    fn make_room(&mut self) -> bool {
+        if !self.has_free_slot() {
+            let Some(idler) = self.idler() else { return false };
+            self.engine.shelve(&mut self.active[idler].sequence);
+        }
+        true
+    }
+
+    /// Gives slots back to answers that go on, and ends those whose time is over meanwhile.
+    fn take_up(&mut self) -> Result<(), RunnerError> {
+        let now = Instant::now();
+        let mut index = 0;
+        while let Some(Active { id, sequence, paused }) = self.active.get(index) {
+            let (id, late, waits) = (*id, sequence.is_overdue(now), !paused && !sequence.has_slot());
+            let step = match () {
+                () if waits && late => Ok(self.engine.expire(&mut self.active[index].sequence)),
+                () if waits && self.make_room() => {
+                    self.engine.take_up(&mut self.active[index].sequence).map(|()| Step::default())
+                }
+                () => Ok(Step::default()),
+            };
+            if self.tell(id, step)? {
+                index += 1;
+            } else {
+                self.active.remove(index);
+            }
+        }
+        Ok(())
     }
 
     /// Has a request compute or not; one that has ended already is let be.
@@ -199,7 +246,8 @@ impl Runner<'_> {
 
     /// Begins what there is a slot for, then does one step of the work at hand.
     fn work(&mut self) -> Result<(), RunnerError> {
-        while self.active.len() < self.engine.slots() {
+        self.take_up()?;
+        while !self.queue.is_empty() && self.make_room() {
             match self.queue.pop_front() {
                 Some(Job { id, received, paused, work: Work::Generate(generate) }) => {
                     self.begin(id, received, paused, &generate)?
@@ -221,11 +269,13 @@ impl Runner<'_> {
     }
 
     fn step(&mut self) -> Result<(), RunnerError> {
-        let running = self.active.iter_mut().filter(|active| !active.paused);
+        // One that ends in this step has no slot after it.
+        let computing: Vec<bool> = self.active.iter().map(Active::computes).collect();
+        let running = self.active.iter_mut().filter(|active| active.computes());
         let mut sequences: Vec<_> = running.map(|active| &mut active.sequence).collect();
         let mut steps = self.engine.step(&mut sequences).into_iter();
-        for active in std::mem::take(&mut self.active) {
-            let step = if active.paused { None } else { steps.next() };
+        for (active, computed) in std::mem::take(&mut self.active).into_iter().zip(computing) {
+            let step = if computed { steps.next() } else { None };
             let goes_on = step.map_or(Ok(true), |step| self.tell(active.id, step))?;
             if goes_on {
                 self.active.push(active);

@@ -314,6 +314,13 @@ impl Extent {
     }
 }
 
+impl Image {
+    /// Length of all memory of its own that it may write to, touched yet or not.
+    pub fn writable_bytes(&self) -> u64 {
+        self.mappings.iter().filter(|mapping| mapping.protection.write).map(|mapping| mapping.bytes).sum()
+    }
+}
+
 impl Source {
     /// Where in its file or the data area the bytes begin; 0 where there is none.
     pub const fn offset(&self) -> u64 {

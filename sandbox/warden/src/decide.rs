@@ -21,7 +21,7 @@ pub(crate) struct Grant {
 
 /// Cuts what was asked for down to what this host gives.
 pub(crate) fn grant(spec: &RunnerSpec, model_bytes: u64, memory_bytes_max: u64, cpus_max: u32) -> Grant {
-    let memory_bytes = spec.memory_bytes.min(memory_bytes_max).max(MEMORY_BYTES_MIN);
+    let memory_bytes = spec.lease_bytes().min(memory_bytes_max).max(MEMORY_BYTES_MIN);
     let threads = spec.cpus.min(cpus_max).max(1);
     let memory = group_limit(memory_bytes, model_bytes);
     let limits = Limits { memory_bytes: memory, pids: threads.saturating_add(THREADS_SPARE), cpus: threads };
@@ -65,6 +65,14 @@ mod tests {
             prop_assert!((1..=cores).contains(&grant.threads));
             prop_assert!(grant.limits.memory_bytes > grant.memory_bytes);
         }
+    }
+
+    #[test]
+    fn an_instance_is_held_to_what_was_reserved_for_it() {
+        let granted = |reserved_bytes| grant(&RunnerSpec { reserved_bytes, ..spec() }, 0, 1 << 40, 2).memory_bytes;
+        assert_eq!(granted(None), spec().memory_bytes);
+        assert_eq!(granted(Some(200 << 20)), 200 << 20);
+        assert_eq!(granted(Some(u64::MAX)), spec().memory_bytes, "never more than the cap");
     }
 
     #[test]

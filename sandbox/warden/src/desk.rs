@@ -62,6 +62,7 @@ impl Desk {
             Call::SnapshotVerify(spec) => {
                 self.work(id, move |shared| verify(shared, &spec).map(Reply::SnapshotVerified))
             }
+            Call::Needs(spec) => self.work(id, move |shared| needs(shared, &spec).map(Reply::Needs)),
             Call::Snapshots => self.work(id, |shared| shared.snapshots.list().map(Reply::Snapshots)),
             Call::SnapshotRemove { function } => self.work(id, move |shared| discard(shared, &function)),
             Call::ModelAdd { expected } => self.add(id, descriptor, expected),
@@ -253,6 +254,10 @@ fn remove(shared: &Shared, model: &ModelDigest) -> Result<Reply, WardenError> {
 
 fn verify(shared: &Shared, spec: &RunnerSpec) -> Result<SnapshotEntry, WardenError> {
     shared.snapshots.verify(&instance::identity(shared, spec)?)
+}
+
+fn needs(shared: &Shared, spec: &RunnerSpec) -> Result<Option<u64>, WardenError> {
+    Ok(shared.snapshots.needs_bytes(&instance::identity(shared, spec)?))
 }
 
 /// The right to do what takes long; given back when dropped.

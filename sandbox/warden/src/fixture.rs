@@ -10,6 +10,7 @@ pub(crate) fn spec() -> RunnerSpec {
         model: ModelDigest::from_bytes([1; 32]),
         task: Task::Chat,
         memory_bytes: 1 << 30,
+        reserved_bytes: None,
         cpus: 2,
         context_tokens: 512,
         slots: 1,

@@ -65,7 +65,7 @@ fn build(mut runner: &File) -> io::Result<[u8; 32]> {
 
 /// What a runner is told when it loads, and nothing that it is not: a function that may use more memory fits as well.
 fn manifest(spec: &RunnerSpec, grant: &Grant) -> [u8; 32] {
-    let RunnerSpec { function: _, model: _, task, memory_bytes: _, cpus: _, context_tokens, slots, system } = spec;
+    let RunnerSpec { function: _, model: _, task, context_tokens, slots, system, .. } = spec;
     let told = (task, context_tokens, slots, system, grant.threads);
     let told = encode_packet(&told, PACKET_BYTES_MAX).expect("a spec came in a packet");
     blake3::hash(&told).into()
@@ -81,7 +81,11 @@ mod tests {
     fn what_a_runner_is_told_makes_another_identity_and_limits_do_not() {
         let machine = Machine::new(&File::open(std::env::current_exe().unwrap()).unwrap()).unwrap();
         let of = |spec: &RunnerSpec| machine.identity(spec, &grant(spec, 0, 1 << 30, 2));
-        let same = [RunnerSpec { memory_bytes: 1 << 29, ..spec() }, RunnerSpec { cpus: 9, ..spec() }];
+        let same = [
+            RunnerSpec { memory_bytes: 1 << 29, ..spec() },
+            RunnerSpec { reserved_bytes: Some(1 << 28), ..spec() },
+            RunnerSpec { cpus: 9, ..spec() },
+        ];
         let other = [
             RunnerSpec { cpus: 1, ..spec() },
             RunnerSpec { slots: 2, ..spec() },

@@ -161,11 +161,12 @@ pub(crate) struct Woken {
 }
 
 /// Boots an instance, takes its snapshot, and leaves nothing but that. Answers the snapshot, which is not on disk yet.
+/// It may use all of its cap: what it needs is what is found out.
 pub(crate) fn take(shared: &Shared, lease: Lease, spec: &RunnerSpec) -> Result<Arc<Ready>, WardenError> {
+    let spec = &RunnerSpec { reserved_bytes: None, ..spec.clone() };
     let taken = Place::new(shared, lease, spec).and_then(|place| {
         let woken = place.boot(shared, spec)?;
-        let taken =
-            taking::take(shared, &woken.instance.child, place.identity(shared, spec), &place.model, &woken.info);
+        let taken = woken.capture(shared, place.identity(shared, spec), &place.model);
         woken.instance.kill();
         woken.instance.end(shared);
         taken.map_err(|reason| WardenError::CaptureFailed { function: spec.function.clone(), reason })
@@ -174,9 +175,13 @@ pub(crate) fn take(shared: &Shared, lease: Lease, spec: &RunnerSpec) -> Result<A
     taken
 }
 
-/// The spare of a snapshot, if there is one that is as it should be.
-fn adopt(shared: &Shared, ready: &Arc<Ready>) -> Option<Woken> {
+/// The spare of a snapshot, if there is one that is as it should be, and is held to just what is granted.
+fn adopt(shared: &Shared, ready: &Arc<Ready>, grant: &Grant) -> Option<Woken> {
     let woken = shared.spares.take(ready)?;
+    if woken.instance.grant != *grant {
+        woken.discard(shared);
+        return None;
+    }
     match woken.instance.look(shared) {
         Ok(()) => {
             shared.registry.adopt(woken.instance.lease.instance);
@@ -191,6 +196,11 @@ fn adopt(shared: &Shared, ready: &Arc<Ready>) -> Option<Woken> {
 }
 
 impl Woken {
+    fn capture(&self, shared: &Shared, identity: Identity, model: &File) -> Result<Arc<Ready>, String> {
+        let Instance { child, cgroup, .. } = &self.instance;
+        taking::take(shared, child, cgroup, identity, model, &self.info)
+    }
+
     /// Ends one that nobody knows of.
     pub(crate) fn discard(self, shared: &Shared) -> ExitCause {
         let lease = self.instance.lease;
@@ -268,7 +278,7 @@ fn wake(shared: &Arc<Shared>, lease: Lease, spec: &RunnerSpec, marks: &mut Marks
                     woken
                 })
             };
-            match adopt(shared, &ready).map_or_else(restore, Ok) {
+            match adopt(shared, &ready, &place.grant).map_or_else(restore, Ok) {
                 Ok(woken) => return Ok(woken),
                 Err(RestoreFailure::Closed(error)) => return Err(error),
                 Err(RestoreFailure::Unusable(reason)) => Some(reason),
@@ -286,7 +296,7 @@ fn wake(shared: &Arc<Shared>, lease: Lease, spec: &RunnerSpec, marks: &mut Marks
     if shared.snapshots.is_ahead_of(&identity) {
         return Ok(woken);
     }
-    match taking::take(shared, &woken.instance.child, identity, &place.model, &woken.info) {
+    match woken.capture(shared, identity, &place.model) {
         Ok(ready) => taking::keep(shared, ready),
         Err(reason) => tracing::warn!(function = %spec.function, reason, "no snapshot could be taken"),
     }

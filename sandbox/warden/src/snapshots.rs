@@ -67,6 +67,8 @@ pub(crate) struct Ready {
     pub(crate) raw: Vec<Arc<RawFile>>,
     /// What the runner told when it had loaded.
     pub(crate) model: ModelInfo,
+    /// What an instance needs of its own before any request, bytes.
+    pub(crate) needs_bytes: u64,
     /// Memory that its trial wrote to, once it was tried.
     pub(crate) written: OnceLock<Vec<Span>>,
 }
@@ -75,19 +77,22 @@ pub(crate) struct Ready {
 #[derive(Debug, Serialize, Deserialize)]
 struct Note {
     model: ModelInfo,
+    /// See [`Ready::needs_bytes`].
+    needs_bytes: u64,
     /// See [`Ready::written`].
     written: Option<Vec<Span>>,
 }
 
 impl Ready {
     /// A captured runner that had told this.
-    pub(crate) fn new(parked: Parked, raw: Vec<Arc<RawFile>>, model: ModelInfo) -> Self {
-        Self { parked, raw, model, written: OnceLock::new() }
+    pub(crate) fn new(parked: Parked, raw: Vec<Arc<RawFile>>, model: ModelInfo, needs_bytes: u64) -> Self {
+        Self { parked, raw, model, needs_bytes, written: OnceLock::new() }
     }
 
     /// What a file of it holds, besides its pages.
     fn capture(&self) -> io::Result<Capture> {
-        let note = Note { model: self.model.clone(), written: self.written.get().cloned() };
+        let written = self.written.get().cloned();
+        let note = Note { model: self.model.clone(), needs_bytes: self.needs_bytes, written };
         let note = encode_packet(&note, NOTE_BYTES_MAX).map_err(io::Error::other)?;
         Ok(Capture { note, ..self.parked.capture() })
     }
@@ -190,7 +195,7 @@ impl Snapshots {
     fn sweep(&self) -> Result<(), WardenError> {
         let functions = self.on_disk()?;
         self.raw.sweep(|| {
-            let images = functions.iter().filter_map(|f| snapshot_file::image(&self.path(f), &self.key).ok());
+            let images = functions.iter().filter_map(|function| self.image(function));
             images.flat_map(|image| digests(&image.extents)).collect()
         })
     }
@@ -258,9 +263,9 @@ impl Snapshots {
     fn read(&self, identity: &Identity, needed: Option<&Needed<'_>>) -> Result<Ready, FileError> {
         let ahead = needed.map(|needed| |file: &File, image: &Image| needed.read_ahead(file, image));
         let parked = snapshot_file::read(&self.path(&identity.function), &self.key, identity, self.threads, ahead)?;
-        let Note { model, written } = decode_packet(&parked.image.note)?;
+        let Note { model, needs_bytes, written } = decode_packet(&parked.image.note)?;
         let raw = self.raw.files(&parked.image.extents)?;
-        Ok(Ready { parked, raw, model, written: written.map(OnceLock::from).unwrap_or_default() })
+        Ok(Ready { parked, raw, model, needs_bytes, written: written.map(OnceLock::from).unwrap_or_default() })
     }
 
     /// Whether a function's file is whole, authentic and of this identity.
@@ -344,8 +349,8 @@ impl Snapshots {
 
     /// Whether what there is of a function's snapshot is of this identity.
     pub(crate) fn is_of(&self, identity: &Identity) -> bool {
-        let image = || snapshot_file::image(&self.path(&identity.function), &self.key);
-        self.held(identity).is_some() || image().is_ok_and(|image| image.identity == *identity)
+        let image = || self.image(&identity.function);
+        self.held(identity).is_some() || image().is_some_and(|image| image.identity == *identity)
     }
 
     /// Every snapshot, by name.
@@ -365,14 +370,33 @@ impl Snapshots {
         let held = place.try_lock().ok().and_then(|slot| slot.held.clone());
         let file_bytes = fs::metadata(self.path(function)).map_or(0, |metadata| metadata.len());
         let parked_bytes = held.as_ref().map_or(0, |ready| parked_bytes(&ready.parked));
-        let current = held.is_some() || self.is_current(function);
-        SnapshotEntry { function: function.clone(), file_bytes, parked_bytes, current }
+        let (current, needs_bytes) = match held {
+            Some(ready) => (true, ready.needs_bytes),
+            None => {
+                self.image(function).map_or((false, 0), |image| (self.machine.is_of(&image.identity), needs(&image)))
+            }
+        };
+        SnapshotEntry { function: function.clone(), file_bytes, parked_bytes, needs_bytes, current }
     }
 
-    fn is_current(&self, function: &FunctionName) -> bool {
-        let image = snapshot_file::image(&self.path(function), &self.key);
-        image.is_ok_and(|image| self.machine.is_of(&image.identity))
+    /// What an instance of this identity needs, by what there is of its snapshot.
+    pub(crate) fn needs_bytes(&self, identity: &Identity) -> Option<u64> {
+        if let Some(ready) = self.held(identity) {
+            return Some(ready.needs_bytes);
+        }
+        let image = self.image(&identity.function).filter(|image| image.identity == *identity)?;
+        Some(needs(&image)).filter(|bytes| *bytes > 0)
     }
+
+    /// The image in a function's file, where that is authentic.
+    fn image(&self, function: &FunctionName) -> Option<Image> {
+        snapshot_file::image(&self.path(function), &self.key).ok()
+    }
+}
+
+/// What is noted of an instance's needs; 0 where the note is of another form.
+fn needs(image: &Image) -> u64 {
+    decode_packet::<Note>(&image.note).map_or(0, |note| note.needs_bytes)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

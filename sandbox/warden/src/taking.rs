@@ -8,7 +8,7 @@
 use crate::{identity::DEVICE, raw::Keeper, shared::Shared, snapshots::Ready};
 use appliance_types::FunctionName;
 use sandbox_image::{Files, Held, park};
-use sandbox_kernel::spawn::Child;
+use sandbox_kernel::{cgroup::Cgroup, spawn::Child};
 use sandbox_snapshot::image::Identity;
 use sandbox_wire::runner::ModelInfo;
 use std::{
@@ -25,10 +25,12 @@ use std::{
 /// trusted. What comes after, the copy of a stopped process, takes as long as it has memory.
 const CAPTURE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Captures a runner that waits, and lets it go on.
+/// Captures a runner that waits, and lets it go on. What an instance needs is what this one may write to, or came to use
+/// while it loaded.
 pub(crate) fn take(
     shared: &Shared,
     child: &Child,
+    cgroup: &Cgroup,
     identity: Identity,
     model: &File,
     info: &ModelInfo,
@@ -49,7 +51,9 @@ pub(crate) fn take(
     let parked = park(&held, &keeper).map_err(|error| error.to_string())?;
     held.resume().map_err(|error| error.to_string())?;
     parked.image.check().map_err(|error| error.to_string())?;
-    Ok(Arc::new(Ready::new(parked, keeper.files(), info.clone())))
+    let peak = cgroup.peak_bytes().map_err(|error| error.to_string())?;
+    let needs_bytes = parked.image.writable_bytes().max(peak);
+    Ok(Arc::new(Ready::new(parked, keeper.files(), info.clone(), needs_bytes)))
 }
 
 /// Holds a snapshot in memory, and writes it while nobody else wants to compute.

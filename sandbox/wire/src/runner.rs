@@ -82,7 +82,7 @@ pub enum ToRunner {
         /// The request.
         id: Id,
     },
-    /// Compute nothing for a request's text; it keeps its slot.
+    /// Compute nothing for a request's text; it keeps its slot until another request needs that.
     Pause {
         /// The request.
         id: Id,

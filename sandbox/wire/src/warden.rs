@@ -53,6 +53,8 @@ pub enum Call {
     SnapshotVerify(RunnerSpec),
     /// Say what snapshots there are.
     Snapshots,
+    /// Say how much memory an instance needs, by the snapshot that fits.
+    Needs(RunnerSpec),
     /// Remove a function's snapshot, from memory and disk; none is fine.
     SnapshotRemove {
         /// The function.
@@ -89,6 +91,8 @@ pub struct RunnerSpec {
     pub task: Task,
     /// Cap of private memory, bytes.
     pub memory_bytes: u64,
+    /// What an instance reserves and is held to instead, where that was measured, bytes.
+    pub reserved_bytes: Option<u64>,
     /// Cores it may use.
     pub cpus: u32,
     /// Tokens a sequence may hold.
@@ -97,6 +101,13 @@ pub struct RunnerSpec {
     pub slots: u32,
     /// The function's system prompt.
     pub system: Option<String>,
+}
+
+impl RunnerSpec {
+    /// What an instance may use of its own, bytes: what was measured, never more than the cap.
+    pub fn lease_bytes(&self) -> u64 {
+        self.reserved_bytes.map_or(self.memory_bytes, |reserved| reserved.min(self.memory_bytes))
+    }
 }
 
 /// What the warden says.
@@ -167,6 +178,8 @@ pub enum Reply {
     SnapshotVerified(SnapshotEntry),
     /// To [`Call::Snapshots`], by name.
     Snapshots(Vec<SnapshotEntry>),
+    /// To [`Call::Needs`]: bytes, as of [`SnapshotEntry::needs_bytes`]; none where there is no snapshot that fits.
+    Needs(Option<u64>),
     /// To [`Call::SnapshotRemove`].
     SnapshotRemoved,
     /// To [`Call::ModelAdd`].
@@ -233,6 +246,9 @@ pub struct SnapshotEntry {
     pub file_bytes: u64,
     /// Memory that it takes while it is parked, bytes; 0 when it is not.
     pub parked_bytes: u64,
+    /// What an instance needs of its own before any request, as it was measured when this was taken, bytes; 0 where that
+    /// cannot be read.
+    pub needs_bytes: u64,
     /// Whether it was taken by this runner, on this kernel and CPU. One that was not is never used.
     pub current: bool,
 }

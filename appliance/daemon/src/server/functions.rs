@@ -20,6 +20,7 @@ use super::{
     snapshots,
 };
 use crate::files::{self, Access};
+use appliance_admit::memory::reservation;
 use appliance_api::{
     ApiError,
     model::{Model, list_reply},
@@ -33,7 +34,7 @@ use appliance_types::{FunctionName, ModelDigest};
 use arc_swap::ArcSwap;
 use http::HeaderMap;
 use nix::unistd::geteuid;
-use sandbox_wire::warden::{Call as WardenCall, Reply as WardenReply, RunnerSpec, WardenError};
+use sandbox_wire::warden::{Call as WardenCall, Reply as WardenReply, RunnerSpec, SnapshotEntry, WardenError};
 use serde::Serialize;
 use serde_json::json;
 use std::{
@@ -56,6 +57,8 @@ const MODEL_HEADER: &str = "x-ember-model";
 pub(super) struct Function {
     pub(super) manifest: Manifest,
     pub(super) model: ModelDigest,
+    /// What each of its instances reserves, where its needs were measured; else that is `limits.memory`.
+    pub(super) reserved_bytes: Option<u64>,
     pub(super) deployed_unix_s: u64,
 }
 
@@ -87,6 +90,18 @@ impl Function {
         }
     }
 
+    /// The same, of which this was measured.
+    pub(super) fn measured(mut self, needs_bytes: Option<u64>) -> Self {
+        let limits = &self.manifest.limits;
+        self.reserved_bytes = needs_bytes.map(|needs| reservation(needs, limits.request_bytes, limits.memory_bytes));
+        self
+    }
+
+    /// What each of its instances reserves, and what its requests are billed for, bytes.
+    pub(super) fn lease_bytes(&self) -> u64 {
+        self.spec().lease_bytes()
+    }
+
     fn spec(&self) -> RunnerSpec {
         let Manifest { name, task, limits, scale, prompt, .. } = &self.manifest;
         RunnerSpec {
@@ -94,6 +109,7 @@ impl Function {
             model: self.model,
             task: *task,
             memory_bytes: limits.memory_bytes,
+            reserved_bytes: self.reserved_bytes,
             cpus: limits.cpus,
             context_tokens: limits.context_tokens,
             slots: scale.concurrency,
@@ -111,8 +127,9 @@ fn term(written_ms: Option<u64>, least: Duration, most_ms: u64) -> Term {
 }
 
 impl Functions {
-    /// Reads the manifests in `folder`. One that cannot be used is left where it is, logged, and not served.
-    pub(super) fn load(folder: &Path) -> io::Result<Self> {
+    /// Reads the manifests in `folder`; `needs` says what was measured of one. One that cannot be used is left where it is,
+    /// logged, and not served.
+    pub(super) fn load(folder: &Path, needs: impl Fn(&Function) -> Option<u64>) -> io::Result<Self> {
         let mut all = FunctionMap::new();
         for entry in fs::read_dir(folder)? {
             let path = entry?.path();
@@ -120,7 +137,10 @@ impl Functions {
                 continue;
             }
             match read(&path) {
-                Ok(function) => drop(all.insert(function.manifest.name.clone(), Arc::new(function))),
+                Ok(function) => {
+                    let measured = needs(&function);
+                    all.insert(function.manifest.name.clone(), Arc::new(function.measured(measured)));
+                }
                 Err(reason) => tracing::error!(file = %path.display(), %reason, "this function is not served"),
             }
         }
@@ -203,6 +223,7 @@ pub(super) async fn list(call: &Call) -> Answered {
             "instances": instances,
             "max": function.manifest.scale.max,
             "memory_bytes": function.manifest.limits.memory_bytes,
+            "reserved_bytes": function.lease_bytes(),
             "deployed_unix_s": function.deployed_unix_s,
         })
     });
@@ -222,6 +243,7 @@ pub(super) async fn show(call: &Call, name: &str) -> Answered {
         "instances": up.len(),
         "failing": instances::failing(call, &function.manifest.name).await?,
         "snapshot": snapshot,
+        "reserved_bytes": function.lease_bytes(),
         "deployed_unix_s": function.deployed_unix_s,
         "manifest": function.manifest,
         "model_info": up.first().map(|instance| &*instance.model),
@@ -232,7 +254,7 @@ pub(super) async fn show(call: &Call, name: &str) -> Answered {
 #[derive(Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "state", rename_all = "lowercase")]
 enum Snapshot {
-    Taken { file_bytes: u64, parked_bytes: u64 },
+    Taken { file_bytes: u64, parked_bytes: u64, needs_bytes: u64 },
     Failed { reason: String },
     Skipped,
 }
@@ -243,6 +265,14 @@ impl Snapshot {
         match self {
             Self::Taken { parked_bytes, .. } => *parked_bytes,
             Self::Failed { .. } | Self::Skipped => 0,
+        }
+    }
+
+    /// What was measured of an instance.
+    fn needs_bytes(&self) -> Option<u64> {
+        match self {
+            Self::Taken { needs_bytes, .. } => Some(*needs_bytes).filter(|bytes| *bytes > 0),
+            Self::Failed { .. } | Self::Skipped => None,
         }
     }
 }
@@ -276,9 +306,11 @@ pub(super) async fn deploy(call: &Call, name: &str, request: Request) -> Answere
     }
     let model = model_of(&manifest, header)?;
     let manifest = Manifest { model: ModelReference::Digest(model), ..manifest };
-    let function = Function { manifest, model, deployed_unix_s: unix_s() };
+    let function = Function { manifest, model, reserved_bytes: None, deployed_unix_s: unix_s() };
     let reservation = reserve(call, &function).await?;
     let snapshot = prove(call, call.state.spec(&function), wanted).await?;
+    let function = function.measured(snapshot.needs_bytes());
+    let reserved_bytes = function.lease_bytes();
 
     let (state, name) = (Arc::clone(&call.state), function.manifest.name.clone());
     let put = unblock(move || state.functions.put(function, |function| state.pool.configure(function.config()))).await;
@@ -296,6 +328,7 @@ pub(super) async fn deploy(call: &Call, name: &str, request: Request) -> Answere
         "name": name,
         "model": format!("sha256:{model}"),
         "snapshot": snapshot,
+        "reserved_bytes": reserved_bytes,
     })))
 }
 
@@ -340,7 +373,7 @@ fn read(path: &Path) -> Result<Function, String> {
         return Err("its model is not given as sha256:HEX".to_owned());
     };
     let modified = metadata.modified().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
-    Ok(Function { manifest, model, deployed_unix_s: modified.unwrap_or_default().as_secs() })
+    Ok(Function { manifest, model, reserved_bytes: None, deployed_unix_s: modified.unwrap_or_default().as_secs() })
 }
 
 fn model_header(headers: &HeaderMap) -> Result<Option<ModelDigest>, ApiError> {
@@ -389,7 +422,8 @@ async fn prove(call: &Call, spec: RunnerSpec, wanted: bool) -> Result<Snapshot, 
     }
     match call.state.warden.call(WardenCall::SnapshotTake(spec.clone()), None).await {
         Ok(WardenReply::SnapshotTaken(entry)) => {
-            Ok(Snapshot::Taken { file_bytes: entry.file_bytes, parked_bytes: entry.parked_bytes })
+            let SnapshotEntry { file_bytes, parked_bytes, needs_bytes, .. } = entry;
+            Ok(Snapshot::Taken { file_bytes, parked_bytes, needs_bytes })
         }
         Ok(_) => Err(models::out_of_place()),
         Err(error) if may_work_cold(&error) => {
@@ -450,13 +484,13 @@ mod tests {
     fn function(name: &str) -> Function {
         let manifest = Manifest::parse(&format!("name = \"{name}\"\nmodel = \"{DIGEST}\"\n")).unwrap();
         let ModelReference::Digest(model) = manifest.model else { panic!("a digest") };
-        Function { manifest, model, deployed_unix_s: 0 }
+        Function { manifest, model, reserved_bytes: None, deployed_unix_s: 0 }
     }
 
     #[test]
     fn what_is_stored_is_loaded() {
         let folder = tempfile::tempdir().unwrap();
-        let functions = Functions::load(folder.path()).unwrap();
+        let functions = Functions::load(folder.path(), |_| None).unwrap();
         let mut told = Vec::new();
         for name in ["a", "b"] {
             functions.put(function(name), |function| told.push(function.manifest.name.to_string())).unwrap();
@@ -465,7 +499,7 @@ mod tests {
         assert_eq!(told, ["a", "b", "-a"]);
         assert_eq!(functions.remove(&"a".parse().unwrap(), || ()).unwrap_err().status, 404);
 
-        let again = Functions::load(folder.path()).unwrap();
+        let again = Functions::load(folder.path(), |_| None).unwrap();
         assert_eq!(again.all().keys().map(FunctionName::as_str).collect::<Vec<_>>(), ["b"]);
         assert_eq!(again.get("b").unwrap().config(), functions.get("b").unwrap().config());
         assert!(again.get("b").unwrap().deployed_unix_s > 0);
@@ -484,7 +518,7 @@ mod tests {
         fs::write(folder.path().join("broken.toml"), "name = ").unwrap();
         fs::write(folder.path().join("path.toml"), "name = \"path\"\nmodel = \"m.gguf\"\n").unwrap();
         fs::write(folder.path().join("a.toml"), manifest).unwrap();
-        assert_eq!(Functions::load(folder.path()).unwrap().all().len(), 1);
+        assert_eq!(Functions::load(folder.path(), |_| None).unwrap().all().len(), 1);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 4);
     }
 
@@ -501,8 +535,9 @@ mod tests {
     #[test]
     fn what_a_deploy_says_of_a_snapshot_is_plain() {
         let json = |snapshot: &Snapshot| serde_json::to_value(snapshot).unwrap();
-        let taken = Snapshot::Taken { file_bytes: 9, parked_bytes: 0 };
-        assert_eq!(json(&taken), json!({"state": "taken", "file_bytes": 9, "parked_bytes": 0}));
+        let taken = Snapshot::Taken { file_bytes: 9, parked_bytes: 0, needs_bytes: 7 };
+        let expected = json!({"state": "taken", "file_bytes": 9, "parked_bytes": 0, "needs_bytes": 7});
+        assert_eq!(json(&taken), expected);
         assert_eq!(json(&Snapshot::Failed { reason: "x".into() }), json!({"state": "failed", "reason": "x"}));
         assert_eq!(json(&Snapshot::Skipped), json!({"state": "skipped"}));
     }

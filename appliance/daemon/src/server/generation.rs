@@ -167,7 +167,7 @@ impl Generation {
             return Err(ApiError::deadline_exceeded(limit_ms));
         }
         self.asked.check_time()?;
-        let affordable = self.meter.affordable_ms(self.function.manifest.limits.memory_bytes);
+        let affordable = self.meter.affordable_ms(self.function.lease_bytes());
         // Of what passes, a request beside others pays its part: this is when the money is used up at the latest, and before
         // that each piece of text is looked at. A deadline of 0 is none: a last millisecond is not charged.
         let beside = u64::from(self.function.manifest.scale.concurrency);
@@ -236,7 +236,7 @@ pub(super) async fn ask(
     meter: &mut Meter,
 ) -> Result<(Dispatched, FromRunner), ApiError> {
     call.asked.check_time()?;
-    let terms = call.asked.terms(&call.caller.key, true);
+    let terms = call.asked.terms(&call.caller.key);
     let mut submission = call.state.pool.submit_on(function.manifest.name.clone(), work, terms).map_err(refused)?;
     meter.submitted(submission.tab());
     let mut how = None;

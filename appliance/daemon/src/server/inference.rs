@@ -61,8 +61,7 @@ pub(super) async fn chat(call: &Call, request: Request) -> Answered {
     allow(call, &mut meter, &function, &prompts)?;
     let offer = Offer::of(&prompts[0]);
     let how = How { dialect: Dialect::OpenAi, shape: Shape::Chat, stream, include_usage, offer };
-    let generation = generation(call, &how, function, meter, chat::PROMPT_PARAM, prompts.into());
-    answer(call, how, generation).await
+    answer(call, how, generation(call, function, meter, chat::PROMPT_PARAM, prompts.into())).await
 }
 
 /// `POST /v1/completions`
@@ -74,8 +73,7 @@ pub(super) async fn completion(call: &Call, request: Request) -> Answered {
     let how = How { dialect: Dialect::OpenAi, shape: Shape::Text, stream, include_usage, offer: None };
     let prompts = meter.check(request.into_generates(&bounds(call, &function)))?;
     allow(call, &mut meter, &function, &prompts)?;
-    let generation = generation(call, &how, function, meter, completion::PROMPT_PARAM, prompts);
-    answer(call, how, generation).await
+    answer(call, how, generation(call, function, meter, completion::PROMPT_PARAM, prompts)).await
 }
 
 /// `POST /v1/embeddings`
@@ -119,7 +117,7 @@ async fn asked(call: &Call, body: &Bytes, shape: Shape, ask: Ask) -> Answered {
             allow(call, &mut meter, &function, &prompts)?;
             let offer = Offer::of(&prompts[0]);
             let how = How { dialect: Dialect::Ollama, shape, stream, include_usage: false, offer };
-            let generation = generation(call, &how, function, meter, param, prompts.into());
+            let generation = generation(call, function, meter, param, prompts.into());
             answer(call, how, generation).await
         }
         // The cheapest that an instance can be asked; it is billed as all else is, the wake included.
@@ -222,13 +220,12 @@ fn bounds(call: &Call, function: &Function) -> Bounds {
 
 fn generation(
     call: &Call,
-    how: &How,
     function: Arc<Function>,
     meter: Meter,
     prompt_param: &'static str,
     prompts: Vec<Generate>,
 ) -> Generation {
-    let terms = call.asked.terms(&call.caller.key, !how.stream);
+    let terms = call.asked.terms(&call.caller.key);
     Generation::new(Arc::clone(&call.state), function, meter, call.asked, terms, prompt_param, prompts)
 }
 

@@ -35,6 +35,7 @@ pub(super) async fn list(call: &Call) -> Answered {
             "tier": Tier::Running,
             "private_bytes": status.map(|status| status.private_bytes),
             "shared_bytes": status.map(|status| status.shared_bytes),
+            "reserved_bytes": view.memory_bytes,
             "cpu_us": status.map(|status| status.cpu_us),
             "cores": view.threads,
             "slots": view.slots,

@@ -135,7 +135,7 @@ fn stakes(call: &Call, function: &Function) -> Vec<Stake> {
 
 /// What a request uses at least: it is begun, and takes a millisecond.
 fn least(function: &Function) -> Measured {
-    Measured { begun: true, work_us: 1, memory_bytes: function.manifest.limits.memory_bytes, ..Measured::default() }
+    Measured { begun: true, work_us: 1, memory_bytes: function.lease_bytes(), ..Measured::default() }
 }
 
 /// What it uses at worst: the whole of its time, all tokens; its prompt computed, or cached should that cost more.

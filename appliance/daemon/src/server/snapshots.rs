@@ -93,8 +93,8 @@ mod tests {
     #[test]
     fn a_function_stands_where_it_would_be_found() {
         let entry = |file_bytes, parked_bytes, current| {
-            let function = "f".parse().unwrap();
-            Some(SnapshotEntry { function, file_bytes, parked_bytes, current })
+            let (function, needs_bytes) = ("f".parse().unwrap(), 0);
+            Some(SnapshotEntry { function, file_bytes, parked_bytes, needs_bytes, current })
         };
         for (instances, snapshot, expected) in [
             (1, None, Tier::Running),

@@ -20,7 +20,10 @@ use appliance_price::{Book, Owner, Period, Prices};
 use appliance_types::ModelDigest;
 use arc_swap::ArcSwap;
 use futures_lite::future::block_on;
-use sandbox_wire::{runner::ModelInfo, warden::RunnerSpec};
+use sandbox_wire::{
+    runner::ModelInfo,
+    warden::{Call as WardenCall, Reply as WardenReply, RunnerSpec},
+};
 use std::{
     collections::HashMap,
     fs,
@@ -70,7 +73,9 @@ impl State {
         telemetry: Telemetry,
     ) -> Result<Arc<Self>, Failure> {
         let keys = KeyStore::open(Path::new(files.keys)).map_err(|error| Failure::Service(error.to_string()))?;
-        let functions = Functions::load(Path::new(files.functions)).map_err(Failure::of("read", files.functions))?;
+        let needs = |function: &Function| needs(&warden, function.config().spec_on(inference_cores));
+        let functions = Functions::load(Path::new(files.functions), needs);
+        let functions = functions.map_err(Failure::of("read", files.functions))?;
         for function in functions.all().values() {
             pool.configure(function.config());
         }
@@ -173,6 +178,18 @@ impl State {
                 Err(error) => return Err(Failure::Service(format!("what was spent is not known: {error}"))),
                 Ok(_) => return Err(Failure::Bug("the ledger answered another question".to_owned())),
             }
+        }
+    }
+}
+
+/// What was measured of a function, by the snapshot that it would be woken from.
+fn needs(warden: &Warden, spec: RunnerSpec) -> Option<u64> {
+    match block_on(warden.call(WardenCall::Needs(spec), None)) {
+        Ok(WardenReply::Needs(bytes)) => bytes,
+        // Its model may be gone: it is told of when somebody calls.
+        other => {
+            tracing::debug!(?other, "nothing is known of what a function needs");
+            None
         }
     }
 }

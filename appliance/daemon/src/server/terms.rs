@@ -53,14 +53,13 @@ impl Asked {
         Ok(Self { deadline, class })
     }
 
-    /// The terms on which `key` asks the pool for work; `unseen` where nothing of it is shown before its end.
-    pub(super) fn terms(&self, key: &Key, unseen: bool) -> Terms {
+    /// The terms on which `key` asks the pool for work.
+    pub(super) fn terms(&self, key: &Key) -> Terms {
         Terms {
             key: Some(key.name.clone()),
             weight: key.rates.weight.get(),
             class: self.class,
             deadline: self.deadline.map(|deadline| deadline.at),
-            unseen,
         }
     }
 

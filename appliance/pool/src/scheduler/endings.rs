@@ -76,16 +76,17 @@ impl Scheduler {
         if let Some(due) = instance.dies_by {
             self.timers.remove(&(due, Timer::Dying(id)));
         }
-        let out_of_memory = matches!(cause, ExitCause::OutOfMemory { .. });
+        let outgrew = self.outgrew(&instance.function, instance.generation, instance.memory_bytes, cause);
+        let at_its_cap = matches!(cause, ExitCause::OutOfMemory { .. }) && outgrew.is_none();
         let crashed = instance.blame.is_some() || !matches!(cause, ExitCause::Stopped);
-        let reason = instance.blame.unwrap_or_else(|| cause.to_string());
+        let reason = instance.blame.or(outgrew).unwrap_or_else(|| cause.to_string());
         let timeout = self.functions.get(&instance.function).map_or(Duration::ZERO, |f| f.config.timeout);
         for ticket in instance.running {
             let Some(job) = self.jobs.get_mut(&ticket) else { continue };
             // Another instance would give it more time than its function allows.
             let late =
                 matches!(job.state, State::Running { since, .. } if now.saturating_duration_since(since) >= timeout);
-            if job.cancelled || job.spoke || job.retried || out_of_memory || late {
+            if job.cancelled || job.spoke || job.retried || at_its_cap || late {
                 self.fail(ticket, Failed::InstanceLost { reason: reason.clone() });
             } else {
                 self.retry(now, ticket);

@@ -3,7 +3,7 @@
 //! Invariant: a job that is forgotten has no timer, no place in a queue and no slot.
 
 use super::{
-    Effect, Event, Failed, Function, HANG_GRACE, Hold, Job, RESERVE_WAIT, Scheduler, State, Ticket, Timer, Work,
+    Effect, Event, Failed, Function, HANG_GRACE, Hold, Job, RESERVE_WAIT, Scheduler, State, Ticket, Timer, Trail, Work,
 };
 use crate::{
     job::{Dispatched, Terms},
@@ -46,6 +46,7 @@ impl Scheduler {
             drop(events.try_send(Event::Failed(Failed::NoFunction)));
             return;
         };
+        let several = function.config.instances_max > 1;
         let place = function.waiting.push(&terms.key, terms.weight, terms.class, ticket);
         let due = match work {
             Work::Wake => now + RESERVE_WAIT,
@@ -56,12 +57,14 @@ impl Scheduler {
         }
         let found_up = self.is_up(&name);
         let bytes_left = work.reply_bytes_max();
+        let trail = if several { work.trail() } else { Trail::default() };
         let job = Job {
             function: name.clone(),
             work,
             terms,
             tab,
             events,
+            trail,
             place,
             came: now,
             found_up,
@@ -73,7 +76,6 @@ impl Scheduler {
             bytes_left,
             spoke: false,
             hold: Hold::None,
-            begun_anew: 0,
             overdue: false,
         };
         self.batch += usize::from(job.terms.class == Class::Batch);

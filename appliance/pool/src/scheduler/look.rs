@@ -39,9 +39,10 @@ impl Scheduler {
         let up = |(id, i): (&InstanceId, &Instance)| InstanceView {
             instance: *id,
             function: i.function.clone(),
+            memory_bytes: i.memory_bytes,
             threads: i.cores.told,
             slots: i.slots,
-            slots_busy: i.running.len() as u32,
+            slots_busy: i.slots.min(i.running.len() as u32),
             idle_stop_in: i.idle_stop.map(|due| due.saturating_duration_since(now)),
             wake_p50_ms: self.functions.get(&i.function).and_then(Function::wake_p50_ms),
             model: Arc::clone(&i.model),

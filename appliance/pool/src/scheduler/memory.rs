@@ -14,7 +14,7 @@ use super::{Function, Instance, Scheduler};
 use crate::job::Failed;
 use appliance_admit::memory::{Idle, Memory, Room, credit};
 use appliance_types::{FunctionName, ModelDigest, Tier};
-use sandbox_wire::warden::{InstanceId, RunnerSpec};
+use sandbox_wire::warden::{ExitCause, InstanceId, RunnerSpec};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     time::{Duration, Instant},
@@ -198,9 +198,9 @@ impl Scheduler {
 
     /// What another instance of a function takes: its lease, and what of its model and its image is not held already.
     pub(super) fn wake_bytes(&self, function: &Function) -> u64 {
-        let RunnerSpec { model, memory_bytes: lease, .. } = function.config.spec;
-        let image = function.image;
-        lease + image.length(lease).saturating_sub(image.held(lease)) + self.more_for(model)
+        let (RunnerSpec { model, .. }, image) = (&function.config.spec, function.image);
+        let lease = function.config.spec.lease_bytes();
+        lease + image.length(lease).saturating_sub(image.held(lease)) + self.more_for(*model)
     }
 
     pub(super) fn memory(&self) -> Memory {
@@ -209,7 +209,7 @@ impl Scheduler {
         let wakes: u64 = self.wakes.values().map(|w| w.memory_bytes).sum();
         let granted: u64 = self.granted().map(|hold| hold.bytes).sum();
         let models: u64 = self.models().iter().map(|model| self.length(model)).sum();
-        let image = |f: &Function| f.image.held(f.config.spec.memory_bytes);
+        let image = |f: &Function| f.image.held(f.config.spec.lease_bytes());
         let images: u64 = self.functions.values().map(image).sum();
         let storing = |f: &&Function| f.image.state == ImageState::Storing;
         let storing: u64 = self.functions.values().filter(storing).map(image).sum();
@@ -336,7 +336,7 @@ impl Scheduler {
         let shared = all.iter().any(|(_, i)| !i.running.is_empty()) || self.wakes.values().any(|w| w.function == *name);
         let kept = function.kept() > 0 || idle.len() > spare;
         if function.image.state == ImageState::Held && !shared && !kept {
-            let bytes = function.image.held(function.config.spec.memory_bytes);
+            let bytes = function.image.held(function.config.spec.lease_bytes());
             // Never before its instances, which would keep it.
             let credit = credit(worth.bar, worth.calls, worth.stored_us(), bytes).max(most);
             let instances = idle.iter().map(|(id, _)| **id).collect();
@@ -354,7 +354,7 @@ impl Scheduler {
         reply: flume::Sender<Result<(), Failed>>,
     ) {
         self.ledger.learn(spec.model, model_bytes);
-        // An instance, and the copy that is made of it.
+        // An instance, of which nothing is measured yet, and the copy that is made of it.
         let lease = spec.memory_bytes;
         let image = self.functions.get(&spec.function).map(|f| f.image).unwrap_or_default();
         let bytes = lease + image.length(lease).saturating_sub(image.held(lease));
@@ -386,6 +386,28 @@ impl Scheduler {
                 drop(waits.reply.try_send(Ok(())));
             }
         }
+    }
+
+    /// Whether an instance needed more than what was measured of its function, which then reserves its cap from now on; what
+    /// is told of that.
+    pub(super) fn outgrew(
+        &mut self,
+        name: &FunctionName,
+        generation: u64,
+        lease: u64,
+        cause: &ExitCause,
+    ) -> Option<String> {
+        let function = self.functions.get_mut(name).filter(|function| function.generation == generation)?;
+        let spec = &mut function.config.spec;
+        if !matches!(cause, ExitCause::OutOfMemory { .. }) || lease >= spec.memory_bytes {
+            return None;
+        }
+        spec.reserved_bytes = None;
+        let (had, cap) = (lease >> 20, spec.memory_bytes >> 20);
+        tracing::warn!(function = %name, had_mib = had, cap_mib = cap, "what was measured does not suffice");
+        Some(format!(
+            "it went past the {had} MiB that were reserved for it; its next instances get all of the {cap} MiB of `limits.memory`"
+        ))
     }
 
     /// The kernel says how short memory is, in % of time lost.

@@ -25,6 +25,7 @@ fn config(queue_max: usize) -> FunctionConfig {
         model: ModelDigest::from_bytes([0; 32]),
         task: Task::Chat,
         memory_bytes: 1 << 20,
+        reserved_bytes: None,
         cpus: 2,
         context_tokens: 64,
         slots: 1,
@@ -143,6 +144,41 @@ fn an_instance_that_died_silent_is_replaced_once() {
     assert!(matches!(events.try_recv(), Ok(Event::Dispatched(_))));
     assert!(scheduler.handle(now, died(8)).is_empty());
     assert!(matches!(events.try_recv(), Ok(Event::Failed(Failed::InstanceLost { .. }))));
+}
+
+#[test]
+fn an_instance_that_needs_more_than_was_measured_is_replaced_by_one_with_all_of_its_cap() {
+    const MEASURED: u64 = 1 << 19;
+    let (mut scheduler, now) = (Scheduler::new(2, 3 << 20), Instant::now());
+    let mut config = config(4);
+    config.spec.reserved_bytes = Some(MEASURED);
+    let cap = config.spec.memory_bytes;
+    scheduler.handle(now, Input::Configure(Box::new(config)));
+    let (_, events) = submit(&mut scheduler, now, 1);
+    wake(&mut scheduler, now, 1, 7);
+    assert!(matches!(events.try_recv(), Ok(Event::Dispatched(d)) if d.memory_bytes == MEASURED));
+
+    let died = |instance, limit_bytes| Input::Exited { instance, cause: ExitCause::OutOfMemory { limit_bytes } };
+    let effects = scheduler.handle(now, died(7, MEASURED));
+    assert!(matches!(&effects[..], [Effect::Wake { wake: 2, spec }] if spec.lease_bytes() == cap), "{effects:?}");
+    wake(&mut scheduler, now, 2, 8);
+    assert!(matches!(events.try_recv(), Ok(Event::Dispatched(d)) if d.memory_bytes == cap), "nobody saw anything");
+    assert!(scheduler.handle(now, died(8, cap)).is_empty(), "there is no more");
+    assert!(matches!(events.try_recv(), Ok(Event::Failed(Failed::InstanceLost { .. }))));
+}
+
+#[test]
+fn a_load_that_needs_more_than_was_measured_is_tried_with_all_of_its_cap() {
+    let (mut scheduler, now) = (Scheduler::new(2, 3 << 20), Instant::now());
+    let mut config = config(4);
+    config.spec.reserved_bytes = Some(1 << 19);
+    let cap = config.spec.memory_bytes;
+    scheduler.handle(now, Input::Configure(Box::new(config)));
+    submit(&mut scheduler, now, 1);
+    let cause = ExitCause::OutOfMemory { limit_bytes: 1 << 19 };
+    scheduler.handle(now, Input::Woken { wake: 1, result: Err(WardenError::DiedLoading { cause }) });
+    let (effects, _) = submit(&mut scheduler, now, 2);
+    assert!(matches!(&effects[..], [Effect::Wake { wake: 2, spec }] if spec.lease_bytes() == cap), "{effects:?}");
 }
 
 #[test]

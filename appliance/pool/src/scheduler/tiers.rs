@@ -2,7 +2,9 @@
 //!
 //! Invariant: a function with an instance, or a wake, is not held; one without either is held or stored.
 
-use super::{Effect, Failed, FunctionName, Heard, Instance, Scheduler, Timer, Wake, WakeId, account::failed_wake};
+use super::{
+    Begun, Effect, Failed, FunctionName, Heard, Instance, Scheduler, Timer, Wake, WakeId, account::failed_wake,
+};
 use sandbox_wire::warden::{Awake, InstanceId, WardenError};
 use std::{sync::Arc, time::Instant};
 
@@ -18,6 +20,9 @@ impl Scheduler {
                 self.tally.failed();
                 failed_wake(wake.began, now, wake.memory_bytes, self.books.of(&wake.function));
                 tracing::warn!(function = %wake.function, %error, "wake failed");
+                if let WardenError::DiedLoading { cause } = &error {
+                    self.outgrew(&wake.function, wake.generation, wake.memory_bytes, cause);
+                }
                 self.hold(now, &wake.function);
                 // Of an earlier form: says nothing of this one.
                 if self.functions.get(&wake.function).is_none_or(|f| f.generation != wake.generation) {
@@ -64,6 +69,7 @@ impl Scheduler {
             heard: Heard::new(now),
             woke_in,
             running: Vec::new(),
+            begun: Begun::default(),
             idle_stop: None,
             ending: false,
             dies_by: None,

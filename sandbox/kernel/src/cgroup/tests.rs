@@ -16,6 +16,7 @@ fn fake_leaf(groups: &Cgroups, root: &Path, name: &str) -> PathBuf {
         fs::write(leaf.join(file), "").unwrap();
     }
     fs::write(leaf.join("memory.stat"), "anon 4096\nfile 8192\nkernel 100\n").unwrap();
+    fs::write(leaf.join("memory.current"), "4096\n").unwrap();
     fs::write(leaf.join("memory.events"), "low 0\noom 3\noom_kill 2\n").unwrap();
     fs::write(leaf.join("cpu.stat"), "usage_usec 77\nuser_usec 70\n").unwrap();
     leaf
@@ -47,6 +48,9 @@ fn v2_limits_are_written_and_counters_read() {
     assert_eq!((says("pids.max"), says("cpu.max")), ("12".into(), "100000 100000".into()));
     let expected = Usage { private_bytes: 4196, cache_bytes: 8192, cpu_us: 77, oom_kills: 2 };
     assert_eq!(group.usage(), Ok(expected));
+    assert_eq!(group.peak_bytes(), Ok(4096), "an old kernel tells what is used now");
+    fs::write(leaf.join("memory.peak"), "8192\n").unwrap();
+    assert_eq!(group.peak_bytes(), Ok(8192));
     group.kill().unwrap();
     assert_eq!(says("cgroup.kill"), "1");
 }

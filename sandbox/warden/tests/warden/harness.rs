@@ -270,6 +270,7 @@ pub(crate) fn spec(model: ModelDigest, system: &str, memory_bytes: u64) -> Runne
         model,
         task: Task::Chat,
         memory_bytes,
+        reserved_bytes: None,
         cpus: 2,
         context_tokens: 64,
         slots: 1,

@@ -24,6 +24,7 @@ fn config(function: u64, cpus: u32) -> FunctionConfig {
         model: ModelDigest::from_bytes([0; 32]),
         task: Task::Chat,
         memory_bytes: 1,
+        reserved_bytes: None,
         cpus,
         context_tokens: 64,
         slots: 1,

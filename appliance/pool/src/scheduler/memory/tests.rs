@@ -29,6 +29,7 @@ fn spec(function: usize) -> RunnerSpec {
         model,
         task: Task::Chat,
         memory_bytes: LEASE,
+        reserved_bytes: None,
         cpus: 1,
         context_tokens: 64,
         slots: 1,

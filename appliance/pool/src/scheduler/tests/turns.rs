@@ -2,7 +2,7 @@
 
 use super::*;
 use sandbox_wire::{
-    runner::{Constraint, FinishReason, Finished, Generate, Prompt, Sampling},
+    runner::{Constraint, FinishReason, Finished, Generate, Message, Prompt, Role, Sampling, Tenant},
     warden::WakeParts,
 };
 
@@ -161,46 +161,62 @@ fn interactive_finds_a_slot_and_batch_goes_on_afterwards() {
 }
 
 #[test]
-fn batch_that_nobody_has_seen_gives_up_its_slot_and_is_begun_again() {
-    for unseen in [false, true] {
-        let (mut scheduler, now) = idle(1, 0);
-        let (_, events) = submit_on(&mut scheduler, now, 1, story(), Terms { unseen, ..batch("a") });
-        if unseen {
-            said(&mut scheduler, now, 7, text(1));
-        }
-        told(&events);
-        let (effects, _somebody) = submit_on(&mut scheduler, now, 2, story(), of("b"));
-        assert_eq!(effects, [send(7, ToRunner::Cancel { id: 1 })]);
-        said(&mut scheduler, now, 7, text(1));
-        assert_eq!(begun(&said(&mut scheduler, now, 7, finished(1, FinishReason::Cancelled))), 2);
-        assert_eq!(told(&events), [], "what was said on the way is void");
-        assert_eq!(begun(&ends(&mut scheduler, now, 7, 2)), 1);
-        said(&mut scheduler, now, 7, text(1));
-        ends(&mut scheduler, now, 7, 1);
-        assert!(matches!(told(&events)[..], [Event::Dispatched(_), Event::Reply(_), Event::Reply(_)]));
-        assert!(scheduler.jobs.is_empty() && scheduler.batch == 0);
+fn batch_gives_up_its_only_slot_and_goes_on_afterwards() {
+    let (mut scheduler, now) = idle(1, 0);
+    let (_, events) = submit_on(&mut scheduler, now, 1, story(), batch("a"));
+    said(&mut scheduler, now, 7, text(1));
+    let (effects, _somebody) = submit_on(&mut scheduler, now, 2, story(), of("b"));
+    assert_eq!(effects[0], send(7, ToRunner::Pause { id: 1 }));
+    assert_eq!(begun(&effects[1..]), 2);
+    let (_, other) = submit_on(&mut scheduler, now, 3, story(), of("b"));
+    assert!(matches!(told(&other)[..], [Event::Failed(Failed::QueueFull { .. })]), "there is one slot for all that is");
+    assert_eq!(ends(&mut scheduler, now, 7, 2), [send(7, ToRunner::Resume { id: 1 })]);
+    said(&mut scheduler, now, 7, text(1));
+    ends(&mut scheduler, now, 7, 1);
+    assert!(matches!(told(&events)[..], [Event::Dispatched(_), Event::Reply(_), Event::Reply(_), Event::Reply(_)]));
+    assert!(scheduler.jobs.is_empty() && scheduler.batch == 0);
+}
+
+#[test]
+fn a_conversation_goes_on_in_the_instance_that_has_it() {
+    let talk = |tenant, said: &[&str]| {
+        let Work::Generate(mut generate) = story() else { unreachable!() };
+        let user = |content: &&str| Message {
+            role: Role::User,
+            content: (*content).to_owned(),
+            name: None,
+            tool_calls: Vec::new(),
+            tool_call_id: None,
+        };
+        generate.prompt = Prompt::Chat(said.iter().map(user).collect());
+        generate.tenant = Some(Tenant(tenant));
+        Work::Generate(generate)
+    };
+    let (mut scheduler, now) = (Scheduler::new(4, u64::MAX), Instant::now());
+    let mut config = config(100);
+    (config.spec.slots, config.spec.cpus, config.instances_max) = (1, 1, 2);
+    scheduler.handle(now, Input::Configure(Box::new(config)));
+    let mut events = Vec::new();
+    for (ticket, said, instance) in [(1, "x", 7), (2, "y", 8)] {
+        events.push(submit_on(&mut scheduler, now, ticket, talk(1, &[said]), of("a")).1);
+        wake(&mut scheduler, now, ticket, instance);
     }
-}
-
-#[test]
-fn batch_that_had_ended_when_it_was_asked_to_is_answered_whole() {
-    let (mut scheduler, now) = idle(1, 100);
-    let (_, events) = submit_on(&mut scheduler, now, 1, story(), batch("a"));
-    told(&events);
-    submit_on(&mut scheduler, now, 2, story(), of("b"));
-    said(&mut scheduler, now, 7, text(1));
-    assert_eq!(begun(&ends(&mut scheduler, now, 7, 1)), 2);
-    assert_eq!(told(&events), [Event::Reply(text(1)), Event::Reply(finished(1, FinishReason::Stop))]);
-}
-
-#[test]
-fn batch_that_somebody_has_seen_keeps_its_only_slot() {
-    let (mut scheduler, now) = idle(1, 100);
-    let (_, events) = submit_on(&mut scheduler, now, 1, story(), batch("a"));
-    said(&mut scheduler, now, 7, text(1));
-    told(&events);
-    assert!(submit_on(&mut scheduler, now, 2, story(), of("b")).0.is_empty());
-    assert_eq!(begun(&ends(&mut scheduler, now, 7, 1)), 2);
+    for ticket in [1, 2] {
+        ends(&mut scheduler, now, 6 + ticket, ticket);
+    }
+    let chosen = |scheduler: &mut Scheduler, ticket, tenant, said: &[&str]| {
+        let (effects, _events) = submit_on(scheduler, now, ticket, talk(tenant, said), of("a"));
+        let sent = |effect: &Effect| match effect {
+            Effect::Send { instance, message: ToRunner::Generate { .. } } => Some(*instance),
+            _ => None,
+        };
+        let instance = effects.iter().find_map(sent).expect("it runs");
+        ends(scheduler, now, instance, ticket);
+        instance
+    };
+    assert_eq!(chosen(&mut scheduler, 3, 1, &["y", "yes", "more"]), 8, "its own");
+    assert_eq!(chosen(&mut scheduler, 4, 2, &["y", "yes", "more"]), 7, "another's is nobody's");
+    assert_eq!(chosen(&mut scheduler, 5, 1, &["y", "yes", "more", "no", "why"]), 8);
 }
 
 #[test]
