@@ -142,6 +142,40 @@ fn a_stream_that_runs_at_the_stop_is_finished() {
     ember.has_stopped();
 }
 
+/// Callers who never pause, and streams that run and wait: whatever was taken is answered, before the box ends.
+#[test]
+fn a_stop_under_load_fails_nobody() {
+    const STREAMS: usize = 6;
+    const CALLERS: usize = 3;
+    let config = "drain = \"120s\"\n";
+    let mut ember =
+        Ember::start_with(config).with(&assistant().scale("concurrency = 2").scale("queue_timeout = \"120s\""));
+    let client = ember.client();
+    let request = chat("assistant", "Tell me a story.", json!({"max_tokens": 60}));
+    let streams: Vec<_> = thread::scope(|scope| {
+        let asking: Vec<_> = (0..STREAMS).map(|_| scope.spawn(|| client.ask_streamed(&request))).collect();
+        asking.into_iter().map(|asked| asked.join().expect("it is admitted")).collect()
+    });
+    let callers: Vec<_> = (0..CALLERS)
+        .map(|_| {
+            let client = ember.client();
+            thread::spawn(move || {
+                let ask = || client.try_ask(&chat("assistant", "Say hello.", json!({"max_tokens": 4}))).ok();
+                // Until nobody is there any more.
+                std::iter::from_fn(ask).inspect(|reply| assert_eq!(reply.status, 200)).count()
+            })
+        })
+        .collect();
+    ember.signal(Signal::SIGTERM);
+    streams.into_iter().for_each(|stream| drop(stream.whole()));
+    let answers: usize = callers.into_iter().map(|caller| caller.join().expect("each was answered with 200")).sum();
+    ember.has_stopped();
+    let records = ember.ledger();
+    let failed: Vec<_> = records.iter().filter(|record| record["outcome"] != "completed").collect();
+    assert!(failed.is_empty(), "{failed:?}");
+    assert_eq!(records.len(), STREAMS + answers, "each that was taken was answered, and its caller has the answer");
+}
+
 #[test]
 fn a_stream_that_outlasts_the_drain_is_cut() {
     let mut ember = Ember::start_with("drain = \"300ms\"\n").with(&assistant().limit("output_tokens = 1800"));

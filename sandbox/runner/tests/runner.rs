@@ -10,12 +10,14 @@ use appliance_types::Task;
 use harness::{Peer, greedy, load, of, system, user};
 use sandbox_wire::{
     frame::{TO_RUNNER_BYTES_MAX, encode},
-    runner::{Constraint, Failure, FinishReason, FromRunner, Generate, Load, Prompt, Sampling, Text, ToRunner},
+    runner::{Constraint, Failure, FinishReason, FromRunner, Generate, Load, Prompt, Sampling, Tenant, Text, ToRunner},
 };
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fs,
     path::Path,
+    thread,
+    time::Duration,
 };
 
 const QUESTION: &str = "Tell me a story about a fox and a crow.";
@@ -172,6 +174,60 @@ fn a_paused_answer_says_nothing_until_it_goes_on() {
     peer.send(&ToRunner::Pause { id: paused });
     peer.send(&ToRunner::Cancel { id: paused });
     while !peer.receive().unwrap().is_last() {}
+}
+
+/// Three answers and one slot: each takes it from the one before, and all go on where they were.
+#[test]
+fn an_answer_whose_slot_another_took_goes_on_where_it_was() {
+    const TOKENS: u32 = 48;
+    let mut peer = Peer::load(load(Task::Chat));
+    let story = |content: &str, tenant| Generate {
+        tokens_max: TOKENS,
+        constraint: Constraint::JsonSchema(r#"{"type":"array","items":{"type":"integer"},"minItems":99}"#.to_owned()),
+        tenant,
+        ..greedy(content)
+    };
+    let alone = peer.generate(story("Count from one to a hundred.", None)).unwrap();
+    for tenant in [None, Some(Tenant(1))] {
+        let first = peer.ask(story("Count from one to a hundred.", tenant));
+        while !matches!(peer.receive().unwrap(), FromRunner::Text { id, .. } if id == first) {}
+        peer.send(&ToRunner::Pause { id: first });
+        let second = peer.ask(story("Count in tens.", tenant));
+        peer.send(&ToRunner::Pause { id: second });
+        let third = peer.ask(greedy("What is 2 + 2?"));
+        while !matches!(peer.receive().unwrap(), FromRunner::Finished { id, .. } if id == third) {}
+        peer.send(&ToRunner::Resume { id: first });
+        peer.send(&ToRunner::Resume { id: second });
+        let mut ended = BTreeMap::new();
+        while ended.len() < 2 {
+            if let FromRunner::Finished { id, finished } = peer.receive().unwrap() {
+                assert_eq!((finished.reason, finished.completion_tokens), (FinishReason::Length, TOKENS));
+                ended.insert(id, finished);
+            }
+        }
+        assert_eq!(ended[&first].prompt_tokens, alone.finished.prompt_tokens);
+    }
+}
+
+#[test]
+fn an_answer_without_a_slot_ends_with_its_time() {
+    let mut peer = Peer::load(Load { context_tokens: 8192, ..load(Task::Chat) });
+    let endless = endless(&mut peer);
+    let forgotten = peer.ask(Generate { deadline_ms: 300, ..endless.clone() });
+    peer.send(&ToRunner::Pause { id: forgotten });
+    let taking = peer.ask(endless);
+    while !matches!(peer.receive().unwrap(), FromRunner::Text { id, .. } if id == taking) {}
+    thread::sleep(Duration::from_millis(300));
+    peer.send(&ToRunner::Resume { id: forgotten });
+    let end = loop {
+        match peer.receive().unwrap() {
+            FromRunner::Finished { id, finished } if id == forgotten => break finished,
+            _ => {}
+        }
+    };
+    assert_eq!(end.reason, FinishReason::Deadline, "without a slot, too");
+    peer.send(&ToRunner::Cancel { id: taking });
+    while !matches!(peer.receive().unwrap(), FromRunner::Finished { id, .. } if id == taking) {}
 }
 
 #[test]
