@@ -9,6 +9,7 @@ import faulthandler
 import json
 import os
 import threading
+import time
 from typing import Literal
 
 import openai
@@ -169,6 +170,7 @@ def retries_503():
     second = narrow.chat.completions.create
     waiting = threading.Thread(target=lambda: second(max_tokens=1, **ask))
     waiting.start()
+    time.sleep(1)  # it has the one place before others try for it
     refused = None
     for _ in range(200):
         try:

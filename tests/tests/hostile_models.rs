@@ -112,7 +112,9 @@ fn a_function_with_too_little_memory_dies_alone() {
 
 #[test]
 fn a_function_that_outgrows_its_memory_dies_alone() {
-    let mut ember = Ember::serving(&assistant()).with(&Function::named("hungry")).awake("hungry");
+    // So little that it is given all of it: one that is killed with less than that is tried again with all.
+    let hungry = Function::named("hungry").limit("memory = \"400MiB\"");
+    let mut ember = Ember::serving(&assistant()).with(&hungry).awake("hungry");
     let runner = ember.process(Role::Runner);
     // What it has, and too little more for a long prompt.
     runner.limit_memory(runner.memory_charged() + (512 << 10));
