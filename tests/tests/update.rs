@@ -15,20 +15,8 @@ use std::{
 };
 use tests::{Ember, Run, tree};
 
-/// The least PE program that a UKI can be made of.
-fn stub() -> Vec<u8> {
-    let mut file = vec![0; 1536];
-    file[..2].copy_from_slice(b"MZ");
-    file[0x3c] = 0x40;
-    file[0x40..0x46].copy_from_slice(b"PE\0\0\x64\x86");
-    file[0x44 + 16] = 240;
-    file[0x58..0x5a].copy_from_slice(&0x20b_u16.to_le_bytes());
-    file[0x58 + 60..0x58 + 64].copy_from_slice(&1024_u32.to_le_bytes());
-    file
-}
-
 fn uki(version: &str) -> Vec<u8> {
-    let (stub, os_release) = (stub(), format!("ID=ember\nIMAGE_VERSION={version}\n"));
+    let (stub, os_release) = (uki::least_stub(), format!("ID=ember\nIMAGE_VERSION={version}\n"));
     let linux = vec![1; 5 << 20];
     let parts = Parts {
         stub: &stub,

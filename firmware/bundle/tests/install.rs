@@ -6,7 +6,7 @@ use firmware_bundle::{
     write,
 };
 use firmware_slots::{Slot, Unblessed, Version};
-use images_uki::{Parts, build};
+use images_uki::{Parts, build, least_stub};
 use std::{
     collections::BTreeMap,
     fs,
@@ -17,18 +17,6 @@ use std::{
 
 const MACHINE: &str = "ember-x86-64";
 
-/// The least PE program that a UKI can be made of.
-fn stub() -> Vec<u8> {
-    let mut file = vec![0; 1536];
-    file[..2].copy_from_slice(b"MZ");
-    file[0x3c] = 0x40;
-    file[0x40..0x46].copy_from_slice(b"PE\0\0\x64\x86");
-    file[0x44 + 16] = 240;
-    file[0x58..0x5a].copy_from_slice(&0x20b_u16.to_le_bytes());
-    file[0x58 + 60..0x58 + 64].copy_from_slice(&1024_u32.to_le_bytes());
-    file
-}
-
 fn version(minor: u32) -> Version {
     Version([1, minor, 0])
 }
@@ -36,7 +24,7 @@ fn version(minor: u32) -> Version {
 fn uki(minor: u32) -> Vec<u8> {
     let os_release = format!("ID=ember\nIMAGE_VERSION={}\n", version(minor));
     let (linux, initrd) = (vec![1; 3 << 20], vec![minor as u8; 5000]);
-    let stub = stub();
+    let stub = least_stub();
     let parts = Parts {
         stub: &stub,
         os_release: &os_release,

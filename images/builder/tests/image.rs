@@ -12,23 +12,17 @@ use std::{
     process::Command,
 };
 
-/// The least PE program that a UKI can be made of.
-fn stub() -> Vec<u8> {
-    let mut file = vec![0; 1536];
-    file[..2].copy_from_slice(b"MZ");
-    file[0x3c] = 0x40;
-    file[0x40..0x46].copy_from_slice(b"PE\0\0\x64\x86");
-    file[0x44 + 16] = 240;
-    file[0x58..0x5a].copy_from_slice(&0x20b_u16.to_le_bytes());
-    file[0x58 + 60..0x58 + 64].copy_from_slice(&1024_u32.to_le_bytes());
-    file
-}
-
 fn uki() -> Vec<u8> {
     let os_release = "ID=ember\nIMAGE_VERSION=0.1.0\n";
     let (linux, initrd) = (vec![1; 3 << 20], vec![2; 2 << 20]);
-    let parts =
-        Parts { stub: &stub(), os_release, command_line: "quiet", release: "6.12.1", linux: &linux, initrd: &initrd };
+    let parts = Parts {
+        stub: &uki::least_stub(),
+        os_release,
+        command_line: "quiet",
+        release: "6.12.1",
+        linux: &linux,
+        initrd: &initrd,
+    };
     uki::build(&parts).expect("the parts fit")
 }
 

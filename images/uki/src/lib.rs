@@ -213,6 +213,19 @@ fn ends_early() -> UkiError {
     UkiError("it ends within its headers".to_owned())
 }
 
+/// The least PE program that an image can be made of: for tests of what reads images. It starts nothing.
+pub fn least_stub() -> Vec<u8> {
+    let mut file = vec![0; 1536];
+    file[..2].copy_from_slice(b"MZ");
+    file[0x3c] = 0x40;
+    file[0x40..0x44].copy_from_slice(b"PE\0\0");
+    file[0x44..0x46].copy_from_slice(&MACHINE_X86_64.to_le_bytes());
+    file[0x44 + 16] = 240;
+    file[0x58..0x5a].copy_from_slice(&0x20b_u16.to_le_bytes());
+    file[0x58 + 60..0x58 + 64].copy_from_slice(&1024_u32.to_le_bytes());
+    file
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -220,19 +233,11 @@ mod tests {
 
     /// The least that counts as a stub: headers with room, and one section of 512 bytes.
     pub(crate) fn stub() -> Vec<u8> {
-        let mut file = vec![0; 1536];
-        file[..2].copy_from_slice(b"MZ");
-        file[0x3c] = 0x40;
-        file[0x40..0x44].copy_from_slice(b"PE\0\0");
+        let mut file = least_stub();
         let coff = 0x44;
-        file[coff..coff + 2].copy_from_slice(&MACHINE_X86_64.to_le_bytes());
         file[coff + 2] = 1;
         file[coff + 8..coff + 16].fill(9); // a symbol table, behind the sections
-        file[coff + 16] = 240;
-        let optional = coff + 20;
-        file[optional..optional + 2].copy_from_slice(&0x20b_u16.to_le_bytes());
-        file[optional + 60..optional + 64].copy_from_slice(&1024_u32.to_le_bytes());
-        let table = optional + 240;
+        let table = coff + 20 + 240;
         put_section(&mut file[table..table + SECTION_HEADER], ".text", [500, 4096, 512, 1024]);
         file.extend_from_slice(b"symbols");
         file
