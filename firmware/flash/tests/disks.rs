@@ -212,7 +212,7 @@ impl Drop for Mounted {
 }
 
 #[test]
-#[ignore = "takes root and a free loop device"]
+#[ignore = "takes root and a free loop device: `cargo test --release -p firmware-flash --test disks -- --ignored`"]
 fn a_block_device_is_flashed_and_refused_while_it_is_mounted() {
     let folder = tempfile::tempdir().unwrap();
     let image = image(folder.path());
@@ -251,7 +251,7 @@ fn a_block_device_is_flashed_and_refused_while_it_is_mounted() {
 
 /// bmaptool leaves a device's holes as they are, so the map must name every zero that counts. It empties files first.
 #[test]
-#[ignore = "takes root and a free loop device"]
+#[ignore = "takes root and a free loop device: `cargo test --release -p firmware-flash --test disks -- --ignored`"]
 fn bmaptool_makes_a_sound_disk_of_one_that_was_used() {
     let folder = tempfile::tempdir().unwrap();
     let image = image(folder.path());
