@@ -20,6 +20,8 @@ struct Named {
 #[derive(Deserialize)]
 struct Shown {
     manifest: Manifest,
+    reserved_bytes: u64,
+    reservation_is_measured: bool,
 }
 
 #[derive(Deserialize)]
@@ -31,7 +33,6 @@ struct Manifest {
 
 #[derive(Deserialize)]
 struct Limits {
-    memory_bytes: u64,
     cpus: u32,
 }
 
@@ -72,11 +73,12 @@ pub(crate) fn book(client: &Client) -> Result<Book, Error> {
 pub(crate) fn sizes(client: &Client) -> Result<Vec<Size>, Error> {
     let names: Vec<Named> = client.typed(&output::data(client.get(FUNCTIONS)?))?;
     let size = |named: Named| {
-        let Shown { manifest: Manifest { name, limits, scale } } =
+        let Shown { manifest: Manifest { name, limits, scale }, reserved_bytes, reservation_is_measured } =
             client.typed(&client.get(&function::path(&named.name))?)?;
         Ok(Size {
             function: name,
-            memory_bytes: limits.memory_bytes,
+            memory_bytes: reserved_bytes,
+            memory_is_measured: reservation_is_measured,
             cpus: limits.cpus,
             concurrency: scale.concurrency,
             instances_max: scale.max,

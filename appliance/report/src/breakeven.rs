@@ -202,7 +202,7 @@ mod tests {
 
     fn size(concurrency: u32) -> Size {
         let function = "chat".parse().unwrap();
-        Size { function, memory_bytes: 1 << 30, cpus: 2, concurrency, instances_max: 1 }
+        Size { function, memory_bytes: 1 << 30, memory_is_measured: false, cpus: 2, concurrency, instances_max: 1 }
     }
 
     fn lambda() -> Provisioned {

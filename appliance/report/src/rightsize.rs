@@ -1,7 +1,9 @@
 //! What a function needs by its peaks.
 //!
-//! Memory: the highest that was read of any instance and a quarter more, in steps of 64 MiB, and never more than now; a
-//! peak near the limit may be page cache that fills it, so nothing is said there. Cores: what the busiest requests but one in twenty
+//! Memory: where a snapshot was taken an instance reserves what it was measured to need, and nothing better is known: what is
+//! read of one that was restored is what it wrote, not what it may write. Elsewhere the highest that was read of any instance
+//! and a quarter more, in steps of 64 MiB, and never more than now; a peak near the limit may be page cache that fills it, so
+//! nothing is said there. Cores: what the busiest requests but one in twenty
 //! used of their instance's time. Concurrency: the most requests that were there at once, waiting ones included, over the
 //! instances that there may be. The saving is the bills of the same requests, made anew with that memory.
 
@@ -55,7 +57,10 @@ pub struct Rightsize {
 pub fn rightsize(size: &Size, visits: &[Visit], book: &Book) -> Rightsize {
     let peak_kib = visits.iter().map(|visit| visit.peak_kib).max().unwrap_or(0);
     let memory_peak_bytes = (peak_kib > 0).then_some(u64::from(peak_kib) << 10);
-    let memory_suggested_bytes = memory_peak_bytes.map_or(size.memory_bytes, |peak| memory(size.memory_bytes, peak));
+    let memory_suggested_bytes = match memory_peak_bytes {
+        Some(peak) if !size.memory_is_measured => memory(size.memory_bytes, peak),
+        _ => size.memory_bytes,
+    };
     let cpus_p95_hundredths = cores_p95(visits);
     let cpus = u32::try_from(cpus_p95_hundredths.saturating_sub(NOISE).div_ceil(100)).unwrap_or(u32::MAX);
     let at_once_peak = at_once(visits);
@@ -121,7 +126,7 @@ mod tests {
 
     fn size() -> Size {
         let function = "chat".parse().unwrap();
-        Size { function, memory_bytes: 1 << 30, cpus: 2, concurrency: 4, instances_max: 1 }
+        Size { function, memory_bytes: 1 << 30, memory_is_measured: false, cpus: 2, concurrency: 4, instances_max: 1 }
     }
 
     fn visits(records: &[Record]) -> Vec<Visit> {
@@ -139,6 +144,15 @@ mod tests {
         assert_eq!(report.cost_nanos, 3 * 16_867);
         // 192 MiB of 1024 for a second each: 16667 × 192 / 1024 = 3125.06…, rounded up.
         assert_eq!(report.saving_nanos, 3 * (16_667 - 3_126));
+    }
+
+    #[test]
+    fn memory_that_was_measured_is_let_be() {
+        let low = Record { peak_kib: 4 << 10, ..record(0, 0, 1_000, 1 << 30) };
+        let measured = Size { memory_is_measured: true, memory_bytes: 528 << 20, ..size() };
+        let report = rightsize(&measured, &visits(&[low]), &Book::default());
+        assert_eq!((report.memory_peak_bytes, report.memory_suggested_bytes), (Some(4 << 20), 528 << 20));
+        assert_eq!(report.saving_nanos, 16_667 - (16_667 * 528_u64).div_ceil(1024), "it was billed for 1 GiB before");
     }
 
     #[test]

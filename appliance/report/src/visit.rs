@@ -48,8 +48,10 @@ impl Visit {
 pub struct Size {
     /// The function.
     pub function: FunctionName,
-    /// Memory of an instance, bytes.
+    /// Memory that an instance reserves and is billed for, bytes.
     pub memory_bytes: u64,
+    /// Whether that is what was measured when a snapshot was taken, and not the manifest's limit.
+    pub memory_is_measured: bool,
     /// Cores of an instance.
     pub cpus: u32,
     /// Sequences in an instance.

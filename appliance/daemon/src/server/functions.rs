@@ -244,6 +244,7 @@ pub(super) async fn show(call: &Call, name: &str) -> Answered {
         "failing": instances::failing(call, &function.manifest.name).await?,
         "snapshot": snapshot,
         "reserved_bytes": function.lease_bytes(),
+        "reservation_is_measured": function.reserved_bytes.is_some(),
         "deployed_unix_s": function.deployed_unix_s,
         "manifest": function.manifest,
         "model_info": up.first().map(|instance| &*instance.model),
