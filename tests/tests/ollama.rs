@@ -68,6 +68,10 @@ fn a_chat_says_the_same_in_both_dialects() {
     let answer = whole(&client, "/api/chat", says(STORY));
     assert_eq!((&answer["message"]["content"], &answer["done"]), (&json!(openai), &json!(true)));
     let generated = whole(&client, "/api/generate", request(json!({"prompt": STORY})));
+    // As `curl -d` sends what Ollama's own examples show.
+    let form = request(json!({"prompt": STORY, "stream": false})).to_string();
+    let by_curl = client.post_bytes("/api/generate", "application/x-www-form-urlencoded", form.as_bytes());
+    assert_eq!(by_curl.expect(200).json()["response"], generated["response"]);
     assert_eq!(generated["response"], openai);
     let streamed = lines(&client.post("/api/generate", &request(json!({"prompt": STORY}))));
     let text: String = streamed.iter().map(|line| line["response"].as_str().unwrap()).collect();

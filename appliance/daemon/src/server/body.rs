@@ -11,7 +11,8 @@ pub(super) async fn json(request: Request, bytes_max: usize) -> Result<Bytes, Ap
     whole(request, bytes_max).await
 }
 
-/// Reads a whole body.
+/// Reads a whole body, whatever it says it is: Ollama's own examples are `curl -d` without a content type of their own, which
+/// says that it is a form.
 pub(super) async fn whole(request: Request, bytes_max: usize) -> Result<Bytes, ApiError> {
     request.body.collect(bytes_max).await.map_err(refused)
 }

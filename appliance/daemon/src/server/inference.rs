@@ -87,19 +87,19 @@ pub(super) async fn embedding(call: &Call, request: Request) -> Answered {
 
 /// `POST /api/chat`
 pub(super) async fn ollama_chat(call: &Call, request: Request) -> Answered {
-    let body = body::json(request, call.state.request_bytes_max).await?;
+    let body = body::whole(request, call.state.request_bytes_max).await?;
     asked(call, &body, Shape::Chat, ollama::chat(&body)?).await
 }
 
 /// `POST /api/generate`
 pub(super) async fn ollama_generate(call: &Call, request: Request) -> Answered {
-    let body = body::json(request, call.state.request_bytes_max).await?;
+    let body = body::whole(request, call.state.request_bytes_max).await?;
     asked(call, &body, Shape::Text, ollama::generate(&body)?).await
 }
 
 /// `POST /api/embed`
 pub(super) async fn ollama_embed(call: &Call, request: Request) -> Answered {
-    let body = body::json(request, call.state.request_bytes_max).await?;
+    let body = body::whole(request, call.state.request_bytes_max).await?;
     let (request, truncate) = ollama::embed(&body)?;
     let (function, meter, vectors) = embedded(call, &body, &request, truncate).await?;
     let reply = ollama::embed_reply(function.manifest.name.as_str(), &vectors, &sum(call, &meter));

@@ -44,7 +44,7 @@ pub(super) async fn ps(call: &Call) -> Answered {
 
 /// `POST /api/show`
 pub(super) async fn show(call: &Call, request: Request) -> Answered {
-    let body = body::json(request, call.state.request_bytes_max).await?;
+    let body = body::whole(request, call.state.request_bytes_max).await?;
     let function = call.function(&ollama::show(&body)?)?;
     let (stored, info) = (models::stored(call).await?, call.state.seen(function.model));
     let shown = Shown {
