@@ -63,11 +63,11 @@ pub(crate) struct Subject {
     child: std::process::Child,
     pub(crate) line: Line,
     pub(crate) program: File,
-    pub(crate) model: tempfile::NamedTempFile,
+    pub(crate) model: File,
 }
 
 impl Subject {
-    /// Starts one and has it do everything once.
+    /// Starts one and has it do everything once. Its model has no name afterwards, so that a test that is killed leaves none.
     pub(crate) fn start() -> Self {
         let mut model = tempfile::NamedTempFile::new().unwrap();
         model.write_all(&(0..(3_u32 << 20)).map(|at| (at % 251) as u8).collect::<Vec<_>>()).unwrap();
@@ -75,7 +75,8 @@ impl Subject {
         let mut command = Command::new(PROGRAM);
         command.arg(model.path()).stdin(Stdio::from(theirs)).stdout(Stdio::null());
         let child = command.spawn().unwrap();
-        let mut subject = Self { child, line, program: File::open(PROGRAM).unwrap(), model };
+        let (program, model) = (File::open(PROGRAM).unwrap(), model.as_file().try_clone().unwrap());
+        let mut subject = Self { child, line, program, model };
         subject.line.ask_all();
         subject.line.ask("fail");
         subject
@@ -91,7 +92,7 @@ impl Subject {
 
     /// Captures what it is now, off a device. Its identity does not name that.
     pub(crate) fn capture_from<'a>(&self, device: &'a dyn Device) -> Result<Held<'a>, CaptureError> {
-        capture(self.pid(), &self.program, self.model.as_file(), device)
+        capture(self.pid(), &self.program, &self.model, device)
     }
 
     /// Parks what it is now; it goes on.
@@ -118,7 +119,7 @@ impl Subject {
         let restore = Restore {
             image,
             program: self.program.as_fd(),
-            model: self.model.as_file().as_fd(),
+            model: self.model.as_fd(),
             data,
             device: how.device,
             raw: &[],

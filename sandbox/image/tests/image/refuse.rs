@@ -27,7 +27,7 @@ impl Drop for Other {
 #[test]
 fn a_process_with_other_files() {
     let (subject, mut sleeper) = (Subject::start(), Other::start("/bin/sleep", &["1000"]));
-    let refused = capture(sleeper.pid(), &subject.program, subject.model.as_file(), &NoDevice).map(drop);
+    let refused = capture(sleeper.pid(), &subject.program, &subject.model, &NoDevice).map(drop);
     assert!(matches!(refused, Err(CaptureError::Mapping { .. })), "{refused:?}");
     assert_eq!(sleeper.0.try_wait().unwrap(), None);
 }
@@ -37,7 +37,7 @@ fn a_process_that_works_until_it_is_killed() {
     let (subject, mut worker) = (Subject::start(), Other::start("/bin/sh", &["-c", "while :; do :; done"]));
     let pid = worker.pid();
     let refused = std::thread::scope(|scope| {
-        let refused = scope.spawn(|| capture(pid, &subject.program, subject.model.as_file(), &NoDevice).map(drop));
+        let refused = scope.spawn(|| capture(pid, &subject.program, &subject.model, &NoDevice).map(drop));
         worker.0.kill().unwrap();
         refused.join().unwrap()
     });
@@ -56,6 +56,6 @@ fn a_process_with_two_threads() {
 #[test]
 fn a_process_that_is_not_there() {
     let subject = Subject::start();
-    let refused = capture(Pid::from_raw(i32::MAX), &subject.program, subject.model.as_file(), &NoDevice).map(drop);
+    let refused = capture(Pid::from_raw(i32::MAX), &subject.program, &subject.model, &NoDevice).map(drop);
     assert!(matches!(refused, Err(CaptureError::Trace { attempted: "seize", .. })), "{refused:?}");
 }

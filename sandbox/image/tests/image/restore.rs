@@ -106,7 +106,7 @@ fn a_capture_of_it_is_the_same_again() {
     let first = subject.park();
     let write = |memory: &Memory| first.write(memory);
     let restored = subject.restore(&first.image, Data::Written(&write)).unwrap();
-    let held = capture(restored.child.pid(), &subject.program, subject.model.as_file(), &NoDevice).unwrap();
+    let held = capture(restored.child.pid(), &subject.program, &subject.model, &NoDevice).unwrap();
     let second = park(&held, &()).unwrap();
     held.resume().unwrap();
     restored.end();
@@ -129,7 +129,7 @@ fn what_was_restored_can_be_captured_and_restored_again() {
     let write = |memory: &Memory| first.write(memory);
     let mut restored = subject.restore(&first.image, Data::Written(&write)).unwrap();
     assert_eq!(restored.line.ask_all(), subject.line.ask_all());
-    let held = capture(restored.child.pid(), &subject.program, subject.model.as_file(), &NoDevice).unwrap();
+    let held = capture(restored.child.pid(), &subject.program, &subject.model, &NoDevice).unwrap();
     let second = park(&held, &()).unwrap();
     held.resume().unwrap();
     restored.end();

@@ -53,7 +53,7 @@ fn what_its_filter_forbids_is_still_learned() {
     let sealed = How { seal: &seal, ..How::default() };
     let write = |memory: &sandbox_image::Memory| parked.write(memory);
     let mut life = subject.restore_as(&parked.image, Data::Written(&write), &sealed).unwrap();
-    let held = capture(life.child.pid(), &subject.program, subject.model.as_file(), &NoDevice).unwrap();
+    let held = capture(life.child.pid(), &subject.program, &subject.model, &NoDevice).unwrap();
     assert_eq!(held.image().process, parked.image.process);
     held.resume().unwrap();
     assert_eq!(life.line.ask("count"), subject.line.ask("count"));
