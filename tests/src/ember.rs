@@ -180,18 +180,23 @@ impl Ember {
     }
 
     /// The records of the requests that ended, as the ledger's segments have them: JSON up to the first tab of each line.
+    /// The newest segment may be read with a later page before an earlier one; it is then read again.
     pub fn ledger(&self) -> Vec<Value> {
-        let folder = fs::read_dir(self.data().join("ledger")).into_iter().flatten().flatten();
-        let mut segments: Vec<_> =
-            folder.map(|file| file.path()).filter(|path| path.extension() == Some("log".as_ref())).collect();
-        segments.sort();
-        let text: String = segments.iter().map(|path| fs::read_to_string(path).unwrap_or_default()).collect();
-        let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n')).map(|line| line.trim_matches('\0'));
-        let content = whole.map(|line| {
-            let json = line.split_once('\t').expect("its proofs after a tab").0;
-            serde_json::from_str::<Value>(json).unwrap_or_else(|error| panic!("{error}: {line}"))
-        });
-        content.filter(|content| content["stage"] == "closed").map(|mut content| content["record"].take()).collect()
+        until("the ledger is read without a hole", || {
+            let folder = fs::read_dir(self.data().join("ledger")).into_iter().flatten().flatten();
+            let mut segments: Vec<_> =
+                folder.map(|file| file.path()).filter(|path| path.extension() == Some("log".as_ref())).collect();
+            segments.sort();
+            let text: String = segments.iter().map(|path| fs::read_to_string(path).unwrap_or_default()).collect();
+            let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+            let content = whole.map(|line| {
+                let json = line.trim_matches('\0').split_once('\t')?.0;
+                serde_json::from_str::<Value>(json).ok()
+            });
+            let content: Vec<Value> = content.collect::<Option<_>>()?;
+            let closed = content.into_iter().filter(|content| content["stage"] == "closed");
+            Some(closed.map(|mut content| content["record"].take()).collect())
+        })
     }
 
     /// The one process in a role, once there is one.
