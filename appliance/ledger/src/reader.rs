@@ -15,6 +15,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// Times that the newest segment is read again while it changes.
+const READS_MAX: usize = 8;
+
 /// Why something cannot be read. The next can be after [`ReadError::Damaged`].
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
@@ -89,6 +92,34 @@ pub(crate) fn segments(folder: &Path) -> Result<Vec<u64>, ReadError> {
     Ok(numbers)
 }
 
+/// The bytes of a segment; none if it was removed meanwhile, since it was the oldest.
+///
+/// The `newest` is appended to meanwhile, and a read that is slower than two appends has a later page without an earlier
+/// one, which looks like damage. What is damaged reads the same twice.
+pub(crate) fn bytes(folder: &Path, segment: u64, newest: bool) -> Result<Option<Vec<u8>>, ReadError> {
+    let path = folder.join(name(segment));
+    let read = || match fs::read(&path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(ReadError::Io { path: path.clone(), source }),
+    };
+    let mut bytes = read()?;
+    let damaged = |bytes: &Option<Vec<u8>>| {
+        bytes.as_ref().is_some_and(|bytes| !segment::scan(segment, bytes, None).damage.is_empty())
+    };
+    for _ in 0..if newest { READS_MAX } else { 0 } {
+        if !damaged(&bytes) {
+            break;
+        }
+        let again = read()?;
+        if again == bytes {
+            break;
+        }
+        bytes = again;
+    }
+    Ok(bytes)
+}
+
 impl Iterator for Entries {
     type Item = Result<Placed, ReadError>;
 
@@ -103,12 +134,10 @@ impl Iterator for Entries {
 
 impl Entries {
     fn read(&mut self, segment: u64) {
-        let path = self.folder.join(name(segment));
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            // Removed meanwhile: it was the oldest.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return,
-            Err(source) => return self.ready.push_back(Err(ReadError::Io { path, source })),
+        let bytes = match bytes(&self.folder, segment, self.segments.is_empty()) {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => return,
+            Err(error) => return self.ready.push_back(Err(error)),
         };
         let scan = segment::scan(segment, &bytes, self.chain);
         let end = if self.segments.is_empty() { scan.torn().unwrap_or(scan.used) } else { scan.used };

@@ -2,10 +2,10 @@
 
 use crate::{
     frame::{Chain, Content, FrameError},
-    reader::{ReadError, segments},
-    segment::{self, Damage, Position, Scan, name},
+    reader::{ReadError, bytes, segments},
+    segment::{self, Damage, Position, Scan},
 };
-use std::{fs, io, path::Path};
+use std::path::Path;
 
 /// What was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,14 +38,10 @@ pub fn verify(folder: &Path) -> Result<Verified, ReadError> {
             chain = None;
         }
         expected = Some(segment + 1);
-        let path = folder.join(name(*segment));
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            // Removed meanwhile: it was the oldest.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(source) => return Err(ReadError::Io { path, source }),
-        };
-        chain = verified.take(&segment::scan(*segment, &bytes, chain), numbers.last() == Some(segment));
+        let newest = numbers.last() == Some(segment);
+        if let Some(bytes) = bytes(folder, *segment, newest)? {
+            chain = verified.take(&segment::scan(*segment, &bytes, chain), newest);
+        }
     }
     Ok(verified)
 }
@@ -79,8 +75,10 @@ mod tests {
     use crate::{
         Config, Log,
         disk::Folder,
+        segment::name,
         testing::{entry, open},
     };
+    use std::fs;
 
     const CONFIG: Config = Config { segment_bytes: 8192, retain_bytes: 1 << 30, retain_ms: None, free_bytes_min: 0 };
 
