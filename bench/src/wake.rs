@@ -147,9 +147,11 @@ impl Figure for FromStored {
         peer(0)?;
         wakes.forget();
         let samples = in_rounds(context.rounds(ROUNDS_STORED), stored, peer)?;
+        let floor = wakes.prefill_ms() / median(&samples.1);
+        let note = format!("of the ratio, {floor:.2} is the prompt's prefill, which no wake can leave out");
         let ours = Side { label: "ember, stored".into(), samples: samples.0 };
         let peer = Side { label: label.take(), samples: samples.1 };
-        wakes.explain(self.name, Measured::new("ms", ours, peer))
+        wakes.explain(self.name, Measured { notes: vec![note], ..Measured::new("ms", ours, peer) })
     }
 }
 
@@ -215,6 +217,11 @@ impl<'a> Wakes<'a> {
         let prompt_tokens = answer.prompt_tokens();
         self.seen.borrow_mut().push(Wake { first_piece_ms, prompt_tokens, receipt, restored, waterfall });
         Ok(first_piece_ms)
+    }
+
+    /// The median prefill.
+    fn prefill_ms(&self) -> f64 {
+        median(&self.seen.borrow().iter().map(|wake| wake.receipt.prefill_ms).collect::<Vec<_>>())
     }
 
     /// Both sides must have read as many tokens.

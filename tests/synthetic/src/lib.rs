@@ -1,5 +1,5 @@
 //! Models of other sizes than there are at hand: the architecture and the vocabulary of one, with random weights, and where
-//! more words are asked for, words that no text has; and models with another chat template.
+//! more words are asked for, words that answers may have and no prompt, since nothing merges to them; and models with another chat template.
 //!
 //! ```text
 //!  GGUF of architecture llama ──▶ metadata, but for the sizes ──▶ tensors of those sizes, in the order of their use ──▶ GGUF
@@ -71,16 +71,16 @@ impl Sizes {
 
 /// A pair that lists something of each word, with `extra` more: type, type of the elements, their count, the elements.
 fn with_more_words(name: &str, value: &[u8], extra: u64) -> Option<Vec<u8>> {
-    /// What the format calls a word that is in no text.
-    const UNUSED: u32 = 5;
+    /// What the format calls a word that is text.
+    const NORMAL: u32 = 1;
     let (types, rest) = value.split_at_checked(8)?;
     let (count, elements) = rest.split_at_checked(8)?;
     let count = u64::from_le_bytes(count.try_into().ok()?);
     let mut all = [types, &(count + extra).to_le_bytes(), elements].concat();
     for at in 0..extra {
         match name {
-            "tokenizer.ggml.tokens" => put_string(&mut all, &format!("<unused{at}>")),
-            "tokenizer.ggml.token_type" => all.extend(UNUSED.to_le_bytes()),
+            "tokenizer.ggml.tokens" => put_string(&mut all, &format!("word{at}")),
+            "tokenizer.ggml.token_type" => all.extend(NORMAL.to_le_bytes()),
             _ => return None,
         }
     }
@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn a_vocabulary_grows_by_words_that_no_text_has() {
+    fn a_vocabulary_grows_by_words_of_its_own() {
         let small = small();
         let sizes = Sizes { words: Some(66), ..Sizes::TINY };
         let pairs = metadata(&small).unwrap();
@@ -405,7 +405,7 @@ mod tests {
         assert_eq!((number(&pairs, "llama.vocab_size").unwrap(), tensors[0].dimensions[1]), (66, 66));
         let words = [&9_u32.to_le_bytes()[..], &8_u32.to_le_bytes(), &3_u64.to_le_bytes()].concat();
         let (_, listed) = pairs[3];
-        assert!(listed.starts_with(&words) && listed.ends_with(b"<unused1>"), "{listed:?}");
+        assert!(listed.starts_with(&words) && listed.ends_with(b"word1"), "{listed:?}");
     }
 
     #[test]
