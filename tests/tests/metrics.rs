@@ -1,9 +1,10 @@
 //! Metrics: what Prometheus reads is what the ledger has, passes promtool, is bounded whatever callers send, and reading it
-//! neither wakes a function nor keeps one.
+//! neither wakes a function nor keeps one. And the file for whoever helps, which has the same page.
 
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs,
     io::Write,
     process::{Command, Stdio},
 };
@@ -191,5 +192,30 @@ fn what_callers_send_grows_no_series() {
     assert_eq!(before.series(), after.series());
     assert_eq!(after.sum("ember_requests_total", &["function=\"assistant\"", "outcome=\"completed\""]), 60.0);
     lint(&prometheus);
+    ember.stop();
+}
+
+#[test]
+fn a_support_file_tells_of_the_box_and_of_nobody() {
+    let ember = Ember::serving(&assistant().system("The password is swordfish.")).awake("assistant");
+    let key =
+        ember.run(&["key", "create", "--name", "alice", "--project", "wonderland", "--budget", "5.00/month"]).ok();
+    ember
+        .client()
+        .with_key(key.trim())
+        .ask(&chat("assistant", "Say jabberwocky.", json!({"max_tokens": 4})))
+        .expect(200);
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("support.json");
+    ember.run(&["support", "--out", out.to_str().unwrap()]).ok();
+    let text = fs::read_to_string(&out).unwrap();
+    let bundle: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(bundle["server"]["functions"][0]["name"], "assistant");
+    assert_eq!(bundle["server"]["instances"][0]["function"], "assistant");
+    assert!(text.contains("ember_budget_limit_nanos{of=\\\"key:1\\\""), "{text}");
+    assert!(bundle["checks"].as_array().unwrap().iter().all(|check| check["state"] != "missing"), "{text}");
+    for secret in ["swordfish", "alice", "wonderland", "jabberwocky", key.trim(), &ember.admin_key()] {
+        assert!(!text.contains(secret), "{secret}");
+    }
     ember.stop();
 }

@@ -5,6 +5,7 @@ use appliance_price::Owner;
 use appliance_sim::Synthetic;
 use appliance_types::{FunctionName, KeyName, ModelDigest, ProjectName, RequestId};
 use clap::{Args as ArgGroup, Parser, Subcommand, ValueEnum, value_parser};
+use clap_complete::Shell;
 use firmware_slots::Version;
 use images_builder::qemu::DiskKind;
 use serde::Serialize;
@@ -99,6 +100,26 @@ pub(crate) enum Command {
     Update(Update),
     /// Check this machine and the server; says how to fix what is missing
     Doctor(Listing),
+    /// Write one file for whoever helps: what this machine and its server are, without keys, prompts or names
+    Support(Support),
+    /// Print completions, for a shell to read at its start
+    Completions {
+        /// Whose
+        shell: Shell,
+    },
+    /// Write manual pages, one for each command
+    Man {
+        /// The folder
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+    },
+}
+
+#[derive(Debug, ArgGroup)]
+pub(crate) struct Support {
+    /// The file
+    #[arg(long, value_name = "FILE", default_value = "ember-support.json")]
+    pub(crate) out: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]

@@ -19,7 +19,7 @@ enum State {
 
 /// One thing that was tried.
 #[derive(Debug, Serialize)]
-struct Check {
+pub(crate) struct Check {
     name: String,
     state: State,
     /// What was found, or what to do.
@@ -27,8 +27,7 @@ struct Check {
 }
 
 pub(crate) fn doctor(target: Result<Target, Error>, listing: Listing) -> Result<(), Error> {
-    let mut checks: Vec<Check> = probe::all().into_iter().map(Check::of_probe).collect();
-    checks.push(server(target));
+    let checks = checks(target.as_ref());
     output::print(listing, &json!(checks), || Ok(table(&checks)))?;
     match checks.iter().any(|check| check.state == State::Missing) {
         true => Err(Error::Unhealthy),
@@ -36,17 +35,32 @@ pub(crate) fn doctor(target: Result<Target, Error>, listing: Listing) -> Result<
     }
 }
 
+/// All that can be tried, tried.
+pub(crate) fn checks(target: Result<&Target, &Error>) -> Vec<Check> {
+    let machine = probe::all().into_iter().map(Check::of_probe);
+    machine.chain([Check::of_server(server(target))]).collect()
+}
+
 fn table(checks: &[Check]) -> String {
     output::table(["CHECK", "STATE", "DETAIL"], checks.iter().map(Check::cells))
 }
 
-fn server(target: Result<Target, Error>) -> Check {
-    let answer = target.and_then(|target| {
-        let client = Client::connect(&target)?;
+fn server(target: Result<&Target, &Error>) -> Result<String, (State, String)> {
+    let answer = |target: &Target| {
+        let client = Client::connect(target)?;
         client.get("/v1/models")?;
         Ok(client.url().to_owned())
-    });
-    Check::of_server(answer)
+    };
+    match target {
+        Ok(target) => answer(target).map_err(|error| fault(&error)),
+        Err(error) => Err(fault(error)),
+    }
+}
+
+/// How bad an error is, and what to do.
+fn fault(error: &Error) -> (State, String) {
+    let words = [Some(error.to_string()), error.hint()].into_iter().flatten().collect::<Vec<_>>();
+    (state_of(error), words.join("; "))
 }
 
 impl Check {
@@ -59,13 +73,10 @@ impl Check {
         Self { name: probe.name.to_owned(), state, detail }
     }
 
-    fn of_server(answer: Result<String, Error>) -> Self {
+    fn of_server(answer: Result<String, (State, String)>) -> Self {
         let (state, detail) = match answer {
             Ok(url) => (State::Ok, format!("{url} answers, its certificate and the key are good")),
-            Err(error) => (
-                state_of(&error),
-                [Some(error.to_string()), error.hint()].into_iter().flatten().collect::<Vec<_>>().join("; "),
-            ),
+            Err(fault) => fault,
         };
         Self { name: "server".to_owned(), state, detail }
     }
@@ -101,10 +112,10 @@ mod tests {
 
     #[test]
     fn a_server_that_does_not_run_is_a_note() {
-        let check = Check::of_server(Err(Error::NoServer { dir: "d".into() }));
+        let check = Check::of_server(Err(fault(&Error::NoServer { dir: "d".into() })));
         assert_eq!(check.state, State::Note);
         assert!(check.detail.contains("emberd serve --data d"), "{}", check.detail);
         let refused = Error::Refused { status: 401, code: None, message: "no such key".into() };
-        assert_eq!(Check::of_server(Err(refused)).state, State::Missing);
+        assert_eq!(Check::of_server(Err(fault(&refused))).state, State::Missing);
     }
 }

@@ -25,9 +25,11 @@ mod output;
 mod records;
 mod report;
 mod run;
+mod shell;
 mod sim;
 mod snapshot;
 mod sse;
+mod support;
 mod target;
 mod update;
 mod usage;
@@ -69,6 +71,9 @@ fn command(args: Args) -> Result<(), Error> {
         Command::Update(command) => update::command(&client()?, &command),
         Command::Flash(command) => flash::command(&command),
         Command::Doctor(listing) => doctor::doctor(target(), listing),
+        Command::Support(support) => support::support(target(), &support),
+        Command::Completions { shell } => shell::completions(shell),
+        Command::Man { folder } => shell::man(&folder),
     }
 }
 

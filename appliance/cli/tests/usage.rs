@@ -150,3 +150,53 @@ fn a_trace_is_replayed_without_a_server() {
     assert!(stderr(&refused).contains("t.csv` cannot be replayed: line 2: `x` is not a time"), "{}", stderr(&refused));
     assert!(refused.stdout.is_empty());
 }
+
+#[test]
+fn bash_completes_commands_and_flags() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = dir.path().join("ember.bash");
+    for shell in ["bash", "zsh", "fish"] {
+        let completions = run(&["completions", shell]);
+        assert!(completions.status.success() && !completions.stdout.is_empty(), "{shell}");
+        if shell == "bash" {
+            std::fs::write(&script, completions.stdout).unwrap();
+        }
+    }
+    let complete = |words: &[&str]| {
+        let ask = "source \"$0\"; COMP_WORDS=(\"$@\"); COMP_CWORD=$(($# - 1)); \
+                   _ember ember \"${COMP_WORDS[COMP_CWORD]}\" \"${COMP_WORDS[COMP_CWORD - 1]}\"; echo \"${COMPREPLY[@]}\"";
+        let output = Command::new("bash").args(["-c", ask]).arg(&script).args(words).output().unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
+    };
+    assert_eq!(complete(&["ember", "fla"]), "flash");
+    assert_eq!(complete(&["ember", "snapshot", "ver"]), "verify");
+    assert_eq!(complete(&["ember", "run", "--verb"]), "--verbose");
+}
+
+#[test]
+fn each_command_has_a_manual_page() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("man1");
+    let written = run(&["man", folder.to_str().unwrap()]);
+    assert!(written.status.success(), "{}", stderr(&written));
+    for page in ["ember.1", "ember-deploy.1", "ember-image-build.1", "ember-usage-explain.1"] {
+        let text = std::fs::read_to_string(folder.join(page)).unwrap();
+        assert!(text.contains(".TH ") && text.contains(".SH SYNOPSIS"), "{page}: {text}");
+    }
+    let in_the_way = run(&["man", "/dev/null"]);
+    assert_eq!(in_the_way.status.code(), Some(1));
+    assert!(stderr(&in_the_way).contains("cannot write `/dev/null`"), "{}", stderr(&in_the_way));
+}
+
+#[test]
+fn a_support_file_is_written_where_no_server_runs() {
+    let dir = data_of_a_stopped_server();
+    let out = dir.path().join("support.json");
+    let written = run(&["support", "--out", out.to_str().unwrap(), "--data", dir.path().to_str().unwrap()]);
+    assert!(written.status.success(), "{}", stderr(&written));
+    let bundle: serde_json::Value = serde_json::from_slice(&std::fs::read(&out).unwrap()).unwrap();
+    assert!(bundle["machine"]["memory_bytes"].as_u64() > Some(0) && bundle["checks"].as_array().unwrap().len() > 5);
+    let reasons = [&bundle["server"]["functions"], &bundle["server"]["metrics"]];
+    assert!(reasons.iter().all(|part| part["error"].as_str().unwrap().starts_with("cannot reach")), "{reasons:?}");
+}
