@@ -14,7 +14,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := build
-.PHONY: build model run test clients focus bench image image-test overload packages sources
+.PHONY: build model run test clients focus nginx bench image image-test overload packages sources
 
 PACKAGES := clang cmake curl g++ git libclang-dev pkg-config python3-pip unzip
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
@@ -105,9 +105,22 @@ focus: packages
 	$(FOCUS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $(FOCUS_PINS)
 	cp $(FOCUS_PINS) $(FOCUS)/installed.txt
 
+# An nginx to fetch models from: Debian's, unpacked and not installed, so that no service is started.
+NGINX := target/nginx
+
+nginx: packages
+	@if [ -x $(NGINX)/usr/sbin/nginx ]; then exit 0; fi
+	echo "unpacking Debian's nginx into $(NGINX)"
+	fresh=$$(mktemp -d)
+	trap 'rm -rf "$$fresh"' EXIT
+	chmod 755 "$$fresh"
+	(cd "$$fresh" && { apt-get download -qq nginx 2>/dev/null || { $(SUDO) apt-get update -qq; apt-get download -qq nginx; }; })
+	rm -rf $(NGINX)
+	dpkg-deb --extract "$$fresh"/nginx_*.deb $(NGINX)
+
 # One test at a time: the end-to-end suites each own the machine's cgroups, and llama.cpp wants both cores.
 test: PACKAGES += bmap-tools cpio dosfstools e2fsprogs fdisk gdisk minisign mtools prometheus python3-venv
-test: build model focus clients
+test: build model focus clients nginx
 	@$(with_liburing)
 	step() { echo "==> $$*"; "$$@"; }
 	step $(CARGO) fmt --all --check

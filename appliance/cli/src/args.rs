@@ -264,10 +264,11 @@ pub(crate) struct Show {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Model {
-    /// Put a GGUF file into the store
+    /// Put a GGUF file into the store; from a URL it is fetched, and goes on where a connection breaks
     Add {
-        /// The file
-        file: PathBuf,
+        /// The file, or its URL: https, or http with --sha256
+        #[arg(value_name = "FILE|URL")]
+        from: PathBuf,
         /// Refuse the file unless it has this SHA-256
         #[arg(long, value_name = "HEX")]
         sha256: Option<ModelDigest>,

@@ -193,7 +193,8 @@ fn certificate_fault(error: &ureq::Error) -> Option<String> {
     matches!(fault, rustls::Error::InvalidCertificate(_)).then(|| fault.to_string())
 }
 
-fn certificates(path: &Path) -> Result<Vec<Certificate<'static>>, Error> {
+/// The certificates in a file.
+pub(crate) fn certificates(path: &Path) -> Result<Vec<Certificate<'static>>, Error> {
     let unreadable = |source: io::Error| Error::Read { path: path.into(), source };
     let pem = fs::read(path).map_err(unreadable)?;
     let certificates: Vec<_> = parse_pem(&pem)

@@ -35,6 +35,8 @@ pub(crate) enum Error {
     NotAModel { path: PathBuf },
     #[error("`{}` has SHA-256 {got}, not {wanted}", path.display())]
     WrongDigest { path: PathBuf, wanted: ModelDigest, got: ModelDigest },
+    #[error("cannot fetch {url}: {reason}")]
+    Fetch { url: String, reason: String },
     #[error(transparent)]
     Image(#[from] images_builder::ImageError),
     #[error(transparent)]

@@ -15,6 +15,7 @@ mod client;
 mod deploy;
 mod doctor;
 mod error;
+mod fetch;
 mod flash;
 mod function;
 mod image;

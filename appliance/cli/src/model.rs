@@ -1,8 +1,16 @@
 //! `ember model`: the server's store of GGUF files, each named by its SHA-256.
 //!
-//! Invariant: a file is read twice at most, once to learn its name and once to send it, and not sent when it is there.
+//! Invariant: a file is read twice at most, once to learn its name and once to send it, and not sent when it is there. What is
+//! at a URL goes through here and nowhere else; the store learns its name as it comes, and keeps nothing that is not whole,
+//! is no model, or has another digest than was asked for.
 
-use crate::{args::Model, client::Client, error::Error, output};
+use crate::{
+    args::Model,
+    client::Client,
+    error::Error,
+    fetch::{Fetch, is_url},
+    output,
+};
 use appliance_types::ModelDigest;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Deserialize;
@@ -10,7 +18,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::{
     fs::File,
-    io::{self, BufRead, BufReader},
+    io::{self, BufRead, BufReader, Read},
     path::Path,
 };
 
@@ -28,11 +36,15 @@ struct Row {
 
 pub(crate) fn command(command: Model, client: impl FnOnce() -> Result<Client, Error>) -> Result<(), Error> {
     match command {
-        Model::Add { file, sha256, listing } => {
-            refuse_url(&file)?;
-            let digest = checked_digest(&file, sha256)?;
-            let reply = add(&client()?, &file, digest)?;
-            output::print(listing, &reply, || Ok(digest.to_string()))
+        Model::Add { from, sha256, listing } => {
+            let reply = match from.to_str().filter(|text| is_url(text)) {
+                Some(url) => fetch(url, sha256, client)?,
+                None => {
+                    let digest = checked_digest(&from, sha256)?;
+                    add(&client()?, &from, digest)?
+                }
+            };
+            output::print(listing, &reply, || Ok(reply["sha256"].as_str().unwrap_or_default().to_owned()))
         }
         Model::Ls(listing) => {
             let client = client()?;
@@ -51,11 +63,32 @@ pub(crate) fn command(command: Model, client: impl FnOnce() -> Result<Client, Er
     }
 }
 
-/// Nothing is fetched from elsewhere: whoever runs this knows whom to trust, and has a better tool for it.
-fn refuse_url(file: &Path) -> Result<(), Error> {
-    match file.to_str().filter(|text| text.contains("://")) {
-        Some(url) => Err(Error::Usage(format!("{url} is no file: download it first, then `ember model add FILE`"))),
-        None => Ok(()),
+/// Has what is at a URL go into the store, unless it is there.
+fn fetch(
+    url: &str,
+    wanted: Option<ModelDigest>,
+    client: impl FnOnce() -> Result<Client, Error>,
+) -> Result<Value, Error> {
+    let client = client()?;
+    if let Some(known) = wanted.map(|digest| known(&client, digest)).transpose()?.flatten() {
+        return Ok(known);
+    }
+    let mut fetch = Fetch::begin(url, wanted.is_some())?;
+    let mut begin = [0; MAGIC.len()];
+    if fetch.read_exact(&mut begin).is_err() || begin != MAGIC {
+        return Err(fetch.failure().unwrap_or_else(|| Error::NotAModel { path: url.into() }));
+    }
+    let bytes = fetch.announced_bytes();
+    let bar = progress("fetching", Path::new(url), bytes);
+    let wanted = wanted.map(|digest| digest.to_string());
+    let digest = wanted.iter().map(|digest| ("x-ember-sha256", digest.as_str()));
+    let headers: Vec<_> = [("content-type", "application/octet-stream")].into_iter().chain(digest).collect();
+    let reply = client.put_stream(MODELS, &headers, bytes, &mut bar.wrap_read(begin.chain(&mut fetch)));
+    bar.finish_and_clear();
+    // Where the source broke off, the server saw a body that was cut: whose fault that is only we know.
+    match fetch.failure() {
+        Some(failure) => Err(failure),
+        None => reply,
     }
 }
 
@@ -69,11 +102,14 @@ fn checked_digest(file: &Path, wanted: Option<ModelDigest>) -> Result<ModelDiges
 
 /// Puts `file` into the store unless it is there.
 pub(crate) fn add(client: &Client, file: &Path, digest: ModelDigest) -> Result<Value, Error> {
+    known(client, digest)?.map_or_else(|| upload(client, file, digest), Ok)
+}
+
+/// What the store would say of a model that it has.
+fn known(client: &Client, digest: ModelDigest) -> Result<Option<Value>, Error> {
     let stored: Vec<Row> = client.typed(&output::data(client.get(MODELS)?))?;
-    match stored.iter().find(|row| row.sha256 == digest) {
-        Some(row) => Ok(json!({ "sha256": digest, "bytes": row.bytes })),
-        None => upload(client, file, digest),
-    }
+    let row = stored.iter().find(|row| row.sha256 == digest);
+    Ok(row.map(|row| json!({ "sha256": digest, "bytes": row.bytes })))
 }
 
 /// The file's name in the store.

@@ -47,7 +47,7 @@ fn usage_errors_exit_64() {
         &["park"],
         &["snapshot", "create"],
         &["snapshot", "verify", "Not-A-Name"],
-        &["model", "add", "https://host/m.gguf"],
+        &["model", "add", "ftp://127.0.0.1/m.gguf"],
         &["ls", "--server", "http://h:1"],
         &["sim", "--synthetic", "frob"],
         &["sim", "--svg", "f.svg"],
