@@ -119,6 +119,7 @@ impl Driver {
                     connection.send(message);
                 }
             }
+            Effect::Cores { instance, cores } => self.warden.keep_on(instance, cores.into_iter().collect()),
             Effect::Stop(instance) => {
                 let warden = self.warden.clone();
                 spawn(async move {

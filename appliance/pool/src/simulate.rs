@@ -185,7 +185,7 @@ impl Simulation {
                     _ => None,
                 }
             }
-            Effect::Send { .. } => None,
+            Effect::Send { .. } | Effect::Cores { .. } => None,
             Effect::Stop(instance) => Some(Act::Stop(instance)),
             Effect::Store(function) => Some(Act::Store(function)),
         }
