@@ -18,8 +18,9 @@ pub(crate) enum Error {
     Failed { program: String, reason: String },
     #[error("talking to {address}: {reason}")]
     Http { address: String, reason: String },
+    /// `took_ms`: what the server says that this took it, from the request's head to the reply's.
     #[error("{address} says {status}: {body}")]
-    Status { address: String, status: u16, body: String },
+    Status { address: String, status: u16, body: String, took_ms: Option<f64> },
     #[error("setting up: {0}")]
     Setup(String),
 }

@@ -77,9 +77,11 @@ impl Connection {
             return Ok(response);
         }
         let status = response.status().as_u16();
+        let timing = response.headers().get("server-timing").and_then(|timing| timing.to_str().ok());
+        let took_ms = timing.and_then(|timing| timing.strip_prefix("total;dur=")?.parse().ok());
         let body = response.into_body().collect().await.map_err(|error| self.server.failed(error))?.to_bytes();
         let body = String::from_utf8_lossy(&body).into_owned();
-        Err(Error::Status { address: self.server.address.to_string(), status, body })
+        Err(Error::Status { address: self.server.address.to_string(), status, body, took_ms })
     }
 
     /// Posts JSON and reads the whole reply.

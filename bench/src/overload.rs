@@ -11,6 +11,10 @@
 //! by stalling its callers (G. Tene's "coordinated omission"). Every request ends as answered, refused (429, 503), turned
 //! away after its stream had begun, or failed;
 //! memory is that of Ember and all its children, before and after.
+//!
+//! A refusal is told three times, since callers, server and inference share the cores: as its caller met it; what it took in the
+//! server, by the server's own clock (`server-timing`); and how long its caller had waited for a core meanwhile, as the kernel
+//! counts it (`schedstat`). What is left of the first is the network, and the server's waiting for a core.
 
 use crate::{
     chat::{Chat, MODEL, ms},
@@ -44,6 +48,10 @@ struct Level {
     gaps: Vec<f64>,
     /// Of those refused, from when they were sent, ms.
     refusals: Vec<f64>,
+    /// What they took in the server, ms.
+    in_server: Vec<f64>,
+    /// What their caller waited for a core meanwhile, ms.
+    waits: Vec<f64>,
     memory_mib: (f64, f64),
 }
 
@@ -55,6 +63,8 @@ enum Ended {
     },
     Refused {
         took: f64,
+        in_server: f64,
+        waited: f64,
     },
     /// Refused after its stream had begun, since it waited.
     TurnedAway,
@@ -74,7 +84,7 @@ pub(crate) fn run(model: &Path, seconds: u64) -> Result<(), Error> {
     let capacity = in_thread(None, async || capacity(server, span / 2).await)?;
     println!("capacity {capacity:.2} answers/s of {TOKENS} tokens, {SLOTS} at once");
     println!(
-        "{:>5} {:>6} {:>8} {:>7} {:>11} {:>6}  first token p50 p99 ms   gap p50 p99 ms   refusal p50 p99 ms   memory MiB",
+        "{:>5} {:>6} {:>8} {:>7} {:>11} {:>6}  first token p50 p99 ms   gap p50 p99 ms   refusal p50 p99 ms   in server p50 p99 ms   caller's wait p50 p99 ms   memory MiB",
         "load", "asked", "answered", "refused", "turned away", "failed"
     );
     for load in LEVELS {
@@ -128,6 +138,8 @@ async fn level(server: &Server, load: f64, rate: f64, span: Duration) -> Result<
         first: Vec::new(),
         gaps: Vec::new(),
         refusals: Vec::new(),
+        in_server: Vec::new(),
+        waits: Vec::new(),
         memory_mib: (0.0, 0.0),
     };
     for asked in asking {
@@ -137,9 +149,11 @@ async fn level(server: &Server, load: f64, rate: f64, span: Duration) -> Result<
                 level.first.push(first);
                 level.gaps.extend(gaps);
             }
-            Ended::Refused { took } => {
+            Ended::Refused { took, in_server, waited } => {
                 level.refused += 1;
                 level.refusals.push(took);
+                level.in_server.push(in_server);
+                level.waits.push(waited);
             }
             Ended::TurnedAway => level.turned_away += 1,
             Ended::Failed(reason) => {
@@ -156,16 +170,24 @@ async fn ask(server: &Server, number: usize, due: Instant) -> Ended {
         Ok(connection) => connection,
         Err(error) => return Ended::Failed(error.to_string()),
     };
-    let sent = Instant::now();
+    let (sent, waited) = (Instant::now(), waited_for_a_core_ms());
     match chat(number).ask_over(connected, server).await {
         Ok((answer, gaps)) => match answer.first_piece_ms(due) {
             Ok(first) => Ended::Answered { first, gaps },
             Err(_) if answer.error.as_deref() == Some("unavailable") => Ended::TurnedAway,
             Err(error) => Ended::Failed(format!("{error}; it ended with {:?}", answer.error)),
         },
-        Err(Error::Status { status: 429 | 503, .. }) => Ended::Refused { took: ms(sent.elapsed()) },
+        Err(Error::Status { status: 429 | 503, took_ms: Some(in_server), .. }) => {
+            Ended::Refused { took: ms(sent.elapsed()), in_server, waited: waited_for_a_core_ms() - waited }
+        }
         Err(error) => Ended::Failed(error.to_string()),
     }
+}
+
+/// What this thread, which is all callers, has waited for a core since it began, ms; 0 where the kernel does not count it.
+fn waited_for_a_core_ms() -> f64 {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    stat.split(' ').nth(1).and_then(|ns| ns.parse::<f64>().ok()).unwrap_or_default() / 1e6
 }
 
 fn chat(number: usize) -> Chat {
@@ -178,7 +200,7 @@ impl fmt::Display for Level {
         let pair = |samples: &[f64]| format!("{:.1} {:.1}", quantile(samples, 0.5), quantile(samples, 0.99));
         write!(
             f,
-            "{:>4.0}% {:>6} {:>8} {:>7} {:>11} {:>6}  {:>22}   {:>14}   {:>18}   {:.0} -> {:.0}",
+            "{:>4.0}% {:>6} {:>8} {:>7} {:>11} {:>6}  {:>22}   {:>14}   {:>18}   {:>20}   {:>24}   {:.0} -> {:.0}",
             self.load * 100.0,
             self.asked,
             self.answered,
@@ -188,6 +210,8 @@ impl fmt::Display for Level {
             pair(&self.first),
             pair(&self.gaps),
             pair(&self.refusals),
+            pair(&self.in_server),
+            pair(&self.waits),
             self.memory_mib.0,
             self.memory_mib.1,
         )

@@ -116,6 +116,14 @@ impl Process {
         fs::read_dir(format!("/proc/{}/fd", self.pid)).expect("a live process has descriptors").count()
     }
 
+    /// The cores that any of its threads may run on.
+    pub fn cores(&self) -> BTreeSet<usize> {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid)).into_iter().flatten().flatten();
+        // A thread may end while they are looked at.
+        let statuses = threads.filter_map(|thread| fs::read_to_string(thread.path().join("status")).ok());
+        statuses.flat_map(|status| cores_in(&status)).collect()
+    }
+
     /// The cgroups it is in, as (hierarchy's controllers, path).
     pub fn cgroups(&self) -> Vec<(String, String)> {
         let listed = fs::read_to_string(format!("/proc/{}/cgroup", self.pid)).unwrap_or_default();
@@ -164,6 +172,18 @@ impl Process {
         let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
         pids.filter_map(Self::read).collect()
     }
+}
+
+/// `Cpus_allowed_list:\t0-2,5` of a status.
+fn cores_in(status: &str) -> Vec<usize> {
+    let list =
+        status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).expect("a thread may run somewhere");
+    let number = |text: &str| text.parse::<usize>().expect("a core has a number");
+    let range = |text: &str| {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        number(first)..=number(last)
+    };
+    list.trim().split(',').flat_map(range).collect()
 }
 
 fn number_in(file: &Path) -> u64 {

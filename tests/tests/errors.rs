@@ -22,7 +22,10 @@ fn a_bad_request_says_which_field() {
     }
     client.post_bytes(CHAT, "application/json", b"{\"model\": \"\xff\"}").error(400);
     client.post_bytes(CHAT, "application/json", "[".repeat(100_000).as_bytes()).error(400);
-    assert_eq!(client.post(CHAT, &json!({"model": "assistant"})).error(400)["param"], "messages");
+    let refused = client.post(CHAT, &json!({"model": "assistant"}));
+    assert_eq!(refused.error(400)["param"], "messages");
+    let took = refused.header("server-timing").strip_prefix("total;dur=").expect("what it took the server, ms");
+    assert!(took.parse::<f64>().is_ok_and(|ms| ms > 0.0), "{took}");
     assert_eq!(client.post(CHAT, &json!({"messages": []})).error(400)["param"], "model");
 
     for (field, value) in [

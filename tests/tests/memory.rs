@@ -1,10 +1,11 @@
 //! Memory is promised before it is used: functions that together need thrice what there is take turns, and what can never
 //! fit is refused when it is deployed. What is promised is what was measured, and it suffices for the most that may be asked.
+//! While the kernel says that memory is short, less is promised.
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, thread};
-use tests::{Ember, Function, Random, chat};
+use std::{collections::BTreeMap, fs, thread};
+use tests::{Ember, Function, Random, Squeeze, chat, until};
 
 const FUNCTIONS: usize = 10;
 const CLIENTS: usize = 6;
@@ -115,6 +116,56 @@ fn what_is_reserved_suffices_for_the_most_that_may_be_asked() {
     }
     let log = ember.log();
     assert!(!log.contains("memory limit") && !log.contains("reserved for it"), "{log}");
+    ember.stop();
+}
+
+/// A figure of `/metrics`, bytes.
+fn figure(ember: &Ember, name: &str) -> u64 {
+    let page = ember.client().get("/metrics").expect(200);
+    let text = String::from_utf8(page.body).expect("metrics are text");
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ').map(str::to_owned));
+    line.and_then(|value| value.parse::<f64>().ok()).unwrap_or_else(|| panic!("no {name} in {text}")) as u64
+}
+
+fn running(ember: &Ember) -> usize {
+    let instances = ember.client().get("/ember/v1/instances").json()["data"].clone();
+    instances.as_array().expect("a list").iter().filter(|row| row["tier"] == "running").count()
+}
+
+/// Real pressure, in a group beside Ember that Ember is told to look at: less of the memory may be promised, and what is idle
+/// gives way, until it is over.
+#[test]
+fn while_memory_is_short_less_of_it_is_promised() {
+    let names = ["a", "b", "c", "d"];
+    let awake = |ember: Ember| names.iter().fold(ember, |ember, name| ember.awake(name));
+    let mut squeeze = Squeeze::prepare();
+    let pressure = format!("memory_pressure = \"{}\"\n", squeeze.pressure().display());
+    let mut ember = Ember::start_with(&pressure);
+    for name in names {
+        let kept = Function::named(name).limit("context = 512").limit("cpus = 1").limit("request_bytes = \"64KiB\"");
+        let kept = kept.scale("concurrency = 1").scale("keep_warm = \"10m\"").scale("park = \"10m\"");
+        ember = ember.with(&kept);
+    }
+    ember = awake(ember);
+    // Nearly all there is will be promised. The length of an image counts as half a reservation until it was decoded.
+    let reserved = ember.client().get("/ember/v1/functions/a").json()["reserved_bytes"].as_u64().unwrap();
+    let memory = (figure(&ember, "ember_memory_leased_bytes") + reserved / 2).div_ceil(1 << 20);
+    fs::write(ember.scratch().join("emberd.toml"), format!("{pressure}memory = \"{memory}MiB\"\n")).unwrap();
+    ember.signal(Signal::SIGTERM);
+    ember.has_stopped();
+    ember.start_again();
+    ember = awake(ember);
+    let usable = |ember: &Ember| figure(ember, "ember_memory_usable_bytes") >> 20;
+    assert_eq!((usable(&ember), running(&ember)), (memory, names.len()));
+
+    squeeze.begin();
+    until("less may be promised", || (usable(&ember) < memory).then_some(()));
+    until("one gives way", || (running(&ember) < names.len()).then_some(()));
+    assert!(ember.log().contains("the host is short of memory"));
+    squeeze.end();
+    until("all may be promised", || (usable(&ember) == memory).then_some(()));
+    ember = awake(ember);
+    assert_eq!(running(&ember), names.len());
     ember.stop();
 }
 

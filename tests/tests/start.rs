@@ -38,6 +38,11 @@ fn a_wrong_configuration_is_65_and_says_where() {
     let run = emberd(&["serve", "--config", &missing, "--data", &data.display().to_string()]);
     assert_eq!(run.code, 65, "{}", run.stderr);
     assert!(run.refused().contains("none.toml"));
+
+    let run = serve("memory_pressure = \"/proc/version\"\n");
+    assert_eq!(run.code, 65, "{}", run.stderr);
+    let said = run.refused();
+    assert!(said.contains("memory_pressure: /proc/version"), "{said}");
 }
 
 #[test]

@@ -337,11 +337,11 @@ pub(crate) struct Run {
 
 #[derive(Debug, ArgGroup)]
 pub(crate) struct Sim {
-    /// The trace: `time_s,function,prompt_tokens,output_tokens`, `time_s,function,service_ms`, or one of Azure's LLM and
-    /// Functions traces; without it the synthetic ones
+    /// The trace: `time_s,function,prompt_tokens,output_tokens` or `time_s,function,service_ms`, with or without `,key`, or
+    /// one of Azure's LLM and Functions traces; without it the synthetic ones of scaling
     #[arg(value_name = "TRACE.csv", conflicts_with = "synthetic")]
     pub(crate) trace: Option<PathBuf>,
-    /// One synthetic trace: poisson, bursty, diurnal or timer
+    /// One synthetic trace: poisson, bursty, diurnal, timer, or flood, in which keys take turns
     #[arg(long, value_name = "KIND")]
     pub(crate) synthetic: Option<Synthetic>,
     /// Draw wasted memory against the slowest first tokens; of one trace

@@ -1,7 +1,7 @@
 //! `ember sim`: what scaling policies cost on a trace.
 
 use crate::{args::Sim, error::Error, output};
-use appliance_sim::{Costs, Machine, Report, Synthetic, Trace, policies, simulate, svg};
+use appliance_sim::{Costs, KeyReport, Machine, Report, Synthetic, Trace, Waits, policies, simulate, svg, waits};
 use serde_json::{Value, json};
 use std::{fs, time::Duration};
 
@@ -16,6 +16,7 @@ struct Replayed {
     requests: usize,
     functions: u32,
     reports: Vec<Report>,
+    waits: Option<Waits>,
 }
 
 pub(crate) fn sim(sim: &Sim) -> Result<(), Error> {
@@ -35,7 +36,7 @@ pub(crate) fn sim(sim: &Sim) -> Result<(), Error> {
 
 fn traces(sim: &Sim) -> Result<Vec<(String, Trace)>, Error> {
     let Some(path) = &sim.trace else {
-        let kinds = sim.synthetic.map_or_else(|| Synthetic::ALL.to_vec(), |kind| vec![kind]);
+        let kinds = sim.synthetic.map_or_else(|| Synthetic::OF_SCALING.to_vec(), |kind| vec![kind]);
         return Ok(kinds.into_iter().map(|kind| (kind.to_string(), cut(kind.trace(), sim))).collect());
     };
     let text = fs::read_to_string(path).map_err(|source| Error::Read { path: path.clone(), source })?;
@@ -58,7 +59,8 @@ fn cut(trace: Trace, sim: &Sim) -> Trace {
 
 fn replay(name: String, trace: &Trace, machine: &Machine, costs: &Costs) -> Replayed {
     let reports = policies().iter().map(|policy| simulate(trace, machine, costs, policy)).collect();
-    Replayed { name, requests: trace.requests.len(), functions: trace.functions, reports }
+    let waits = waits(trace, machine, costs);
+    Replayed { name, requests: trace.requests.len(), functions: trace.functions, reports, waits }
 }
 
 fn machine(sim: &Sim) -> Machine {
@@ -104,7 +106,13 @@ fn table(replayed: &[Replayed]) -> String {
         "WASTED MiB·s",
         "OF 300 s",
     ];
-    output::table(header, replayed.iter().flat_map(Replayed::rows))
+    let policies = output::table(header, replayed.iter().flat_map(Replayed::rows));
+    let mut keys = replayed.iter().flat_map(Replayed::rows_of_keys).peekable();
+    if keys.peek().is_none() {
+        return policies;
+    }
+    let header = ["TRACE", "ORDER", "KEY", "SERVED", "REFUSED", "WAIT P50", "WAIT P99"];
+    format!("{policies}\n\n{}", output::table(header, keys))
 }
 
 impl Replayed {
@@ -130,8 +138,23 @@ impl Replayed {
         })
     }
 
+    /// What each key waits for, by the order in which requests are taken.
+    fn rows_of_keys(&self) -> Vec<[String; 7]> {
+        let Some(Waits { turns, fifo, alone }) = &self.waits else { return Vec::new() };
+        let orders = [("turns", turns), ("fifo", fifo), ("alone", alone)];
+        let rows = orders.into_iter().flat_map(|(order, keys)| keys.iter().map(move |key| self.row_of_key(order, key)));
+        rows.collect()
+    }
+
+    fn row_of_key(&self, order: &str, waits: &KeyReport) -> [String; 7] {
+        let KeyReport { key, served, refused, wait_p50_ms, wait_p99_ms } = waits;
+        let ms = |ms: &f64| format!("{ms:.0} ms");
+        let (served, refused) = (served.to_string(), refused.to_string());
+        [self.name.clone(), order.to_owned(), key.clone(), served, refused, ms(wait_p50_ms), ms(wait_p99_ms)]
+    }
+
     fn json(&self) -> Value {
-        let Self { name, requests, functions, reports } = self;
-        json!({ "trace": name, "requests": requests, "functions": functions, "policies": reports })
+        let Self { name, requests, functions, reports, waits } = self;
+        json!({ "trace": name, "requests": requests, "functions": functions, "policies": reports, "waits": waits })
     }
 }

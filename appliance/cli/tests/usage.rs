@@ -144,6 +144,13 @@ fn a_trace_is_replayed_without_a_server() {
     let json: serde_json::Value = serde_json::from_slice(&run(&["sim", &trace, "--json"]).stdout).unwrap();
     assert_eq!((&json[0]["requests"], &json[0]["policies"][2]["policy"]), (&2.into(), &"fixed 300 s".into()));
 
+    std::fs::write(&trace, "time_s,function,service_ms,key\n0,a,10,ann\n1,a,10,bob\n").unwrap();
+    let table = run(&["sim", &trace]).stdout;
+    let lines: Vec<_> = std::str::from_utf8(&table).unwrap().lines().skip(8).map(str::to_owned).collect();
+    let starts = ["TRACE", "t.csv  turns  ann", "t.csv  turns  bob", "t.csv  fifo   ann", "t.csv  fifo   bob"];
+    assert_eq!(lines.len(), 7, "two keys in three orders: {lines:?}");
+    assert!(lines.iter().zip(starts).all(|(line, start)| line.starts_with(start)), "{lines:?}");
+
     std::fs::write(&trace, "time_s,function,service_ms\n0,a,x\n").unwrap();
     let refused = run(&["sim", &trace]);
     assert_eq!(refused.status.code(), Some(1));

@@ -11,6 +11,7 @@
 //! restart_delay = "5s"
 //! inference_cores = 2
 //! memory = "12GiB"
+//! memory_pressure = "/sys/fs/cgroup/ember.slice/memory.pressure"   # in place of the host's, on a machine that is shared
 //! [limits]
 //! connections = 4096
 //! connections_per_address = 256
@@ -57,6 +58,8 @@ pub struct ServeConfig {
     pub inference_cores: Option<u32>,
     /// Memory for functions, bytes; what the host can spare when absent.
     pub memory_bytes: Option<u64>,
+    /// The kernel's file that says how short memory is; the host's when absent.
+    pub memory_pressure: Option<String>,
     /// What one client may use.
     pub limits: EdgeLimits,
     /// The appliance's slots, on a machine that Ember booted.
@@ -112,6 +115,7 @@ const SCHEMA: Schema = &[
             "restart_delay",
             "inference_cores",
             "memory",
+            "memory_pressure",
             "limits",
             "update",
         ],
@@ -157,6 +161,7 @@ impl Default for ServeConfig {
             restart_delay_ms: 5_000,
             inference_cores: None,
             memory_bytes: None,
+            memory_pressure: None,
             limits: EdgeLimits::default(),
             update: None,
         }
@@ -199,6 +204,7 @@ impl ServeConfig {
             restart_delay_ms: top.get("restart_delay", &duration(RESTART_MS))?.unwrap_or(default.restart_delay_ms),
             inference_cores: top.get("inference_cores", &number(1..=1024))?,
             memory_bytes: top.get("memory", &size(MEMORY_BYTES))?,
+            memory_pressure: top.get("memory_pressure", &text)?,
             limits: limits(&top.section("limits")?)?,
             update: update(&top.section("update")?)?,
         })
@@ -261,11 +267,12 @@ mod tests {
         let read = ServeConfig::parse(&documented).unwrap();
         let telemetry_listen = Some(SocketAddr::from(([127, 0, 0, 1], 9443)));
         let (inference_cores, memory_bytes) = (Some(2), Some(12 << 30));
+        let memory_pressure = Some("/sys/fs/cgroup/ember.slice/memory.pressure".to_owned());
         let (telemetry_ca, telemetry_name) = (Some("/etc/ember/fleet-ca.pem".into()), Some("shop-7".into()));
         let (slots, key, running) = ("/esp/EFI/Linux".into(), "/etc/ember/update.pub".into(), Some(Slot::A));
         let update = Some(UpdateConfig { slots, key, running });
         let listed = ServeConfig { telemetry_listen, telemetry_ca, telemetry_name, update, ..ServeConfig::default() };
-        assert_eq!(read, ServeConfig { inference_cores, memory_bytes, ..listed });
+        assert_eq!(read, ServeConfig { inference_cores, memory_bytes, memory_pressure, ..listed });
     }
 
     #[test]

@@ -32,7 +32,10 @@ use nix::{
         stat::{Mode, umask},
     },
 };
-use sandbox_kernel::process::{die_with_parent, drop_privileges, keep_no_free_memory, leave_network, run_at_once};
+use sandbox_kernel::{
+    pressure::{self, MemoryPressure},
+    process::{die_with_parent, drop_privileges, keep_no_free_memory, leave_network, run_at_once},
+};
 use sandbox_warden::{RunError, WardenConfig};
 use std::{
     env::set_current_dir,
@@ -121,6 +124,8 @@ fn serve(control: OwnedFd, mut gifts: Gifts, start: Start) -> Result<(), Failure
     let config = start.source.resolve()?;
     set_current_dir(&start.data).map_err(Failure::of("go to", &start.data))?;
     raise_limits(&config)?;
+    // While it may: what is configured may be root's.
+    let pressure = pressure(&config)?;
     // While it may.
     if let Err(error) = run_at_once() {
         tracing::warn!(%error, "the server is scheduled as any other");
@@ -141,11 +146,25 @@ fn serve(control: OwnedFd, mut gifts: Gifts, start: Start) -> Result<(), Failure
         rings: gifts.take_all(What::Ring),
         bell: gifts.take(What::Bell)?,
         questions: gifts.take(What::Questions)?,
+        pressure,
         ready,
         orders,
         config,
         files: SERVER_FILES,
     })
+}
+
+/// The kernel's word of how short memory is. A file that was named must give it; the host's may be missing.
+fn pressure(config: &ServeConfig) -> Result<Option<MemoryPressure>, Failure> {
+    let path = config.memory_pressure.as_deref().unwrap_or(pressure::HOST);
+    match MemoryPressure::watch(Path::new(path)) {
+        Ok(pressure) => Ok(Some(pressure)),
+        Err(error) if config.memory_pressure.is_none() => {
+            tracing::info!(%error, "memory pressure is not watched");
+            Ok(None)
+        }
+        Err(error) => Err(Failure::Unusable(format!("memory_pressure: {path}: {error}"))),
+    }
 }
 
 fn ledger(mut gifts: Gifts, start: &Start) -> Result<(), Failure> {

@@ -10,6 +10,7 @@
 
 use crate::control::{Orders, Ready};
 use appliance_config::ServeConfig;
+use sandbox_kernel::pressure::MemoryPressure;
 use std::{
     net::{SocketAddr, TcpListener},
     os::fd::OwnedFd,
@@ -32,6 +33,8 @@ pub(crate) struct ServerSetup {
     pub(crate) bell: OwnedFd,
     /// Asks the ledger; the supervisor keeps both ends.
     pub(crate) questions: OwnedFd,
+    /// The kernel's word of how short memory is, where it gives any.
+    pub(crate) pressure: Option<MemoryPressure>,
     /// Says once that requests are answered.
     pub(crate) ready: Ready,
     /// What the supervisor wants next. [`Orders::next`] blocks: give it a thread of its own.

@@ -8,7 +8,7 @@ use crate::{
     warden::Warden,
 };
 use appliance_runtime::{spawn, timeout};
-use sandbox_kernel::cgroup::Gauges;
+use sandbox_kernel::{cgroup::Gauges, pressure::MemoryPressure};
 use sandbox_wire::warden::{Call, InstanceId, ModelEntry, Reply, WardenError};
 use std::{
     collections::HashMap,
@@ -25,15 +25,18 @@ pub struct Resources {
     pub memory: u64,
 }
 
-/// Runs the pool on the current core until every handle and the warden are gone.
-pub async fn run(inputs: Inputs, warden: Warden, resources: Resources) {
+/// Runs the pool on the current core until every handle and the warden are gone. Without the kernel's word of how short memory
+/// is, the ledger counts alone.
+pub async fn run(inputs: Inputs, warden: Warden, resources: Resources, pressure: Option<MemoryPressure>) {
     let gauges = SharedGauges::default();
     let mut driver = Driver { warden, connections: HashMap::new(), gauges: gauges.clone(), inputs };
     let sensor = Sensor::new(move |instance| gauges.read(instance));
     let mut scheduler = Scheduler::new(resources.cores, resources.memory).with_sensor(sensor);
     driver.warden.report_to(driver.inputs.sender());
     driver.models().await.into_iter().for_each(|model| scheduler.learn(model.digest, model.bytes));
-    pressure::watch(driver.inputs.sender());
+    if let Some(pressure) = pressure {
+        pressure::watch(pressure, driver.inputs.sender());
+    }
     scheduler.set_wall(Instant::now(), unix_s());
     loop {
         let effects = match driver.next(scheduler.next_due()).await {
@@ -119,6 +122,7 @@ impl Driver {
                     connection.send(message);
                 }
             }
+            Effect::Cores { instance, cores } => self.warden.keep_on(instance, cores.into_iter().collect()),
             Effect::Stop(instance) => {
                 let warden = self.warden.clone();
                 spawn(async move {

@@ -4,10 +4,9 @@ use crate::scheduler::Input;
 use sandbox_kernel::pressure::MemoryPressure;
 use std::{io, thread};
 
-/// Watches until the process ends. Without the kernel's word the ledger counts alone.
-pub(crate) fn watch(inputs: flume::Sender<Input>) {
+/// Watches until the process ends.
+pub(crate) fn watch(pressure: MemoryPressure, inputs: flume::Sender<Input>) {
     let follow = move || -> io::Result<()> {
-        let pressure = MemoryPressure::watch()?;
         loop {
             let percent = pressure.wait()?.clamp(1.0, 100.0) as u64;
             if inputs.send(Input::Pressed(percent)).is_err() {
@@ -15,7 +14,7 @@ pub(crate) fn watch(inputs: flume::Sender<Input>) {
             }
         }
     };
-    let logged = move || follow().unwrap_or_else(|error| tracing::info!(%error, "memory pressure is not watched"));
+    let logged = move || follow().unwrap_or_else(|error| tracing::warn!(%error, "memory pressure is watched no more"));
     if let Err(error) = thread::Builder::new().name("pressure".into()).spawn(logged) {
         tracing::warn!(%error, "memory pressure is not watched");
     }

@@ -36,6 +36,7 @@ use account::{Account, Books};
 pub(crate) use account::{Reading, Sensor};
 use appliance_admit::{
     self as admit, Class, Step,
+    cores::CoreSet,
     queue::{Place, Queue},
     route::{Begun, Trail},
 };
@@ -141,6 +142,11 @@ pub(crate) enum Effect {
     Send {
         instance: InstanceId,
         message: ToRunner,
+    },
+    /// Its lease is of these cores from now on.
+    Cores {
+        instance: InstanceId,
+        cores: CoreSet,
     },
     Stop(InstanceId),
     /// The function's memory is wanted for others.
@@ -552,7 +558,7 @@ impl Scheduler {
     fn wake(&mut self, now: Instant, name: &FunctionName) {
         let function = &self.functions[name];
         let want = self.want(&function.config);
-        let cores = Cores::new(self.lease(name, want), want);
+        let cores = Cores::new(self.lease(name, want), want, self.cores);
         self.wake_ids += 1;
         let (memory_bytes, weights) = (function.config.spec.lease_bytes(), function.config.spec.model);
         let generation = function.generation;

@@ -8,7 +8,7 @@ use crate::{
     scheduler::{Effect, Input, Rules, Scheduler, Ticket},
 };
 use appliance_scale::hold::Price;
-use appliance_types::{FunctionName, ModelDigest, Task, Tier};
+use appliance_types::{FunctionName, KeyName, ModelDigest, Task, Tier};
 use sandbox_wire::{
     runner::{FromRunner, ModelInfo, ToRunner},
     warden::{Awake, ExitCause, InstanceId, RunnerSpec, WakeParts, WardenError},
@@ -90,12 +90,12 @@ impl Simulation {
         self.put(Duration::ZERO, Input::Configure(Box::new(config)))
     }
 
-    /// A request comes.
-    pub fn submit(&mut self, at: Duration, ticket: u64, function: FunctionName) -> Vec<Act> {
-        let work = Work::Detokenize(Vec::new());
+    /// A request of a key comes.
+    pub fn submit(&mut self, at: Duration, ticket: u64, function: FunctionName, key: Option<KeyName>) -> Vec<Act> {
+        let (work, terms) = (Work::Detokenize(Vec::new()), Terms { key, ..Terms::default() });
         let (events, receiver) = flume::bounded(work.replies_max() + 3);
         self.waiting.insert(ticket, receiver);
-        self.put(at, Input::Submit { ticket, function, work, terms: Terms::default(), tab: Arc::default(), events })
+        self.put(at, Input::Submit { ticket, function, work, terms, tab: Arc::default(), events })
     }
 
     /// A wake has made an instance that does `slots` requests at once, and found its function in `tier`.
@@ -185,7 +185,7 @@ impl Simulation {
                     _ => None,
                 }
             }
-            Effect::Send { .. } => None,
+            Effect::Send { .. } | Effect::Cores { .. } => None,
             Effect::Stop(instance) => Some(Act::Stop(instance)),
             Effect::Store(function) => Some(Act::Store(function)),
         }
@@ -257,7 +257,7 @@ mod tests {
     fn a_request_goes_all_the_way_and_nothing_ticks_in_between() {
         let mut simulation = simulation(config(Term::Exactly(SECOND * 60), 4), Policy::default());
         let function: FunctionName = "f".parse().unwrap();
-        let acts = simulation.submit(SECOND, 1, function.clone());
+        let acts = simulation.submit(SECOND, 1, function.clone(), None);
         assert_eq!(acts, [Act::Wake { wake: 1, function: function.clone() }]);
         let acts = simulation.woken(SECOND * 2, 1, woken(7));
         assert_eq!(acts, [Act::Run { ticket: 1, instance: 7, tier: Tier::Stored }]);
@@ -274,7 +274,7 @@ mod tests {
     #[test]
     fn a_request_that_waits_too_long_is_refused() {
         let mut simulation = simulation(config(Term::Exactly(SECOND), 1), Policy::default());
-        simulation.submit(SECOND, 1, "f".parse().unwrap());
+        simulation.submit(SECOND, 1, "f".parse().unwrap(), None);
         let acts = simulation.tick(SECOND * 31);
         assert!(matches!(acts[..], [Act::Refused(1, Failed::QueueTimeout { .. })]), "{acts:?}");
     }

@@ -83,7 +83,7 @@ impl Warden {
     /// What the warden says; [`WardenError::BadRequest`] when it is gone.
     pub async fn call(&self, call: Call, descriptor: Option<OwnedFd>) -> Result<Reply, WardenError> {
         let (sender, receiver) = flume::bounded(1);
-        self.send(call, descriptor, Pending::Call(sender));
+        self.send(call, descriptor, Some(Pending::Call(sender)));
         receiver.recv_async().await.unwrap_or_else(|_| Err(gone()))
     }
 
@@ -93,7 +93,11 @@ impl Warden {
     }
 
     pub(crate) fn wake(&self, wake: WakeId, spec: RunnerSpec) {
-        self.send(Call::Wake(spec), None, Pending::Wake(wake));
+        self.send(Call::Wake(spec), None, Some(Pending::Wake(wake)));
+    }
+
+    pub(crate) fn keep_on(&self, instance: InstanceId, cores: Vec<u32>) {
+        self.send(Call::Cores { instance, cores }, None, None);
     }
 
     /// Sends wakes and exits to the pool from now on.
@@ -112,11 +116,12 @@ impl Warden {
         Some(Gauges::from_descriptors(cpu?, memory?))
     }
 
-    fn send(&self, call: Call, descriptor: Option<OwnedFd>, pending: Pending) {
+    /// `pending`: who waits for the answer, where there is one.
+    fn send(&self, call: Call, descriptor: Option<OwnedFd>, pending: Option<Pending>) {
         let id = self.shared.ids.fetch_add(1, Ordering::Relaxed);
         let mut state = self.shared.lock();
         if !state.lost {
-            state.pending.insert(id, pending);
+            state.pending.extend(pending.map(|pending| (id, pending)));
             drop(self.outgoing.send((Request { id, call }, descriptor)));
         }
     }

@@ -1,5 +1,6 @@
 //! What a policy cost.
 
+use crate::trace::Trace;
 use appliance_types::Tier;
 use serde::Serialize;
 use std::time::Duration;
@@ -37,6 +38,23 @@ pub struct Report {
     pub held_mib_s: u64,
     /// The same, of what did nothing for any request.
     pub wasted_mib_s: u64,
+    /// What each key met, where the trace names keys.
+    pub keys: Vec<KeyReport>,
+}
+
+/// What a key met.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct KeyReport {
+    /// The key.
+    pub key: String,
+    /// Its requests that were served.
+    pub served: u64,
+    /// Those that were not.
+    pub refused: u64,
+    /// Time before an instance began with one, ms: waiting and waking.
+    pub wait_p50_ms: f64,
+    /// The same.
+    pub wait_p99_ms: f64,
 }
 
 /// Counts while a trace is replayed.
@@ -51,11 +69,22 @@ pub struct Tally {
     first_tokens: Vec<Duration>,
     held_mib_s: f64,
     wasted_mib_s: f64,
+    keys: Vec<Key>,
+}
+
+#[derive(Clone, Debug)]
+struct Key {
+    name: String,
+    waits: Vec<Duration>,
+    refused: u64,
 }
 
 impl Tally {
-    pub(crate) fn new(policy: &'static str, requests: usize) -> Self {
+    pub(crate) fn new(policy: &'static str, trace: &Trace) -> Self {
+        let requests = trace.requests.len();
+        let key = |name: &String| Key { name: name.clone(), waits: Vec::new(), refused: 0 };
         Self {
+            keys: trace.keys.iter().map(key).collect(),
             policy,
             open: requests,
             refused: 0,
@@ -73,12 +102,18 @@ impl Tally {
         self.open > 0
     }
 
-    pub(crate) fn refused(&mut self) {
+    pub(crate) fn refused(&mut self, key: u32) {
+        if let Some(key) = self.keys.get_mut(key as usize) {
+            key.refused += 1;
+        }
         self.refused += 1;
         self.open -= 1;
     }
 
-    pub(crate) fn served(&mut self, tier: Tier, waited: Duration, to_first_token: Duration) {
+    pub(crate) fn served(&mut self, tier: Tier, key: u32, waited: Duration, to_first_token: Duration) {
+        if let Some(key) = self.keys.get_mut(key as usize) {
+            key.waits.push(waited);
+        }
         self.found[tier as usize] += 1;
         self.waits.push(waited);
         self.first_tokens.push(waited + to_first_token);
@@ -117,7 +152,17 @@ impl Tally {
             wait_mean_ms: round(self.waits.iter().map(Duration::as_secs_f64).sum::<f64>() * 1000.0 / count),
             held_mib_s: self.held_mib_s.round() as u64,
             wasted_mib_s: self.wasted_mib_s.round() as u64,
+            keys: self.keys.into_iter().map(Key::report).collect(),
         }
+    }
+}
+
+impl Key {
+    fn report(self) -> KeyReport {
+        let Self { name: key, mut waits, refused } = self;
+        waits.sort_unstable();
+        let (wait_p50_ms, wait_p99_ms) = (percentile_ms(&waits, 50), percentile_ms(&waits, 99));
+        KeyReport { key, served: waits.len() as u64, refused, wait_p50_ms, wait_p99_ms }
     }
 }
 

@@ -1,8 +1,11 @@
-//! Traces that are made of a seed, a day each, of eight functions each.
+//! Traces that are made of a seed, a day each, of eight functions each; and a flood.
 //!
 //! Poisson: each function has a rate of its own, from one call in half a minute to one in an hour. Bursty: conversations
 //! of some twenty calls some seconds apart, with long pauses. Diurnal: rates that follow the sun, ten times higher at
 //! their peak than at night. Timer: every 1, 2, 5, 10, 15, 20, 30 and 60 minutes, to a second or two.
+//!
+//! Flood: two keys call one function for a quarter of an hour, one sixty times a second, which is twice what sixteen slots
+//! can do, the other every two to six seconds, so that it has one request at a time. All their requests are alike.
 
 use crate::trace::{Request, Trace, Work};
 use std::{f64::consts::TAU, fmt, str::FromStr, time::Duration};
@@ -19,24 +22,34 @@ pub enum Synthetic {
     Bursty,
     Diurnal,
     Timer,
+    Flood,
 }
+
+/// The keys of the flood.
+const KEYS: [&str; 2] = ["quiet", "flood"];
+const FLOOD_S: f64 = 900.0;
 
 impl Synthetic {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Poisson, Self::Bursty, Self::Diurnal, Self::Timer];
+    pub const ALL: [Self; 5] = [Self::Poisson, Self::Bursty, Self::Diurnal, Self::Timer, Self::Flood];
+    /// Those that scaling policies differ on.
+    pub const OF_SCALING: [Self; 4] = [Self::Poisson, Self::Bursty, Self::Diurnal, Self::Timer];
 
     /// The trace; always the same.
     pub fn trace(self) -> Trace {
+        if self == Self::Flood {
+            return flood();
+        }
         let mut requests = Vec::new();
         for function in 0..FUNCTIONS {
             let mut random = Random(SEED ^ u64::from(function) << 32 ^ (self as u64) << 40);
             for at_s in self.times(function, &mut random) {
                 let work = Work::Tokens { prompt: random.between(20, 120), output: random.between(20, 100) };
-                requests.push(Request { at: Duration::from_micros((at_s * 1e6) as u64), function, work });
+                requests.push(Request { at: Duration::from_micros((at_s * 1e6) as u64), function, key: 0, work });
             }
         }
         requests.sort_by_key(|request| (request.at, request.function));
-        Trace { requests, functions: FUNCTIONS }
+        Trace { requests, functions: FUNCTIONS, keys: Vec::new() }
     }
 
     fn times(self, function: u32, random: &mut Random) -> Vec<f64> {
@@ -63,8 +76,24 @@ impl Synthetic {
                 let next_s = ((at_s / period_s).round() + 1.0) * period_s;
                 next_s - at_s + random.share() * 2.0
             }
+            Self::Flood => f64::INFINITY,
         }
     }
+}
+
+fn flood() -> Trace {
+    let mut requests = Vec::new();
+    for key in 0..KEYS.len() as u32 {
+        let mut random = Random(SEED ^ u64::from(key));
+        let mut at_s = 0.0;
+        while at_s < FLOOD_S {
+            let work = Work::Tokens { prompt: 60, output: 60 };
+            requests.push(Request { at: Duration::from_micros((at_s * 1e6) as u64), function: 0, key, work });
+            at_s += if key == 0 { 2.0 + 4.0 * random.share() } else { random.exponential(1.0 / 60.0) };
+        }
+    }
+    requests.sort_by_key(|request| (request.at, request.key));
+    Trace { requests, functions: 1, keys: KEYS.map(str::to_owned).to_vec() }
 }
 
 /// Share of the rate at noon: a tenth at midnight.
@@ -74,7 +103,7 @@ fn daylight(at_s: f64) -> f64 {
 
 impl fmt::Display for Synthetic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(["poisson", "bursty", "diurnal", "timer"][*self as usize])
+        f.write_str(["poisson", "bursty", "diurnal", "timer", "flood"][*self as usize])
     }
 }
 
@@ -82,7 +111,7 @@ impl FromStr for Synthetic {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         let known = Self::ALL.into_iter().find(|kind| kind.to_string() == text);
-        known.ok_or_else(|| "use poisson, bursty, diurnal or timer".to_owned())
+        known.ok_or_else(|| "use poisson, bursty, diurnal, timer or flood".to_owned())
     }
 }
 

@@ -1,7 +1,7 @@
 //! Traces of requests, as CSV.
 //!
 //! ```text
-//!  own                    time_s,function,prompt_tokens,output_tokens   or   time_s,function,service_ms
+//!  own                    time_s,function,prompt_tokens,output_tokens   or   time_s,function,service_ms; ,key behind
 //!  Azure LLM 2023, 2024   TIMESTAMP,ContextTokens,GeneratedTokens                    one function
 //!  Azure Functions 2021   app,func,end_timestamp,duration                            seconds
 //!  Azure Functions 2019   HashOwner,HashApp,HashFunction,Trigger,1,2,…,1440          calls in each minute
@@ -18,6 +18,8 @@ use std::{collections::HashMap, time::Duration};
 pub(crate) const REQUESTS_MAX: usize = 5_000_000;
 /// Longest time of a trace: a month.
 const SECONDS_MAX: f64 = 31.0 * 86_400.0;
+/// Most keys: each is told by itself.
+const KEYS_MAX: usize = 64;
 
 /// A request.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -26,6 +28,8 @@ pub struct Request {
     pub at: Duration,
     /// Which of the trace's functions it calls.
     pub function: u32,
+    /// Which of the trace's keys calls; 0 where it names none.
+    pub key: u32,
     /// What it asks for.
     pub work: Work,
 }
@@ -53,6 +57,8 @@ pub struct Trace {
     pub requests: Vec<Request>,
     /// How many functions they call.
     pub functions: u32,
+    /// The keys that call, where the trace names them.
+    pub keys: Vec<String>,
 }
 
 /// Why a text is no trace.
@@ -60,8 +66,8 @@ pub struct Trace {
 pub enum TraceError {
     /// Its first line is none of those that are known.
     #[error(
-        "line 1: not a header of a trace that is known: use `time_s,function,prompt_tokens,output_tokens`, \
-         `time_s,function,service_ms`, or one of Azure's LLM or Functions traces"
+        "line 1: not a header of a trace that is known: use `time_s,function,prompt_tokens,output_tokens` or \
+         `time_s,function,service_ms`, each with or without `,key`, or one of Azure's LLM or Functions traces"
     )]
     Header,
     /// A line cannot be read.
@@ -84,17 +90,32 @@ type Read<'r> = &'r dyn Fn(&[&str], &mut Names, &mut Vec<Timed>) -> Result<(), S
 struct Timed {
     at_s: f64,
     function: u32,
+    key: u32,
     work: Work,
 }
 
-/// Functions by the names that a trace gives them.
+/// Functions and keys by the names that a trace gives them.
 #[derive(Default)]
-struct Names(HashMap<String, u32>);
+struct Names {
+    functions: HashMap<String, u32>,
+    keys: Vec<String>,
+}
 
 impl Names {
     fn number(&mut self, name: &str) -> u32 {
-        let next = self.0.len() as u32;
-        *self.0.entry(name.to_owned()).or_insert(next)
+        let next = self.functions.len() as u32;
+        *self.functions.entry(name.to_owned()).or_insert(next)
+    }
+
+    fn key(&mut self, name: &str) -> Result<u32, String> {
+        if let Some(known) = self.keys.iter().position(|key| key == name) {
+            return Ok(known as u32);
+        }
+        if self.keys.len() == KEYS_MAX {
+            return Err(format!("more than {KEYS_MAX} keys"));
+        }
+        self.keys.push(name.to_owned());
+        Ok(self.keys.len() as u32 - 1)
     }
 }
 
@@ -109,6 +130,8 @@ impl Trace {
         match header[..] {
             ["time_s", "function", "prompt_tokens", "output_tokens"] => read(text, &own_tokens),
             ["time_s", "function", "service_ms"] => read(text, &own_time),
+            ["time_s", "function", "prompt_tokens", "output_tokens", "key"] => read(text, &own_tokens_of_keys),
+            ["time_s", "function", "service_ms", "key"] => read(text, &own_time_of_keys),
             ["TIMESTAMP", "ContextTokens", "GeneratedTokens"] => read(text, &azure::llm),
             ["app", "func", "end_timestamp", "duration"] => read(text, &azure::functions_2021),
             ["HashOwner", "HashApp", "HashFunction", "Trigger", ..] => read(text, &azure::functions_2019),
@@ -119,7 +142,13 @@ impl Trace {
     /// Of its functions the first so many, in the order in which the trace names them.
     pub fn first(self, functions: u32) -> Self {
         let requests = self.requests.into_iter().filter(|request| request.function < functions).collect();
-        Self { requests, functions: self.functions.min(functions) }
+        Self { requests, functions: self.functions.min(functions), keys: self.keys }
+    }
+
+    /// What one of its keys asks for.
+    pub(crate) fn only(&self, key: u32) -> Self {
+        let requests = self.requests.iter().filter(|request| request.key == key).copied().collect();
+        Self { requests, functions: self.functions, keys: self.keys.clone() }
     }
 
     /// From the first request to the last.
@@ -128,14 +157,15 @@ impl Trace {
     }
 
     /// Requests in the order of their times, which begin with the first.
-    fn of(mut timed: Vec<Timed>, functions: u32) -> Result<Self, TraceError> {
+    fn of(mut timed: Vec<Timed>, names: Names) -> Result<Self, TraceError> {
         timed.sort_by(|a, b| a.at_s.total_cmp(&b.at_s));
         let first_s = timed.first().map_or(0.0, |first| first.at_s);
         let request = |t: Timed| {
             let at = Duration::from_micros(((t.at_s - first_s).min(SECONDS_MAX) * 1e6) as u64);
-            Request { at, function: t.function, work: t.work }
+            Request { at, function: t.function, key: t.key, work: t.work }
         };
-        Ok(Self { requests: timed.into_iter().map(request).collect(), functions })
+        let (functions, keys) = (names.functions.len() as u32, names.keys);
+        Ok(Self { requests: timed.into_iter().map(request).collect(), functions, keys })
     }
 }
 
@@ -153,20 +183,39 @@ fn read(text: &str, line: Read<'_>) -> Result<Trace, TraceError> {
             return Err(TraceError::TooLong);
         }
     }
-    Trace::of(timed, names.0.len() as u32)
+    Trace::of(timed, names)
 }
 
 fn own_tokens(fields: &[&str], names: &mut Names, timed: &mut Vec<Timed>) -> Result<(), String> {
     let [time_s, function, prompt, output] = expect(fields)?;
     let work = Work::Tokens { prompt: tokens(prompt)?, output: tokens(output)? };
-    timed.push(Timed { at_s: seconds(time_s)?, function: names.number(function), work });
+    timed.push(Timed { at_s: seconds(time_s)?, function: names.number(function), key: 0, work });
     Ok(())
 }
 
 fn own_time(fields: &[&str], names: &mut Names, timed: &mut Vec<Timed>) -> Result<(), String> {
     let [time_s, function, service_ms] = expect(fields)?;
     let work = time(seconds(service_ms)? / 1000.0);
-    timed.push(Timed { at_s: seconds(time_s)?, function: names.number(function), work });
+    timed.push(Timed { at_s: seconds(time_s)?, function: names.number(function), key: 0, work });
+    Ok(())
+}
+
+fn own_tokens_of_keys(fields: &[&str], names: &mut Names, timed: &mut Vec<Timed>) -> Result<(), String> {
+    let [time_s, function, prompt, output, key] = expect(fields)?;
+    own_tokens(&[time_s, function, prompt, output], names, timed)?;
+    of_key(key, names, timed)
+}
+
+fn own_time_of_keys(fields: &[&str], names: &mut Names, timed: &mut Vec<Timed>) -> Result<(), String> {
+    let [time_s, function, service_ms, key] = expect(fields)?;
+    own_time(&[time_s, function, service_ms], names, timed)?;
+    of_key(key, names, timed)
+}
+
+/// Makes the last request one of a key.
+fn of_key(key: &str, names: &mut Names, timed: &mut [Timed]) -> Result<(), String> {
+    let key = names.key(key)?;
+    timed.last_mut().expect("it was read before its key").key = key;
     Ok(())
 }
 

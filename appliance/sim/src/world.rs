@@ -13,12 +13,13 @@ use crate::{
     policy::Named,
     report::{Report, Tally},
     trace::{Request, Trace, Work},
+    turns::Order,
 };
 use appliance_pool::{
     FunctionConfig,
     simulate::{self, Act, Simulation, Woken},
 };
-use appliance_types::{FunctionName, Tier};
+use appliance_types::{FunctionName, KeyName, Tier};
 use std::{
     cmp::Reverse,
     collections::{BinaryHeap, HashMap},
@@ -68,8 +69,8 @@ struct World<'w> {
     tally: Tally,
 }
 
-/// What a policy costs on a trace.
-pub(crate) fn run(trace: &Trace, machine: &Machine, costs: &Costs, policy: &Named) -> Report {
+/// What a policy costs on a trace, of whose waiting requests the next is taken in some order.
+pub(crate) fn run(trace: &Trace, machine: &Machine, costs: &Costs, policy: &Named, order: Order) -> Report {
     let mut world = World::new(trace, machine, costs, policy);
     for function in 0..trace.functions {
         let acts = world.simulation.configure(config(function, machine, policy), costs.weight_bytes);
@@ -77,7 +78,8 @@ pub(crate) fn run(trace: &Trace, machine: &Machine, costs: &Costs, policy: &Name
     }
     for (ticket, request) in trace.requests.iter().enumerate() {
         world.pass_until(request.at);
-        let acts = world.simulation.submit(request.at, ticket as u64, name(request.function));
+        let key = (order == Order::Turns && !trace.keys.is_empty()).then(|| key(request.key));
+        let acts = world.simulation.submit(request.at, ticket as u64, name(request.function), key);
         world.take(acts);
     }
     world.finish()
@@ -85,6 +87,11 @@ pub(crate) fn run(trace: &Trace, machine: &Machine, costs: &Costs, policy: &Name
 
 fn name(function: u32) -> FunctionName {
     format!("f{function}").parse().expect("a letter and digits are a name")
+}
+
+/// A key by its number, since a trace may call it what it likes.
+fn key(key: u32) -> KeyName {
+    format!("k{key}").parse().expect("a letter and digits are a name")
 }
 
 fn config(function: u32, machine: &Machine, policy: &Named) -> FunctionConfig {
@@ -117,7 +124,7 @@ impl<'w> World<'w> {
             functions: vec![deployed; trace.functions as usize],
             instances: HashMap::new(),
             instances_made: 0,
-            tally: Tally::new(policy.name, trace.requests.len()),
+            tally: Tally::new(policy.name, trace),
         }
     }
 
@@ -176,7 +183,7 @@ impl<'w> World<'w> {
                     let acts = self.simulation.stored(self.now, function);
                     self.take(acts);
                 }
-                Act::Refused(..) => self.tally.refused(),
+                Act::Refused(ticket, _) => self.tally.refused(self.trace.requests[ticket as usize].key),
             }
         }
     }
@@ -197,9 +204,9 @@ impl<'w> World<'w> {
         instance.running += 1;
         let (function, first) = (instance.function, instance.running == 1);
         self.change(function, |f| f.busy += u32::from(first));
-        let Request { at, work, .. } = self.trace.requests[ticket as usize];
+        let Request { at, key, work, .. } = self.trace.requests[ticket as usize];
         let (to_first_token, takes) = self.times(work);
-        self.tally.served(tier, self.now - at, to_first_token);
+        self.tally.served(tier, key, self.now - at, to_first_token);
         self.begin(takes, End::Run { ticket, instance: id });
     }
 

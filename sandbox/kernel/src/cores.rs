@@ -1,8 +1,12 @@
 //! Which cores threads run on.
 //!
 //! ```text
-//!  asleep, anywhere ──apart──▶ each kept on a core of its own ──woken──▶ each runs there ──anywhere──▶ and may go where it likes
+//!  asleep ──apart──▶ each kept on a core of its own ──woken──▶ each runs there ──keep_on──▶ and may go to any of its process's
 //! ```
+//! Said from outside, with `sched_setaffinity`: a runner's filter lets it say nothing of the kind. A cgroup's `cpuset.cpus`
+//! would say the same, where there is one: on v1 that takes twice as long at its median and five times at its worst, since
+//! the kernel looks at its scheduling domains anew, and a hybrid host may have none.
+//!
 //! Threads that compute together spin where they wait for each other. A kernel that wakes two of them on one core while
 //! another is idle has them share it for some ticks, in which neither gets far. A thread that ran last on a core of its own
 //! is mostly woken there again, so that it is enough to see to it once.
@@ -14,28 +18,49 @@ use nix::{
 };
 use std::{fs, io};
 
-/// Threads of a process that were kept apart.
-#[derive(Debug)]
-pub struct Apart {
-    threads: Vec<Pid>,
-    cores: CpuSet,
+/// The cores that the calling thread may use, by the kernel's numbers.
+///
+/// # Errors
+/// The kernel's.
+pub fn usable() -> io::Result<Vec<usize>> {
+    let cores = sched_getaffinity(Pid::from_raw(0))?;
+    Ok((0..CpuSet::count()).filter(|core| cores.is_set(*core) == Ok(true)).collect())
 }
 
-/// Keeps each thread of a process on a core of its own among those that the process may use, the `turn`th of them first.
-/// Nothing is done where there is one thread, or where threads are more than cores.
+/// Keeps each thread of a process on a core of its own among `cores`, the `turn`th of them first, until [`keep_on`]. Nothing
+/// is done where there is one thread, or where threads are more than cores; whether something was.
 ///
 /// # Errors
 /// The process is gone.
-pub fn apart(process: Pid, turn: usize) -> io::Result<Option<Apart>> {
-    let (threads, cores) = (threads(process)?, sched_getaffinity(process)?);
-    let usable = usable(&cores);
-    if threads.len() < 2 || threads.len() > usable.len() {
-        return Ok(None);
+pub fn apart(process: Pid, cores: &[usize], turn: usize) -> io::Result<bool> {
+    let threads = threads(process)?;
+    if threads.len() < 2 || threads.len() > cores.len() {
+        return Ok(false);
     }
     for (at, thread) in threads.iter().enumerate() {
-        set(*thread, &only(usable[(turn + at) % usable.len()])?)?;
+        set(*thread, &only(&[cores[(turn + at) % cores.len()]])?)?;
     }
-    Ok(Some(Apart { threads, cores }))
+    Ok(true)
+}
+
+/// Keeps all threads of a process on `cores`, and those that its first thread makes from now on, which inherit that. One that
+/// has ended is let be.
+///
+/// # Errors
+/// The process is gone, or none of the cores can be used.
+pub fn keep_on(process: Pid, cores: &[usize]) -> io::Result<()> {
+    let cores = only(cores)?;
+    // The first thread before the others are counted: what it made until then is among them.
+    set(process, &cores)?;
+    threads(process)?.into_iter().try_for_each(|thread| set(thread, &cores))
+}
+
+/// Keeps the calling thread on `cores`, and what it makes.
+///
+/// # Errors
+/// None of them can be used.
+pub fn stay_within(cores: &[usize]) -> io::Result<()> {
+    set(Pid::from_raw(0), &only(cores)?)
 }
 
 /// Keeps the calling thread on the `turn`th of the cores that it may use, counted round.
@@ -43,30 +68,15 @@ pub fn apart(process: Pid, turn: usize) -> io::Result<Option<Apart>> {
 /// # Errors
 /// The kernel's.
 pub fn stay_on(turn: usize) -> io::Result<()> {
-    let myself = Pid::from_raw(0);
-    let usable = usable(&sched_getaffinity(myself)?);
-    let Some(core) = turn.checked_rem(usable.len()) else { return Ok(()) };
-    set(myself, &only(usable[core])?)
+    let usable = usable()?;
+    let Some(at) = turn.checked_rem(usable.len()) else { return Ok(()) };
+    stay_within(&usable[at..=at])
 }
 
-fn usable(cores: &CpuSet) -> Vec<usize> {
-    (0..CpuSet::count()).filter(|core| cores.is_set(*core) == Ok(true)).collect()
-}
-
-fn only(core: usize) -> nix::Result<CpuSet> {
+fn only(cores: &[usize]) -> nix::Result<CpuSet> {
     let mut only = CpuSet::new();
-    only.set(core)?;
+    cores.iter().try_for_each(|core| only.set(*core))?;
     Ok(only)
-}
-
-impl Apart {
-    /// Lets the threads run on any of the process's cores again. One that has ended is let be.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn anywhere(&self) -> io::Result<()> {
-        self.threads.iter().try_for_each(|thread| set(*thread, &self.cores))
-    }
 }
 
 fn set(thread: Pid, cores: &CpuSet) -> io::Result<()> {
@@ -93,34 +103,39 @@ mod tests {
         Command::new("sleep").arg("60").spawn().unwrap()
     }
 
-    #[test]
-    fn one_thread_is_let_be_and_a_process_that_is_gone_is_told() {
-        let mut sleeper = sleeper();
-        let process = Pid::from_raw(sleeper.id() as i32);
-        assert_eq!(threads(process).unwrap(), [process]);
-        assert!(apart(process, 0).unwrap().is_none());
-        sleeper.kill().unwrap();
-        sleeper.wait().unwrap();
-        assert!(apart(process, 0).is_err());
+    fn on(thread: Pid) -> CpuSet {
+        sched_getaffinity(thread).unwrap()
     }
 
     #[test]
-    fn threads_are_kept_apart_until_they_may_go_anywhere() {
-        let all = sched_getaffinity(Pid::this()).unwrap();
-        let usable = usable(&all);
+    fn one_thread_is_not_kept_apart_and_a_process_that_is_gone_is_told() {
         let mut sleeper = sleeper();
         let process = Pid::from_raw(sleeper.id() as i32);
-        let kept = Apart { threads: vec![process, Pid::from_raw(i32::MAX)], cores: all };
-        let one = only(*usable.last().unwrap()).unwrap();
-        set(process, &one).unwrap();
-        assert_eq!(sched_getaffinity(process).unwrap(), one);
-        kept.anywhere().unwrap();
-        assert_eq!(sched_getaffinity(process).unwrap(), all);
+        let usable = usable().unwrap();
+        assert_eq!(threads(process).unwrap(), [process]);
+        assert!(!apart(process, &usable, 0).unwrap());
+        sleeper.kill().unwrap();
+        sleeper.wait().unwrap();
+        assert!(apart(process, &usable, 0).is_err());
+        assert!(keep_on(process, &usable).is_err());
+    }
+
+    #[test]
+    fn a_process_is_kept_where_it_is_told() {
+        let usable = usable().unwrap();
+        let mut sleeper = sleeper();
+        let process = Pid::from_raw(sleeper.id() as i32);
+        let last = &usable[usable.len() - 1..];
+        keep_on(process, last).unwrap();
+        assert_eq!(on(process), only(last).unwrap());
+        keep_on(process, &usable).unwrap();
+        assert_eq!(on(process), only(&usable).unwrap());
+        assert!(keep_on(process, &[]).is_err(), "there is no such place");
         sleeper.kill().unwrap();
         sleeper.wait().unwrap();
         // More threads than cores are let be.
         let extra: Vec<_> = usable.iter().map(|_| std::thread::spawn(std::thread::park)).collect();
-        assert!(apart(Pid::this(), 1).unwrap().is_none());
+        assert!(!apart(Pid::this(), &usable, 1).unwrap());
         extra.iter().for_each(|thread| thread.thread().unpark());
     }
 
@@ -128,7 +143,7 @@ mod tests {
     fn a_thread_stays_on_one_core() {
         let alone = std::thread::spawn(|| {
             stay_on(7).unwrap();
-            usable(&sched_getaffinity(Pid::from_raw(0)).unwrap()).len()
+            usable().unwrap().len()
         });
         assert_eq!(alone.join().unwrap(), 1);
     }

@@ -1,14 +1,16 @@
-//! Word of the kernel's that the host is short of memory (PSI, `Documentation/accounting/psi.rst`): a trigger that costs
-//! nothing while there is enough.
+//! Word of the kernel's that memory is short (PSI, `Documentation/accounting/psi.rst`), on the host or in a cgroup: a trigger
+//! that costs nothing while there is enough.
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{File, OpenOptions},
     io::{self, Write},
-    os::fd::AsFd,
+    os::{fd::AsFd, unix::fs::FileExt},
+    path::Path,
 };
 
-const FILE: &str = "/proc/pressure/memory";
+/// The host's.
+pub const HOST: &str = "/proc/pressure/memory";
 /// 150 ms lost within 2 s; without privilege, a window is a multiple of 2 s.
 const TRIGGER: &[u8] = b"some 150000 2000000\0";
 
@@ -17,12 +19,12 @@ const TRIGGER: &[u8] = b"some 150000 2000000\0";
 pub struct MemoryPressure(File);
 
 impl MemoryPressure {
-    /// Sets the trigger.
+    /// Sets the trigger on [`HOST`] or a cgroup's `memory.pressure`.
     ///
     /// # Errors
-    /// The kernel has no PSI, or gives no triggers to this user.
-    pub fn watch() -> io::Result<Self> {
-        let mut file = OpenOptions::new().read(true).write(true).open(FILE)?;
+    /// The kernel has no PSI, gives no triggers to this user, or takes none in this file.
+    pub fn watch(path: &Path) -> io::Result<Self> {
+        let mut file = OpenOptions::new().read(true).write(true).open(path)?;
         file.write_all(TRIGGER)?;
         Ok(Self(file))
     }
@@ -40,9 +42,15 @@ impl MemoryPressure {
             };
             match polled[0].revents() {
                 Some(events) if events.contains(PollFlags::POLLERR) => return Err(io::ErrorKind::NotConnected.into()),
-                _ => return lost(&fs::read_to_string(FILE)?).ok_or_else(|| io::ErrorKind::InvalidData.into()),
+                _ => return self.lost(),
             }
         }
+    }
+
+    fn lost(&self) -> io::Result<f64> {
+        let mut text = [0; 256];
+        let length = self.0.read_at(&mut text, 0)?;
+        lost(&String::from_utf8_lossy(&text[..length])).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 }
 

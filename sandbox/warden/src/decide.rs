@@ -28,6 +28,12 @@ pub(crate) fn grant(spec: &RunnerSpec, model_bytes: u64, memory_bytes_max: u64, 
     Grant { memory_bytes, threads, limits }
 }
 
+/// The cores that instances may compute on: the last so many of those that there are, since the server's first core drives
+/// the pool; all where that is more than there are.
+pub(crate) fn inference_cores(mut usable: Vec<usize>, count: u32) -> Vec<usize> {
+    usable.split_off(usable.len().saturating_sub(count as usize))
+}
+
 /// The first free slot. A slot's user id is free again when its last process and its cgroup are gone.
 pub(crate) fn free_slot(taken: &[bool]) -> Option<usize> {
     taken.iter().position(|taken| !taken)
@@ -56,6 +62,12 @@ mod tests {
     use super::*;
     use crate::fixture::spec;
     use proptest::prelude::*;
+
+    #[test]
+    fn inference_has_the_last_cores() {
+        let chosen = |count| inference_cores(vec![0, 1, 4, 5], count);
+        assert_eq!((chosen(1), chosen(3), chosen(16)), (vec![5], vec![1, 4, 5], vec![0, 1, 4, 5]));
+    }
 
     proptest! {
         #[test]

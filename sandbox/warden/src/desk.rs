@@ -55,6 +55,10 @@ impl Desk {
         let answer = match call {
             Call::Wake(spec) => self.wake(id, spec),
             Call::Stop { instance } => self.stop(id, instance),
+            Call::Cores { instance, cores } => {
+                self.shared.registry.keep_on(instance, &cores);
+                Ok(None)
+            }
             Call::Instances => Ok(Some(Reply::Instances(self.shared.registry.statuses()))),
             Call::Park(spec) => self.work(id, move |shared| park(shared, &spec).map(Reply::Parked)),
             Call::Store { function } => self.work(id, move |shared| Ok(store(shared, &function))),

@@ -29,7 +29,6 @@ use appliance_types::{FunctionName, Tier};
 use sandbox_kernel::{
     audit::{self, Inode},
     cgroup::Cgroup,
-    cores::{self, Apart},
     memory::{prefault, resident},
     mounts::detach_file,
     pidfd::{Ended, Pid},
@@ -122,11 +121,12 @@ fn serve(shared: &Shared, function: &FunctionName, woken: Woken, request: u64, m
     let image_bytes = shared.snapshots.entry(function).parked_bytes;
     let awake = instance.awake(info, tier, image_bytes, marks);
     tracing::info!(instance = awake.instance, %tier, wake_us = awake.wake_us, "awake");
-    let apart = instance.apart();
+    let apart = shared.registry.keep_apart(instance.lease.instance);
     shared.outbox.hand_over(request, Reply::Awake(awake), socket.as_fd());
     drop(socket);
-    if let Some(apart) = apart {
-        instance.until_at_home(&apart);
+    // Until each has run where it is.
+    if apart && !instance.await_end(Some(Instant::now() + APART)) {
+        shared.registry.let_go(instance.lease.instance);
     }
     let restored = instance.restored.clone();
     let cause = instance.end(shared);
@@ -499,25 +499,6 @@ impl Instance {
         }
     }
 
-    /// Keeps its threads on cores of their own, where it has several and all of them can be.
-    fn apart(&self) -> Option<Apart> {
-        let turn = self.lease.instance as usize;
-        let apart = cores::apart(self.child.pid(), turn).map_err(|error| error.to_string());
-        apart
-            .inspect_err(|error| tracing::debug!(instance = self.lease.instance, error, "not kept apart"))
-            .ok()
-            .flatten()
-    }
-
-    /// Lets them go once each has run where it is.
-    fn until_at_home(&mut self, apart: &Apart) {
-        let has_ended = self.await_end(Some(Instant::now() + APART));
-        // Of one that has ended, the numbers of threads may be others' by now.
-        if !has_ended && let Err(error) = apart.anywhere() {
-            tracing::warn!(instance = self.lease.instance, %error, "threads stay on their cores");
-        }
-    }
-
     fn kill(&self) {
         if let Err(error) = self.child.kill() {
             tracing::error!(instance = self.lease.instance, %error, "an instance could not be killed");
@@ -571,6 +552,7 @@ impl Instance {
     /// Waits for the process's end and leaves nothing of it.
     fn end(mut self, shared: &Shared) -> ExitCause {
         self.await_end(None);
+        shared.registry.process_ended(self.lease.instance);
         // A child of ours that nobody else waits for: the kernel has no reason to refuse.
         let ended = self.child.wait().unwrap_or(Ended::Signal(0));
         let oom_kills = self.cgroup.oom_kills().unwrap_or(0);

@@ -48,6 +48,7 @@ use outbox::Outbox;
 use registry::Registry;
 use sandbox_kernel::{
     cgroup::{CgroupError, Cgroups},
+    cores,
     ready::readable,
     socket::{PacketError, receive_packet, shut},
 };
@@ -185,6 +186,7 @@ pub fn run(config: WardenConfig, socket: OwnedFd) -> Result<(), RunError> {
 fn begin(config: WardenConfig, socket: &Arc<OwnedFd>) -> Result<Arc<Shared>, RunError> {
     let program = program::open(&config.runner)?;
     let machine = Machine::new(&program).map_err(system("read the runner's program"))?;
+    let cores = decide::inference_cores(cores::usable().map_err(system("count the cores"))?, config.inference_cpus);
     let cgroups = Cgroups::open(&config.tag)?;
     let swept = cgroups.sweep()?;
     tracing::info!(hierarchy = ?cgroups.hierarchy(), swept, "cgroups are ready");
@@ -193,11 +195,12 @@ fn begin(config: WardenConfig, socket: &Arc<OwnedFd>) -> Result<Arc<Shared>, Run
         snapshots: Snapshots::open(&config.snapshots, machine, config.inference_cpus)?,
         cgroups,
         spares: Spares::default(),
-        registry: Registry::new(config.slots.min(SLOTS_MAX)),
+        registry: Registry::new(config.slots.min(SLOTS_MAX), cores.clone()),
         outbox: Outbox::new(Arc::clone(socket)),
         spawner: Spawner::start(
             program.try_clone().map_err(system("duplicate the runner's program"))?,
             config.may_lack_layers,
+            cores,
         )
         .map_err(system("start a thread"))?,
         program,

@@ -11,6 +11,7 @@ use crate::decide::free_slot;
 use appliance_types::{FunctionName, ModelDigest};
 use sandbox_kernel::{
     cgroup::Cgroup,
+    cores,
     memory::shared_bytes,
     pidfd::{Pid, Pidfd},
     spawn::Child,
@@ -44,6 +45,10 @@ struct Entry {
     stopping: bool,
     /// Restored ahead of need: nobody knows it yet.
     spare: bool,
+    /// Those that it has a lease of, by the kernel's numbers.
+    cores: Vec<usize>,
+    /// Whether each of its threads is kept on one of them.
+    apart: bool,
     stops: Vec<u64>,
 }
 
@@ -64,17 +69,23 @@ struct State {
 
 /// All instances of one warden.
 #[derive(Debug)]
-pub(crate) struct Registry(Mutex<State>);
+pub(crate) struct Registry {
+    /// Where instances may compute, by the kernel's numbers.
+    cores: Vec<usize>,
+    state: Mutex<State>,
+}
 
 impl Registry {
-    pub(crate) fn new(slots: usize) -> Self {
+    /// No instance yet, with so many slots, and `cores`, of which there is one at least.
+    pub(crate) fn new(slots: usize, cores: Vec<usize>) -> Self {
         let taken = vec![false; slots];
-        Self(Mutex::new(State { closing: false, next: 1, taken, entries: BTreeMap::new() }))
+        let state = State { closing: false, next: 1, taken, entries: BTreeMap::new() };
+        Self { cores, state: Mutex::new(state) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // No code below can panic halfway through a change.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A slot for a new instance.
@@ -112,7 +123,8 @@ impl Registry {
         let instance = state.next;
         state.next += 1;
         let (function, model) = (spec.function.clone(), spec.model);
-        let entry = Entry { slot, function, model, process: None, stopping: state.closing, spare, stops: Vec::new() };
+        let (process, stopping, cores) = (None, state.closing, self.cores.clone());
+        let entry = Entry { slot, function, model, process, stopping, spare, cores, apart: false, stops: Vec::new() };
         state.entries.insert(instance, entry);
         Ok(Lease { instance, slot })
     }
@@ -127,6 +139,42 @@ impl Registry {
         }
         entry.process = Some(process);
         Ok(())
+    }
+
+    /// Keeps an instance that runs on inference cores, given by number.
+    pub(crate) fn keep_on(&self, instance: InstanceId, numbers: &[u32]) {
+        let cores = by_number(&self.cores, numbers);
+        let mut state = self.lock();
+        if let Some(entry) = state.entries.get_mut(&instance).filter(|_| !cores.is_empty()) {
+            entry.cores = cores;
+            let apart = entry.apart;
+            told(instance, entry.settle(instance, apart));
+        }
+    }
+
+    /// Keeps each thread of an instance on a core of its own, where it has several and all of them can be; whether they are.
+    pub(crate) fn keep_apart(&self, instance: InstanceId) -> bool {
+        let mut state = self.lock();
+        let Some(entry) = state.entries.get_mut(&instance) else { return false };
+        if let Some(process) = &entry.process {
+            entry.apart = told(instance, cores::apart(process.pid, &entry.cores, instance as usize)).unwrap_or(false);
+        }
+        entry.apart
+    }
+
+    /// Lets the threads of an instance that were kept apart run on any core of its lease.
+    pub(crate) fn let_go(&self, instance: InstanceId) {
+        let mut state = self.lock();
+        if let Some(entry) = state.entries.get_mut(&instance).filter(|entry| entry.apart) {
+            told(instance, entry.settle(instance, false));
+        }
+    }
+
+    /// An instance's process has ended and is about to be reaped: its number may be another's then.
+    pub(crate) fn process_ended(&self, instance: InstanceId) {
+        if let Some(entry) = self.lock().entries.get_mut(&instance) {
+            entry.process = None;
+        }
     }
 
     /// Kills an instance; `request` is answered by whoever releases it.
@@ -180,6 +228,25 @@ impl Registry {
     }
 }
 
+/// Cores that are called by their number, counted round.
+fn by_number(cores: &[usize], numbers: &[u32]) -> Vec<usize> {
+    numbers.iter().filter_map(|number| cores.get(*number as usize % cores.len().max(1)).copied()).collect()
+}
+
+/// The kernel refuses where a process has ended, or where cores were taken from the warden itself.
+fn told<T>(instance: InstanceId, done: std::io::Result<T>) -> Option<T> {
+    done.inspect_err(|error| tracing::debug!(instance, %error, "not kept on its cores")).ok()
+}
+
+impl Entry {
+    /// Has its process run where it may: each thread on a core of its own, or all on any of them.
+    fn settle(&mut self, instance: InstanceId, apart: bool) -> std::io::Result<()> {
+        let Some(process) = &self.process else { return Ok(()) };
+        self.apart = apart && cores::apart(process.pid, &self.cores, instance as usize)?;
+        if self.apart { Ok(()) } else { cores::keep_on(process.pid, &self.cores) }
+    }
+}
+
 type Known = (InstanceId, FunctionName, Pid, Arc<Cgroup>);
 
 fn known((instance, entry): (&InstanceId, &Entry)) -> Option<Known> {
@@ -209,7 +276,7 @@ mod tests {
 
     #[test]
     fn slots_are_given_once_and_numbers_never_again() {
-        let registry = Registry::new(2);
+        let registry = Registry::new(2, vec![0]);
         let leases = [registry.reserve(&spec()).unwrap(), registry.reserve(&spec()).unwrap()];
         assert_eq!(leases.map(|lease| (lease.instance, lease.slot)), [(1, 0), (2, 1)]);
         assert_eq!(registry.reserve(&spec()), Err(WardenError::InstancesMax { limit: 2 }));
@@ -218,8 +285,15 @@ mod tests {
     }
 
     #[test]
+    fn cores_are_counted_round() {
+        assert_eq!(by_number(&[2, 3, 5], &[0, 2]), [2, 5]);
+        assert_eq!(by_number(&[2, 3], &[1, 2, u32::MAX]), [3, 2, 3]);
+        assert!(by_number(&[2, 3], &[]).is_empty() && by_number(&[], &[1]).is_empty());
+    }
+
+    #[test]
     fn a_model_in_use_is_not_removed() {
-        let registry = Registry::new(2);
+        let registry = Registry::new(2, vec![0]);
         let lease = registry.reserve(&spec()).unwrap();
         let digest = spec().model;
         let refused = WardenError::ModelInUse { digest, instances: 1 };
@@ -230,7 +304,7 @@ mod tests {
 
     #[test]
     fn a_stop_before_the_process_is_known_is_remembered() {
-        let registry = Registry::new(1);
+        let registry = Registry::new(1, vec![0]);
         let lease = registry.reserve(&spec()).unwrap();
         assert!(!registry.is_stopping(lease.instance));
         registry.stop(lease.instance, 7).unwrap();
@@ -241,7 +315,7 @@ mod tests {
 
     #[test]
     fn what_starts_while_closing_is_stopping() {
-        let registry = Registry::new(1);
+        let registry = Registry::new(1, vec![0]);
         registry.close();
         let lease = registry.reserve(&spec()).unwrap();
         assert!(registry.is_stopping(lease.instance));

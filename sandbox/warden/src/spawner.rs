@@ -12,6 +12,7 @@ use sandbox_image::{self as image, Data, Restore, RestoreError, Restored};
 use sandbox_kernel::{
     cgroup::Cgroup,
     confine::{confine, seal},
+    cores::stay_within,
     landlock::domain_if_there_is,
     process::leave_network,
     spawn::{Child, LayerError, NAMESPACES, NETWORK, Sandbox, admit, spawn},
@@ -104,7 +105,8 @@ type Answer = SyncSender<Result<Child, SpawnError>>;
 pub(crate) struct Spawner(Sender<(Order, Answer)>);
 
 impl Spawner {
-    pub(crate) fn start(program: File, may_lack_landlock: bool) -> io::Result<Self> {
+    /// Children begin on `cores`, by the kernel's numbers.
+    pub(crate) fn start(program: File, may_lack_landlock: bool, cores: Vec<usize>) -> io::Result<Self> {
         let (orders, queue) = channel();
         let maker = Maker {
             program,
@@ -113,7 +115,12 @@ impl Spawner {
             may_lack_landlock,
             has_network: Cell::new(false),
         };
-        thread::Builder::new().name("spawner".into()).spawn(move || maker.serve(&queue))?;
+        thread::Builder::new().name("spawner".into()).spawn(move || {
+            if let Err(error) = stay_within(&cores) {
+                tracing::warn!(%error, "runners begin on any core");
+            }
+            maker.serve(&queue);
+        })?;
         Ok(Self(orders))
     }
 

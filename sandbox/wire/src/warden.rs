@@ -1,6 +1,6 @@
 //! Server ↔ warden: one packet a message on a SOCK_SEQPACKET socket pair.
 //!
-//! A [`Request`] is answered by one [`Message::Reply`] with its id; replies may come in any order. A reply to
+//! A [`Request`] but [`Call::Cores`] is answered by one [`Message::Reply`] with its id; replies may come in any order. A reply to
 //! [`Call::Wake`] carries one descriptor, the server's end of the instance's socket; a [`Call::ModelAdd`] carries one
 //! to the warden, from which it reads the file, and so does a [`Call::UpdateApply`]. [`Message::Exited`] comes by itself, once for each instance that was
 //! awake. The warden trusts nothing here beyond what a holder of the admin key may do anyway: it clamps limits by its
@@ -37,6 +37,13 @@ pub enum Call {
     Stop {
         /// The instance.
         instance: InstanceId,
+    },
+    /// Keep an instance on the cores that it has a lease of. Answered by nobody: an instance that is gone needs none.
+    Cores {
+        /// The instance.
+        instance: InstanceId,
+        /// Inference cores by number, from 0; where there are fewer on the machine, they are counted round.
+        cores: Vec<u32>,
     },
     /// Say what instances there are and hold.
     Instances,

@@ -106,10 +106,15 @@ impl Server {
 
 impl Handler for Server {
     async fn call(self: Rc<Self>, request: Request) -> Reply {
-        let id = RequestId::from_random(random());
+        let (id, came) = (RequestId::from_random(random()), Instant::now());
         let dialect = Dialect::of_path(request.head.uri.path());
         let mut reply = self.answer(id, request).await.unwrap_or_else(|error| self.refused(id, dialect, &error));
         reply::set(&mut reply, "x-request-id", &id.to_string());
+        if reply.status().as_u16() >= 400 {
+            // From a head that was read to a reply that is to be written: what a refusal took here, and not on its way.
+            let ms = came.elapsed().as_secs_f64() * 1000.0;
+            reply::set(&mut reply, "server-timing", &format!("total;dur={ms:.3}"));
+        }
         reply
     }
 

@@ -61,6 +61,7 @@ use desk::Desk;
 use fleet::{Fleet, Teller};
 use handler::{Server, random};
 use metrics::Telemetry;
+use sandbox_kernel::pressure::MemoryPressure;
 use state::State;
 use std::{
     fs,
@@ -84,6 +85,7 @@ pub(crate) fn run(setup: ServerSetup) -> Result<(), Failure> {
         rings,
         bell,
         questions,
+        pressure,
         ready,
         orders,
         config,
@@ -118,7 +120,7 @@ pub(crate) fn run(setup: ServerSetup) -> Result<(), Failure> {
         let edge = fleet.edge.clone();
         Telling { listener, edge, teller: fleet.teller(Arc::clone(&state)) }
     });
-    let mut driver = Some(Driver { inputs, warden, resources, end: end.clone() });
+    let mut driver = Some(Driver { inputs, warden, resources, pressure, end: end.clone() });
     let shards: Vec<_> = state.telemetry.shards().cloned().collect();
     let served = listeners.into_iter().zip(producers).zip(shards);
     let mut served = served.map(|((listener, producer), shard)| Served { listener, producer, shard });
@@ -187,13 +189,14 @@ struct Driver {
     inputs: Inputs,
     warden: Warden,
     resources: Resources,
+    pressure: Option<MemoryPressure>,
     end: End,
 }
 
 impl Driver {
     async fn run(self) {
-        let Self { inputs, warden, resources, end } = self;
-        if appliance_runtime::catch_unwind(appliance_pool::run(inputs, warden, resources)).await.is_err() {
+        let Self { inputs, warden, resources, pressure, end } = self;
+        if appliance_runtime::catch_unwind(appliance_pool::run(inputs, warden, resources, pressure)).await.is_err() {
             end.because("the pool panicked", Duration::ZERO);
         }
     }
@@ -259,10 +262,14 @@ fn follow(
                 Ok(Order::Reload(fresh)) => {
                     reload(&certificates, &files);
                     state.reload_prices(&files);
-                    let of_start =
-                        |config: &ServeConfig| (config.limits.clone(), config.inference_cores, config.memory_bytes);
+                    let of_start = |config: &ServeConfig| {
+                        let pressure = config.memory_pressure.clone();
+                        (config.limits.clone(), config.inference_cores, config.memory_bytes, pressure)
+                    };
                     if of_start(&fresh) != of_start(&config) {
-                        tracing::warn!("`limits`, `inference_cores` and `memory` change at the next start only");
+                        tracing::warn!(
+                            "`limits`, `inference_cores`, `memory` and `memory_pressure` change at the next start only"
+                        );
                     }
                     config = *fresh;
                 }

@@ -1,4 +1,4 @@
-//! The pool's cores: who computes on how many.
+//! The pool's cores: who computes on how many, and on which.
 //!
 //! ```text
 //!  instance   idle: none ──dispatch──▶ its lease ──last answer──▶ none
@@ -6,12 +6,16 @@
 //!                                       └───┘ somebody waits for one: told to take fewer; they are free when it says so
 //! ```
 //!
-//! Invariant: the leases of busy and waking instances never exceed the cores, and no runner is told of more than its
-//! lease. Left out: what a wake itself computes (the decoding of a stored image, a cold load), which takes milliseconds
-//! and, where it is cold, the threads that the function may have; and where the kernel places threads.
+//! Invariants: the leases of busy and waking instances never exceed the cores, no runner is told of more than its lease, and
+//! the cores of no two leases overlap while they do not exceed them. An idle instance stays where it was, so that who is
+//! alone is never moved. Left out: what a wake itself computes (the decoding of a stored image, a cold load), which takes
+//! milliseconds and, where it is cold, the threads that the function may have; and which thread is on which core of a lease.
 
 use super::{Effect, Scheduler, Timer};
-use appliance_admit::{Free, cores::shares};
+use appliance_admit::{
+    Free,
+    cores::{CoreSet, choose, shares},
+};
 use appliance_types::FunctionName;
 use sandbox_wire::{runner::ToRunner, warden::InstanceId};
 use std::{collections::VecDeque, time::Instant};
@@ -21,6 +25,8 @@ use std::{collections::VecDeque, time::Instant};
 pub(super) struct Cores {
     /// What it holds while it is busy.
     pub(super) lease: u32,
+    /// Which those are; while it is idle, which they were.
+    pub(super) on: CoreSet,
     /// What its runner was told last, or was loaded with.
     pub(super) told: u32,
     /// What it was told and has not repeated yet, in that order.
@@ -32,9 +38,9 @@ pub(super) struct Cores {
 }
 
 impl Cores {
-    /// Those of an instance that is being woken.
-    pub(super) fn new(lease: u32, want: u32) -> Self {
-        Self { lease, told: want, unheard: VecDeque::new(), want, yields_by: None }
+    /// Those of an instance that is being woken, anywhere among `cores`.
+    pub(super) fn new(lease: u32, want: u32, cores: u32) -> Self {
+        Self { lease, on: (0..cores).collect(), told: want, unheard: VecDeque::new(), want, yields_by: None }
     }
 }
 
@@ -64,8 +70,22 @@ impl Scheduler {
     pub(super) fn take_cores(&mut self, id: InstanceId) {
         let Some(instance) = self.instances.get(&id).filter(|i| !self.computes(i)) else { return };
         let lease = self.lease(&instance.function.clone(), instance.cores.want);
+        self.lend(id, lease);
         self.tell(id, lease);
-        self.instances.get_mut(&id).expect("looked up above").cores.lease = lease;
+    }
+
+    /// Makes an instance's lease one of so many cores, and has it kept on them.
+    fn lend(&mut self, id: InstanceId, lease: u32) {
+        let Some(instance) = self.instances.get(&id) else { return };
+        let others = self.instances.iter().filter(|(other, i)| **other != id && self.computes(i));
+        let others: Vec<_> = others.map(|(_, i)| &i.cores.on).collect();
+        let on = choose(lease, self.cores, &instance.cores.on, &others);
+        let cores = &mut self.instances.get_mut(&id).expect("looked up above").cores;
+        cores.lease = lease;
+        if cores.on != on {
+            cores.on.clone_from(&on);
+            self.effects.push(Effect::Cores { instance: id, cores: on });
+        }
     }
 
     fn tell(&mut self, id: InstanceId, count: u32) {
@@ -99,8 +119,8 @@ impl Scheduler {
             let (cores, free) = (&self.instances[&id].cores, self.free(0).cores);
             if cores.yields_by.is_none() && share > cores.lease && free > 0 {
                 let lease = share.min(cores.lease + free);
+                self.lend(id, lease);
                 self.tell(id, lease);
-                self.instances.get_mut(&id).expect("it holds cores").cores.lease = lease;
             }
         }
     }
@@ -124,8 +144,9 @@ impl Scheduler {
         if instance.cores.unheard.is_empty()
             && let Some(due) = instance.cores.yields_by.take()
         {
-            instance.cores.lease = instance.cores.lease.min(count);
+            let lease = instance.cores.lease.min(count);
             self.timers.remove(&(due, Timer::Yield(id)));
+            self.lend(id, lease);
         }
         true
     }

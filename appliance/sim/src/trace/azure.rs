@@ -7,7 +7,7 @@ pub(super) fn llm(fields: &[&str], names: &mut Names, timed: &mut Vec<Timed>) ->
     let [stamp, prompt, output] = expect(fields)?;
     let at_s = unix_s(stamp).ok_or_else(|| format!("`{}` is not a time", shown(stamp)))?;
     let work = Work::Tokens { prompt: tokens(prompt)?, output: tokens(output)? };
-    timed.push(Timed { at_s, function: names.number("llm"), work });
+    timed.push(Timed { at_s, function: names.number("llm"), key: 0, work });
     Ok(())
 }
 
@@ -16,7 +16,7 @@ pub(super) fn functions_2021(fields: &[&str], names: &mut Names, timed: &mut Vec
     let [app, function, end_s, duration_s] = expect(fields)?;
     let (end_s, duration_s) = (seconds(end_s)?, seconds(duration_s)?);
     let function = names.number(&format!("{app},{function}"));
-    timed.push(Timed { at_s: end_s - duration_s, function, work: time(duration_s) });
+    timed.push(Timed { at_s: end_s - duration_s, function, key: 0, work: time(duration_s) });
     Ok(())
 }
 
@@ -37,7 +37,7 @@ pub(super) fn functions_2019(fields: &[&str], names: &mut Names, timed: &mut Vec
         let each = |call: u32| (f64::from(call) + 0.5) / f64::from(calls);
         timed.extend((0..calls).map(|call| {
             let at_s = 60.0 * (minute as f64 + each(call));
-            Timed { at_s, function, work: Work::Unknown }
+            Timed { at_s, function, key: 0, work: Work::Unknown }
         }));
     }
     Ok(())

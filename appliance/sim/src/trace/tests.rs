@@ -30,6 +30,21 @@ fn each_format_is_told_by_its_header() {
 }
 
 #[test]
+fn keys_are_told_apart() {
+    let check = |text: &str| {
+        let trace = Trace::parse(text).unwrap();
+        assert_eq!(trace.keys, ["ann", "bob"]);
+        assert_eq!(trace.requests.iter().map(|request| request.key).collect::<Vec<_>>(), [1, 0, 1]);
+        assert_eq!(trace.only(1).requests.len(), 2);
+    };
+    check("time_s,function,service_ms,key\n1,f,10,ann\n0,f,10,bob\n2,f,10,bob\n");
+    check("time_s,function,prompt_tokens,output_tokens,key\n1,f,1,1,ann\n0,f,1,1,bob\n2,f,1,1,bob\n");
+    let many: String = (0..65).map(|key| format!("0,f,1,k{key}\n")).collect();
+    let refused = Trace::parse(&format!("time_s,function,service_ms,key\n{many}")).unwrap_err();
+    assert_eq!(refused.to_string(), "line 66: more than 64 keys");
+}
+
+#[test]
 fn what_cannot_be_read_is_told_with_its_line() {
     let check = |text: &str, expected: &str| assert_eq!(Trace::parse(text).unwrap_err().to_string(), expected);
     assert_eq!(Trace::parse("a,b\n"), Err(TraceError::Header));
@@ -50,7 +65,8 @@ proptest! {
         header in prop_oneof![
             Just("time_s,function,prompt_tokens,output_tokens"), Just("time_s,function,service_ms"),
             Just("TIMESTAMP,ContextTokens,GeneratedTokens"), Just("app,func,end_timestamp,duration"),
-            Just("HashOwner,HashApp,HashFunction,Trigger,1,2"),
+            Just("HashOwner,HashApp,HashFunction,Trigger,1,2"), Just("time_s,function,service_ms,key"),
+            Just("time_s,function,prompt_tokens,output_tokens,key"),
         ],
         lines in prop::collection::vec("[0-9a-z:. +eE-]{0,12}(,[0-9a-z:.+eE-]{0,5}){0,6}", 0..6),
     ) {

@@ -90,6 +90,13 @@ impl World {
                 self.told.entry(instance).or_default().push(message);
             }
         }
+        let scheduler = &self.scheduler;
+        let leases = scheduler.instances.values().filter(|i| scheduler.computes(i)).map(|i| &i.cores);
+        let mut held = CoreSet::new();
+        for Cores { lease, on, .. } in leases {
+            assert_eq!(on.len() as u32, *lease);
+            assert!(on.iter().all(|core| *core < self.cores && held.insert(*core)), "{on:?} {held:?}");
+        }
     }
 
     fn submit(&mut self, function: u64, work: Work) {
@@ -158,6 +165,26 @@ fn who_is_alone_has_all_and_two_have_half_each() {
     world.answer(0);
     world.listen_all();
     assert_eq!(world.computing(), [(1, 2)], "what is free is used");
+}
+
+#[test]
+fn cores_go_back_and_forth_and_who_is_alone_is_never_moved() {
+    let mut world = World::new(2, &[2, 2]);
+    let on = |world: &World, id| world.scheduler.instances[&id].cores.on.iter().copied().collect::<Vec<_>>();
+    for runner in [0, 1, 0] {
+        world.ask(runner);
+        world.listen_all();
+        assert_eq!(on(&world, runner), [0, 1]);
+        world.answer(runner);
+    }
+    world.ask(0);
+    world.listen_all();
+    world.ask(1);
+    world.listen_all();
+    assert_eq!((on(&world, 0), on(&world, 1)), (vec![0], vec![1]));
+    world.answer(0);
+    assert_eq!(on(&world, 1), [0, 1]);
+    world.listen_all();
 }
 
 #[test]

@@ -91,7 +91,7 @@ impl World {
                 super::super::Effect::Send { instance, message: ToRunner::Detokenize { id, .. } } => {
                     self.running.push((instance, id));
                 }
-                super::super::Effect::Send { .. } => {}
+                super::super::Effect::Send { .. } | super::super::Effect::Cores { .. } => {}
                 super::super::Effect::Stop(instance) => self.stopping.push(instance),
                 super::super::Effect::Store(function) => self.storing.push(function),
             }

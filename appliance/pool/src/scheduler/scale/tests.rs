@@ -107,7 +107,7 @@ impl World {
 
     fn ask(&mut self) {
         self.tickets += 1;
-        let acts = self.simulation.submit(self.now, self.tickets, name());
+        let acts = self.simulation.submit(self.now, self.tickets, name(), None);
         self.take(acts);
     }
 

@@ -162,7 +162,8 @@ fn a_wake_by_hand_that_waits_for_memory_does_not_wait_for_ever() {
     wake(&mut scheduler, now, 1, 7);
     let (_, events) = submit_to(&mut scheduler, now, "g".parse().unwrap(), 2, Work::Wake, Terms::default());
     let message = FromRunner::Threads { count: 1 };
-    assert!(scheduler.handle(now, Input::Said { instance: 7, message }).is_empty(), "a core, but no memory");
+    let gives = [Effect::Cores { instance: 7, cores: [0].into() }];
+    assert_eq!(scheduler.handle(now, Input::Said { instance: 7, message }), gives, "a core, but no memory");
     scheduler.tick(now + RESERVE_WAIT);
     assert!(matches!(fails(&events), Failed::QueueTimeout { waited_ms: 60_000, .. }));
 }

@@ -231,7 +231,9 @@ fn batch_lends_its_cores_to_another_function() {
     assert_eq!(begun(&effects[1..]), 2);
     let (effects, _later) = submit_to(&mut scheduler, now, other(), 3, story(), batch("b"));
     assert!(effects.is_empty(), "batch waits for who is interactive");
-    let effects = ends(&mut scheduler, now, 8, 2);
+    let mut effects = ends(&mut scheduler, now, 8, 2);
+    let kept: Vec<_> = effects.extract_if(.., |effect| matches!(effect, Effect::Cores { .. })).collect();
+    assert_eq!(kept, [(7, 0), (8, 1)].map(|(instance, core)| Effect::Cores { instance, cores: [core].into() }));
     let both = [ToRunner::Threads { count: 1 }, ToRunner::Resume { id: 1 }].map(|message| send(7, message));
     assert_eq!(effects[..2], both, "paused before waiting");
     assert_eq!(begun(&effects[3..]), 3, "with a core each");
