@@ -48,7 +48,7 @@ pub(crate) struct Serve {
 pub(crate) fn write_identity(folder: &Path) -> Result<String, Error> {
     let now = SystemTime::now();
     let authority = make_authority("bench", now).map_err(Error::setup)?;
-    let names = ServerNames::new("localhost", Ipv4Addr::LOCALHOST.into());
+    let names = ServerNames::new("localhost", Ipv4Addr::LOCALHOST.into(), &[]);
     let server = issue_server(&authority, &names, now).map_err(Error::setup)?;
     for (name, text) in [("certificate.pem", server.certificate_pem), ("key.pem", server.key_pem)] {
         let path = folder.join(name);

@@ -82,6 +82,9 @@ impl Error {
                 dir.display()
             )),
             Error::Unreachable { .. } => Some("start it with `emberd serve --data DIR`, or check the address".into()),
+            Error::Untrusted { reason, .. } if reason.contains("not valid for name") => {
+                Some("call it by a name or address that its certificate has: its host's, or what it listens on".into())
+            }
             Error::Untrusted { .. } => {
                 Some("give the CA that signed its certificate: --ca FILE (on its machine: DIR/tls/ca.pem)".into())
             }
@@ -106,6 +109,9 @@ fn refusal_hint(status: u16, code: Option<&str>) -> Option<&'static str> {
         (401, _) => Some("check the key: --key-file FILE, or EMBER_KEY"),
         (403, _) => Some("this needs the admin key (DIR/admin.key), or a key that allows the function"),
         (404, Some("model_not_found")) => Some("`ember ls` shows the functions there are"),
+        (429, Some("insufficient_quota")) => {
+            Some("a budget is used up: `ember budget ls` shows whose, `ember budget set` gives more")
+        }
         (429 | 503, _) => Some("the server is busy: try again in a moment"),
         _ => None,
     }

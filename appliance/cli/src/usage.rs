@@ -136,7 +136,10 @@ fn happened(record: &Record, bill_wake: Option<bool>) -> Vec<(&'static str, Stri
         ("wake", format!("{} waited for; its part is {}, {wake}", ms(record.wake_us), ms(record.wake_share_us))),
         ("prefill", format!("{}; {fed} tokens, and {cached} from the cache", ms(record.prefill_us))),
         ("decode", format!("{}; {} tokens", ms(record.decode_us), record.tokens_out)),
-        ("share", format!("{} of its instance, whose work it shared with others, billed", ms(record.share_us))),
+        (
+            "share",
+            format!("{} of its instance's time, less what others did in it meanwhile, billed", ms(record.share_us)),
+        ),
     ]
 }
 

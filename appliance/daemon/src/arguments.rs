@@ -28,7 +28,7 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// Answer requests until SIGTERM or SIGINT; SIGHUP reloads configuration and certificates.
     Serve(Flags),
-    /// The ledger's files, of a server that does not run.
+    /// The ledger's files.
     #[command(subcommand)]
     Ledger(Ledger),
     /// A child of `serve`.

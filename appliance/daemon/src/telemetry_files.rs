@@ -52,7 +52,7 @@ pub(crate) fn box_name(config: &ServeConfig) -> String {
 pub(crate) fn ensure(data: &Path, config: &ServeConfig, address: SocketAddr, now: SystemTime) -> Result<(), Failure> {
     let folder = data.join(TELEMETRY);
     let name = box_name(config);
-    let names = ServerNames::new(&name, address.ip());
+    let names = ServerNames::new(&name, address.ip(), &tls::addresses());
     let authority = tls::ensure_in(&folder, &name, &names, now)?;
     let clients = match &config.telemetry_ca {
         Some(path) => fleet_authority(Path::new(path))?,

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  ca.pem, ca.key            no ca.pem ─▶ made together: clients have to trust the new one
-//!  server.pem, server.key    none, unreadable, late in life, lacking a name, or of another CA ─▶ issued by the CA
+//!  server.pem, server.key    none, unreadable, late in life or lacking a name ─▶ issued by the CA
 //! ```
 //!
 //! A CA whose key is lost or does not fit is refused: only the operator may make clients distrust what they know.
@@ -20,6 +20,7 @@ use appliance_edge::{
     Certificates,
     authority::{AuthorityError, Identity, ServerNames, issue_server, make_authority, needs_renewal},
 };
+use nix::ifaddrs::getifaddrs;
 use std::{
     net::IpAddr,
     path::{Path, PathBuf},
@@ -39,7 +40,18 @@ pub(crate) struct Pair {
 /// Sees to it that the server has a certificate for `listen` that clients of this device's CA accept.
 pub(crate) fn ensure(data: &Path, listen: IpAddr, now: SystemTime) -> Result<(), Failure> {
     let hostname = hostname();
-    ensure_in(&data.join(TLS), &hostname, &ServerNames::new(&hostname, listen), now).map(drop)
+    ensure_in(&data.join(TLS), &hostname, &ServerNames::new(&hostname, listen, &addresses()), now).map(drop)
+}
+
+/// The addresses that this machine has now, but for those that mean nothing without an interface's name.
+pub(crate) fn addresses() -> Vec<IpAddr> {
+    let all = getifaddrs().into_iter().flatten().filter_map(|interface| {
+        let address = interface.address?;
+        let v4 = address.as_sockaddr_in().map(|address| IpAddr::from(address.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::from(address.ip())))
+    });
+    let is_of_a_link = |address: &IpAddr| matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
+    all.filter(|address| !is_of_a_link(address)).collect()
 }
 
 /// The same in any folder, by an authority of its own, which is returned.

@@ -140,12 +140,14 @@ pub struct ServerNames {
 }
 
 impl ServerNames {
-    /// The loopback addresses, `localhost`, the machine's `hostname` and the address listened on. What no certificate can
-    /// name is left out: an unspecified address, a host name that is none.
-    pub fn new(hostname: &str, listen: IpAddr) -> Self {
+    /// The loopback addresses, `localhost`, the machine's `hostname` and the address listened on; where all are listened on,
+    /// those that are `here`. What no certificate can name is left out: an unspecified address, a host name that is none.
+    pub fn new(hostname: &str, listen: IpAddr, here: &[IpAddr]) -> Self {
         let mut addresses = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-        if !listen.is_unspecified() && !addresses.contains(&listen) {
-            addresses.push(listen);
+        for address in if listen.is_unspecified() { here } else { &[listen] } {
+            if !addresses.contains(address) && !address.is_unspecified() {
+                addresses.push(*address);
+            }
         }
         let mut hosts = vec!["localhost".to_owned()];
         let hostname = hostname.to_ascii_lowercase();
@@ -214,10 +216,14 @@ mod tests {
 
     #[test]
     fn names_leave_out_what_no_certificate_can_say() {
-        let names = ServerNames::new("Edge_1", IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let names = ServerNames::new("Edge_1", IpAddr::V4(Ipv4Addr::UNSPECIFIED), &[]);
         assert_eq!(names.hosts, ["localhost"]);
         assert_eq!(names.addresses.len(), 2);
-        assert_eq!(ServerNames::new("Edge-1.lan", LISTEN).hosts, ["localhost", "edge-1.lan"]);
+        let here = [LISTEN, Ipv4Addr::LOCALHOST.into()];
+        let all = ServerNames::new("edge", IpAddr::V4(Ipv4Addr::UNSPECIFIED), &here);
+        assert_eq!((all.addresses.len(), all.addresses[2]), (3, LISTEN), "who listens on all is called by each");
+        assert_eq!(ServerNames::new("edge", Ipv4Addr::LOCALHOST.into(), &here).addresses.len(), 2);
+        assert_eq!(ServerNames::new("Edge-1.lan", LISTEN, &[]).hosts, ["localhost", "edge-1.lan"]);
     }
 
     #[test]
@@ -238,13 +244,17 @@ mod tests {
     fn a_certificate_is_renewed_late_in_life_and_when_a_name_is_new() {
         let now = SystemTime::UNIX_EPOCH + 20_000 * DAY;
         let authority = make_authority("test", now).unwrap();
-        let names = ServerNames::new("edge", LISTEN);
+        let names = ServerNames::new("edge", LISTEN, &[]);
         let pem = issue_server(&authority, &names, now).unwrap().certificate_pem;
         let needed = |names: &ServerNames, days: u32| needs_renewal(&pem, names, now + days * DAY).unwrap();
         assert!(!needed(&names, 0) && !needed(&names, 264) && needed(&names, 266));
-        assert!(!needed(&ServerNames::new("edge", Ipv4Addr::LOCALHOST.into()), 0), "fewer names are fine");
-        assert!(needed(&ServerNames::new("other", LISTEN), 0));
-        assert!(!needed(&ServerNames::new("edge", Ipv6Addr::UNSPECIFIED.into()), 0));
+        assert!(!needed(&ServerNames::new("edge", Ipv4Addr::LOCALHOST.into(), &[]), 0), "fewer names are fine");
+        assert!(needed(&ServerNames::new("other", LISTEN, &[]), 0));
+        assert!(!needed(&ServerNames::new("edge", Ipv6Addr::UNSPECIFIED.into(), &[]), 0));
+        assert!(needed(
+            &ServerNames::new("edge", Ipv6Addr::UNSPECIFIED.into(), &[Ipv4Addr::new(192, 0, 2, 8).into()]),
+            0
+        ));
         assert!(needs_renewal("no pem", &names, now).is_err());
     }
 }

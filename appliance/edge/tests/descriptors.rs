@@ -26,7 +26,7 @@ impl Handler for Hello {
 
 #[test]
 fn it_answers_again_when_descriptors_are_back() {
-    let (now, names) = (SystemTime::now(), ServerNames::new("test", Ipv4Addr::LOCALHOST.into()));
+    let (now, names) = (SystemTime::now(), ServerNames::new("test", Ipv4Addr::LOCALHOST.into(), &[]));
     let server = issue_server(&make_authority("test", now).unwrap(), &names, now).unwrap();
     let certificates = Certificates::load(&server.certificate_pem, &server.key_pem).unwrap();
     let edge = Edge::new(Arc::new(certificates), Limits::default()).unwrap();

@@ -22,6 +22,9 @@ pub enum FlashError {
         /// Why.
         error: io::Error,
     },
+    /// What was given is no image; nothing was written.
+    #[error("the image: {0}")]
+    NoImage(String),
     /// The image cannot be read to its end, or is not what its block map says.
     #[error("the image: {0}")]
     Image(String),

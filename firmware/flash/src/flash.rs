@@ -70,10 +70,10 @@ pub struct Report {
 /// Does `job`.
 ///
 /// # Errors
-/// [`FlashError`]; the target then has a mark that it is not whole, unless it is [`FlashError::Refused`].
+/// [`FlashError`]; the target then has a mark that it is not whole, unless [`FlashError::nothing_written`].
 pub fn flash(job: Job, mut progress: impl FnMut(Step)) -> Result<Report, FlashError> {
-    let source = Source::open(&job.image, job.map.as_ref())?;
-    source.bytes.map_or(Ok(()), long_enough)?;
+    let source = Source::open(&job.image, job.map.as_ref()).map_err(FlashError::before_writing)?;
+    source.bytes.map_or(Ok(()), long_enough).map_err(FlashError::before_writing)?;
     let opened = job.target.open(source.bytes)?;
     let path = job.target.path();
     let began = Instant::now();
@@ -225,7 +225,14 @@ fn end(opened: &Opened, head: &mut [u8], bytes: u64, target_bytes: u64) -> Resul
 impl FlashError {
     /// Nothing was written.
     pub fn nothing_written(&self) -> bool {
-        matches!(self, Self::Refused { .. } | Self::File { .. })
+        matches!(self, Self::Refused { .. } | Self::File { .. } | Self::NoImage(_))
+    }
+
+    fn before_writing(self) -> Self {
+        match self {
+            Self::Image(reason) => Self::NoImage(reason),
+            other => other,
+        }
     }
 }
 

@@ -267,10 +267,13 @@ fn hardware() -> Value {
         let value = text.lines().find_map(|line| line.strip_prefix(name)?.split_once(':'))?.1.trim().to_owned();
         Some(value)
     };
+    // Not those of this thread, which keeps to one.
+    let cores = fs::read_to_string("/proc/cpuinfo").ok();
+    let cores = cores.map(|text| text.lines().filter(|line| line.starts_with("processor")).count());
     let kernel = uname().ok().map(|name| name.release().to_string_lossy().into_owned());
     json!({
         "cpu": line("/proc/cpuinfo", "model name"),
-        "cores": std::thread::available_parallelism().map_or(0, |cores| cores.get()),
+        "cores": cores,
         "memory": line("/proc/meminfo", "MemTotal"),
         "kernel": kernel,
         "machine": std::env::consts::ARCH,

@@ -257,7 +257,7 @@ impl Drop for Server {
 }
 
 pub(crate) fn names() -> ServerNames {
-    ServerNames::new("test", Ipv4Addr::LOCALHOST.into())
+    ServerNames::new("test", Ipv4Addr::LOCALHOST.into(), &[])
 }
 
 pub(crate) fn client_config(
