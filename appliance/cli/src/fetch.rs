@@ -51,16 +51,24 @@ pub(crate) fn is_url(text: &str) -> bool {
     text.contains("://")
 }
 
+/// Whether something may be fetched from there at all: where nothing proves the host, a digest must prove the file.
+pub(crate) fn check_url(url: &str, has_digest: bool) -> Result<(), Error> {
+    if is_secure(url) || (url.starts_with("http://") && has_digest) {
+        return Ok(());
+    }
+    let reason = "a model is fetched over https, or over http with --sha256 HEX, which then proves what came";
+    Err(Error::Usage(format!("{url}: {reason}")))
+}
+
+fn is_secure(url: &str) -> bool {
+    url.starts_with("https://")
+}
+
 impl Fetch {
     /// Asks for the file and learns how long it is.
-    pub(crate) fn begin(url: &str, has_digest: bool) -> Result<Self, Error> {
-        let is_secure = url.starts_with("https://");
-        if !is_secure && !(url.starts_with("http://") && has_digest) {
-            let reason = "a model is fetched over https, or over http with --sha256 HEX, which then proves what came";
-            return Err(Error::Usage(format!("{url}: {reason}")));
-        }
+    pub(crate) fn begin(url: &str) -> Result<Self, Error> {
         let mut fetch = Self {
-            agent: agent(is_secure)?,
+            agent: agent(is_secure(url))?,
             url: url.to_owned(),
             validator: None,
             bytes: 0,
@@ -226,9 +234,10 @@ mod tests {
     #[test]
     fn http_proves_nothing_without_a_digest() {
         for (url, has_digest) in [("http://127.0.0.1:1/m.gguf", false), ("ftp://host/m.gguf", true)] {
-            assert!(matches!(Fetch::begin(url, has_digest), Err(Error::Usage(_))), "{url}");
+            assert!(matches!(check_url(url, has_digest), Err(Error::Usage(_))), "{url}");
         }
-        assert!(matches!(Fetch::begin("http://127.0.0.1:1/m.gguf", true), Err(Error::Fetch { .. })));
+        assert!(check_url("http://127.0.0.1:1/m.gguf", true).is_ok() && check_url("https://host/m", false).is_ok());
+        assert!(matches!(Fetch::begin("http://127.0.0.1:1/m.gguf"), Err(Error::Fetch { .. })));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::{
     args::Model,
     client::Client,
     error::Error,
-    fetch::{Fetch, is_url},
+    fetch::{self, Fetch, is_url},
     output,
 };
 use appliance_types::ModelDigest;
@@ -69,11 +69,12 @@ fn fetch(
     wanted: Option<ModelDigest>,
     client: impl FnOnce() -> Result<Client, Error>,
 ) -> Result<Value, Error> {
+    fetch::check_url(url, wanted.is_some())?;
     let client = client()?;
     if let Some(known) = wanted.map(|digest| known(&client, digest)).transpose()?.flatten() {
         return Ok(known);
     }
-    let mut fetch = Fetch::begin(url, wanted.is_some())?;
+    let mut fetch = Fetch::begin(url)?;
     let mut begin = [0; MAGIC.len()];
     if fetch.read_exact(&mut begin).is_err() || begin != MAGIC {
         return Err(fetch.failure().unwrap_or_else(|| Error::NotAModel { path: url.into() }));

@@ -144,7 +144,8 @@ impl ServerNames {
     /// those that are `here`. What no certificate can name is left out: an unspecified address, a host name that is none.
     pub fn new(hostname: &str, listen: IpAddr, here: &[IpAddr]) -> Self {
         let mut addresses = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-        for address in if listen.is_unspecified() { here } else { &[listen] } {
+        let listened = if listen.is_unspecified() { here } else { std::slice::from_ref(&listen) };
+        for address in listened {
             if !addresses.contains(address) && !address.is_unspecified() {
                 addresses.push(*address);
             }
