@@ -110,5 +110,9 @@ fn bills_and_the_boxs_own_account_are_the_machine_time() {
     }
     assert!(number(&account["machine"], "cpu_us").abs_diff(kernel_us) <= kernel_us / 10_000);
     println!("{}", ember.run(&["usage", "machine"]).ok());
+    let claims = String::from_utf8(ember.client().get("/metrics").expect(200).body).expect("text");
+    let corrected = claims.lines().filter(|line| line.starts_with("ember_claims_corrected_total{"));
+    let corrected: Vec<_> = corrected.filter(|line| !line.ends_with(" 0")).collect();
+    assert!(corrected.is_empty(), "an honest runner is believed: {corrected:?}");
     ember.stop();
 }
