@@ -152,6 +152,23 @@ impl Process {
         self.memory_file("memory.limit_in_bytes", "memory.max").parent().expect("a file is in a folder").to_owned()
     }
 
+    /// The file in which the kernel counts the CPU time of its own cgroup's siblings, itself, and those that are gone.
+    pub fn siblings_cpu(&self) -> PathBuf {
+        let ours = self.cgroups().into_iter().filter(|(_, path)| path.contains("/ember"));
+        let mut files = ours.filter_map(|(controllers, path)| {
+            let folder = Path::new(path.trim_start_matches('/')).parent()?.to_owned();
+            match controllers.as_str() {
+                "" => Some(Path::new("/sys/fs/cgroup").join(folder).join("cpu.stat")),
+                v1 if v1.split(',').any(|controller| controller == "cpuacct") => {
+                    Some(Path::new("/sys/fs/cgroup").join(v1).join(folder).join("cpuacct.usage"))
+                }
+                _ => None,
+            }
+        });
+        let found = files.find(|file| file.exists());
+        found.unwrap_or_else(|| panic!("{self:?} is in no cgroup of ours that counts CPU time"))
+    }
+
     /// A file of its own cgroup, by its names in versions 1 and 2.
     fn memory_file(&self, v1: &str, v2: &str) -> PathBuf {
         let ours = self.cgroups().into_iter().filter(|(_, path)| path.contains("/ember"));

@@ -243,6 +243,8 @@ fn a_disk_that_gets_full_stops_what_comes_and_bills_what_runs() {
 /// What `ember-liar` computes for an answer at least, µs, and in how many pieces.
 const LIARS_US: u64 = 400_000;
 const LIARS_PIECES: u64 = 20;
+/// Words of the prompt that it claims was none.
+const WORDS: u64 = 300;
 
 #[test]
 fn a_runner_that_lies_pays_for_what_it_took() {
@@ -252,7 +254,9 @@ fn a_runner_that_lies_pays_for_what_it_took() {
         fs::copy(program("ember-liar"), folder.join("bin/ember-runner")).expect("copy the liar");
     });
     ember.run(&["deploy", &ember.manifest(&assistant()), "--no-snapshot"]).ok();
-    let reply = ember.client().ask(&chat("assistant", "Work for nothing.", json!({"max_tokens": 500}))).expect(200);
+    let prompt =
+        "Work for nothing, and tell nobody that there was a prompt of so many words. ".repeat(WORDS as usize / 15);
+    let reply = ember.client().ask(&chat("assistant", &prompt, json!({"max_tokens": 500}))).expect(200);
     let id = reply.header("x-request-id").to_owned();
     let record = until("the ledger has it", || records_of(&ember, &id).pop());
     let number = |field: &str| record[field].as_u64().unwrap();
@@ -265,9 +269,15 @@ fn a_runner_that_lies_pays_for_what_it_took() {
     // Read a tenth of a second before its end at most, and spinning all the time but what the machine took from it.
     assert!(number("cpu_us") > 0, "its CPU time is the kernel's: {record}");
     assert!(number("tokens_out") >= LIARS_PIECES - 1, "a token a piece: {record}");
-    assert!(number("tokens_cached") <= number("tokens_in"), "{record}");
+    assert_eq!(number("tokens_in"), WORDS, "a token a word of the prompt: {record}");
+    assert_eq!(number("tokens_cached"), WORDS - 1, "a token of it is always computed: {record}");
     let least = 200 + (LIARS_US / 1_000) * 16_667 / 1_000;
     assert!(number("cost_nanos") >= least, "{record}");
+    let metrics = String::from_utf8(ember.client().get("/metrics").expect(200).body).unwrap();
+    let counted =
+        metrics.lines().find(|line| line.starts_with("ember_claims_corrected_total{") && line.contains("assistant"));
+    assert!(counted.is_some_and(|line| line.ends_with(" 1")), "{counted:?}");
+    assert!(ember.log().contains("a runner claimed of a prompt's tokens what cannot be"));
     ember.stop();
 }
 

@@ -473,6 +473,8 @@ pub(crate) enum UsageCommand {
         #[command(flatten)]
         listing: Listing,
     },
+    /// Show what the box's processes took since the server began, whose it was, and the machine's own count of it
+    Machine(Listing),
     /// Write what was charged to a file, for other programs
     Export {
         /// How

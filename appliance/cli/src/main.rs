@@ -21,6 +21,7 @@ mod function;
 mod image;
 mod instance;
 mod key;
+mod machine;
 mod model;
 mod output;
 mod records;

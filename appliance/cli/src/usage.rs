@@ -1,10 +1,11 @@
-//! `ember usage`: sums by function, key, tier or hour, how the amount of one request came to be, and all of it as a file.
+//! `ember usage`: sums by function, key, tier or hour, how the amount of one request came to be, whose the machine's time was,
+//! and all of it as a file.
 
 use crate::{
     args::{ExportFormat, Span, Usage, UsageCommand},
     client::Client,
     error::Error,
-    output, records,
+    machine, output, records,
 };
 use appliance_price::{Bill, Line, What, calendar};
 use appliance_report::Focus;
@@ -42,6 +43,11 @@ pub(crate) fn command(client: &Client, usage: Usage) -> Result<(), Error> {
         Some(UsageCommand::Explain { request, listing }) => {
             let reply = client.get(&format!("{USAGE}/{request}"))?;
             return output::print(listing, &reply, || Ok(explanation(&client.typed(&reply)?)));
+        }
+        Some(UsageCommand::Machine(listing)) => {
+            let reply = client.get("/ember/v1/instances")?;
+            let value = json!({ "system": reply["system"], "machine": reply["machine"] });
+            return output::print(listing, &value, || Ok(machine::table(&client.typed(&value)?)));
         }
         Some(UsageCommand::Export { format: ExportFormat::Focus, out, account, span }) => {
             return export(client, &out, &account, span);

@@ -5,6 +5,7 @@
 use appliance_ledger::{
     Client, Indexer, Log,
     query::{Answer, Filter, Query, QueryError},
+    records,
 };
 use appliance_types::{Entry, Record, RequestId, Stage};
 use futures_lite::future::{block_on, poll_once};
@@ -69,4 +70,42 @@ fn too_many_questions_are_refused_and_an_end_is_told() {
         }
     }
     assert!(matches!(block_on(ask()), Err(QueryError::Gone | QueryError::Busy)));
+}
+
+/// Years since 1970 that the wall clock shows in turn: no battery, no network, the wrong time set by hand.
+const YEARS: [u64; 6] = [56, 0, 130, 57, 1, 56];
+
+#[test]
+fn a_wall_clock_that_steps_by_years_loses_no_record() {
+    const YEAR_MS: u64 = 365 * 24 * 3_600_000;
+    const EACH: u64 = 20;
+    let folder = tempfile::tempdir().unwrap();
+    let (ours, theirs) = packet_pair().unwrap();
+    let client = Client::connect(ours).unwrap();
+    let (mut log, _) = Log::open(folder.path(), YEARS[0] * YEAR_MS).unwrap();
+    let indexer = Indexer::start(folder.path(), Some(theirs)).unwrap();
+    let (mut before_ms, mut sent) = (YEARS[5] * YEAR_MS, Vec::new());
+    for (turn, year) in (0..).zip(YEARS) {
+        let now_ms = year * YEAR_MS;
+        if turn == 3 {
+            drop(log);
+            log = Log::open(folder.path(), now_ms).unwrap().0;
+        }
+        log.tend(now_ms).unwrap();
+        let stamped = |number| {
+            let mut entry = entry(turn * EACH + number);
+            (entry.record.came_unix_ms, entry.record.ended_unix_ms) = (before_ms, now_ms);
+            (entry.record.share_us, entry.record.cost_nanos) = (7, 3);
+            entry
+        };
+        let entries: Vec<_> = (0..EACH).map(stamped).collect();
+        log.append(&entries).unwrap();
+        sent.extend(entries.into_iter().map(|entry| entry.record));
+        before_ms = now_ms;
+    }
+    let kept: Vec<_> = records(folder.path()).unwrap().map(Result::unwrap).collect();
+    assert_eq!(kept, sent, "all, once, in order, with the lengths that were measured");
+    wait_for(&client, sent.len() as u64, &indexer, &log);
+    let Answer::Total(all) = block_on(client.ask(Query::Total(Filter::default()))).unwrap() else { panic!("no total") };
+    assert_eq!((all.share_us, all.cost_nanos), (7 * all.requests, 3 * all.requests));
 }

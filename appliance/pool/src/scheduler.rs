@@ -50,7 +50,7 @@ use memory::{Image, Ledger, Worth};
 use preempt::{Hold, is_urgent};
 use sandbox_wire::{
     runner::{FromRunner, ModelInfo, ToRunner},
-    warden::{Awake, ExitCause, InstanceId, RunnerSpec, WardenError},
+    warden::{Awake, ExitCause, InstanceId, Liver, RunnerSpec, Spent, WardenError},
 };
 pub(crate) use scale::Rules;
 use std::{
@@ -125,10 +125,10 @@ pub(crate) enum Input {
         instance: InstanceId,
         cause: ExitCause,
     },
-    /// The last that was read of an instance before its exit.
-    Gauged {
-        instance: InstanceId,
-        cpu_us: u64,
+    /// What of the machine was taken, by an instance before its exit, or by the box's own processes.
+    Lived {
+        who: Liver,
+        spent: Spent,
     },
 }
 
@@ -342,7 +342,7 @@ impl Scheduler {
             Input::Said { instance, message } => self.said(now, instance, message),
             Input::Lost { instance, fault } => self.lost(now, instance, fault),
             Input::Exited { instance, cause } => self.exited(now, instance, &cause),
-            Input::Gauged { instance, cpu_us } => self.gauged(now, instance, cpu_us),
+            Input::Lived { who, spent } => self.lived(who, spent),
         }
         if frees_nothing && self.effects.is_empty() {
             return Vec::new();

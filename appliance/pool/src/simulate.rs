@@ -102,7 +102,16 @@ impl Simulation {
     pub fn woken(&mut self, at: Duration, wake: u64, woken: Woken) -> Vec<Act> {
         let Woken { instance, tier, slots, image_bytes } = woken;
         let model = ModelInfo { slots, ..ModelInfo::default() };
-        let awake = Awake { instance, tier, wake_us: 0, parts: WakeParts::default(), threads: 0, image_bytes, model };
+        let awake = Awake {
+            instance,
+            tier,
+            wake_us: 0,
+            parts: WakeParts::default(),
+            cpu_before_us: 0,
+            threads: 0,
+            image_bytes,
+            model,
+        };
         self.put(at, Input::Woken { wake, result: Ok(awake) })
     }
 

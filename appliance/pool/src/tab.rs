@@ -9,6 +9,7 @@
 //! Invariants: whatever is taken by the bill is nobody else's, whatever is not taken goes to the box's own account, so that
 //! bills and that account add up to the instances' lives. A request that never had a slot is billed nothing.
 
+use sandbox_wire::warden::Spent;
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
     time::Instant,
@@ -25,6 +26,13 @@ pub struct Share {
     pub reserved_byte_us: u128,
     /// Memory used over time, byte·µs.
     pub used_byte_us: u128,
+}
+
+impl From<Spent> for Share {
+    fn from(spent: Spent) -> Self {
+        let Spent { us, cpu_us, reserved_byte_us, used_byte_us } = spent;
+        Self { us, cpu_us, reserved_byte_us, used_byte_us }
+    }
 }
 
 impl Share {

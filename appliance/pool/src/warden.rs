@@ -170,7 +170,7 @@ impl Shared {
                     GaugeKind::Memory => *memory = descriptor,
                 }
             }
-            Message::Used { instance, cpu_us } => state.tell(Input::Gauged { instance, cpu_us }),
+            Message::Lived { who, spent } => state.tell(Input::Lived { who, spent }),
             Message::Exited { instance, cause } => {
                 state.gauges.remove(&instance);
                 state.tell(Input::Exited { instance, cause });

@@ -78,7 +78,9 @@ impl Out<'_> {
         let replies = family("ember_response_body", "Bodies of responses.");
         self.counters(replies.bytes(), by_function(counts, |series| series.bytes_out))?;
         let stopped = family("ember_requests_stopped_by_budget", "Answers that a budget ended.");
-        self.counters(stopped, by_function(counts, |series| series.budget_reached))
+        self.counters(stopped, by_function(counts, |series| series.budget_reached))?;
+        let corrected = family("ember_claims_corrected", "Prompts of whose tokens a runner claimed what cannot be.");
+        self.counters(corrected, by_function(counts, |series| series.claims_corrected))
     }
 
     fn of_server(&mut self, counts: &Counts) -> fmt::Result {
@@ -370,7 +372,7 @@ mod tests {
     fn page(format: Format) -> String {
         let shards = Shards::new(1);
         let shard = shards.iter().next().unwrap();
-        shard.ended(&record("assistant"), Ended { operation: Operation::Chat, took_us: 50_000 });
+        shard.ended(&record("assistant"), Ended { operation: Operation::Chat, took_us: 50_000, claims_corrected: 0 });
         render(shards.merged(|_| true), standing(), format)
     }
 

@@ -46,6 +46,8 @@ pub struct Ended {
     pub operation: Operation,
     /// From when it came to its end, µs.
     pub took_us: u64,
+    /// Prompts of it of which a runner claimed more, or less, than can be.
+    pub claims_corrected: u64,
 }
 
 /// What one core counts.
@@ -97,6 +99,7 @@ pub(crate) struct Series {
     pub(crate) bytes_in: u64,
     pub(crate) bytes_out: u64,
     pub(crate) budget_reached: u64,
+    pub(crate) claims_corrected: u64,
 }
 
 impl Shards {
@@ -216,7 +219,12 @@ impl Counts {
 }
 
 impl Series {
-    fn ended(&mut self, record: &Record, Ended { operation, took_us }: Ended, first_token_s: Option<f64>) {
+    fn ended(
+        &mut self,
+        record: &Record,
+        Ended { operation, took_us, claims_corrected }: Ended,
+        first_token_s: Option<f64>,
+    ) {
         let outcome = outcome_name(record.outcome);
         *self.requests.entry((record.tier, outcome)).or_default() += 1;
         self.tokens_cached += u64::from(record.tokens_cached);
@@ -227,6 +235,7 @@ impl Series {
         self.bytes_in += record.bytes_in;
         self.bytes_out += record.bytes_out;
         self.budget_reached += u64::from(record.budget_reached);
+        self.claims_corrected += claims_corrected;
         if operation == Operation::Other {
             return;
         }
@@ -257,6 +266,7 @@ impl Series {
         self.bytes_in += more.bytes_in;
         self.bytes_out += more.bytes_out;
         self.budget_reached += more.budget_reached;
+        self.claims_corrected += more.claims_corrected;
     }
 }
 
@@ -322,7 +332,7 @@ mod tests {
         }
     }
 
-    const CHAT: Ended = Ended { operation: Operation::Chat, took_us: 1_050_000 };
+    const CHAT: Ended = Ended { operation: Operation::Chat, took_us: 1_050_000, claims_corrected: 0 };
 
     #[test]
     fn cores_count_by_themselves_and_are_summed() {

@@ -134,6 +134,14 @@ impl Cgroups {
         &self.hierarchy
     }
 
+    /// CPU time of all groups of this tag since their folder was made, those that are gone included, µs.
+    ///
+    /// # Errors
+    /// The kernel's, with the file.
+    pub fn cpu_us(&self) -> Result<u64, CgroupError> {
+        gauges::cpu_us(&self.hierarchy.below(Path::new(&self.folder)))
+    }
+
     fn folders(&self) -> Vec<PathBuf> {
         self.hierarchy.roots().into_iter().map(|root| root.join(&self.folder)).collect()
     }
@@ -300,26 +308,32 @@ impl Cgroup {
         Gauges::open(&self.hierarchy)
     }
 
+    /// CPU time that it has used, µs.
+    ///
+    /// # Errors
+    /// The kernel's, with the file.
+    pub fn cpu_us(&self) -> Result<u64, CgroupError> {
+        gauges::cpu_us(&self.hierarchy)
+    }
+
     fn measure(&self) -> Result<Usage, CgroupError> {
         match &self.hierarchy {
             Hierarchy::V2 { root } => {
                 let stat = read(&root.join("memory.stat"))?;
-                let cpu = read(&root.join("cpu.stat"))?;
                 Ok(Usage {
                     private_bytes: counter(&stat, "anon") + counter(&stat, "kernel"),
                     cache_bytes: counter(&stat, "file"),
-                    cpu_us: counter(&cpu, "usage_usec"),
+                    cpu_us: self.cpu_us()?,
                     oom_kills: 0,
                 })
             }
-            Hierarchy::V1 { memory, cpuacct, .. } => {
+            Hierarchy::V1 { memory, .. } => {
                 let stat = read(&memory.join("memory.stat"))?;
                 let kernel = read(&memory.join("memory.kmem.usage_in_bytes")).unwrap_or_default();
-                let cpu_ns = read(&cpuacct.join("cpuacct.usage"))?;
                 Ok(Usage {
                     private_bytes: counter(&stat, "rss") + kernel.trim().parse().unwrap_or(0),
                     cache_bytes: counter(&stat, "cache"),
-                    cpu_us: cpu_ns.trim().parse::<u64>().unwrap_or(0) / 1_000,
+                    cpu_us: self.cpu_us()?,
                     oom_kills: 0,
                 })
             }

@@ -13,7 +13,7 @@ use crate::{
 use appliance_types::{FunctionName, ModelDigest};
 use sandbox_kernel::socket::has_an_end;
 use sandbox_wire::warden::{
-    Call, InstanceId, Reply, Request, RunnerSpec, SYSTEM_BYTES_MAX, SnapshotEntry, WardenError,
+    Call, InstanceId, Purpose, Reply, Request, RunnerSpec, SYSTEM_BYTES_MAX, SnapshotEntry, Spent, WardenError,
 };
 use std::{
     fs::File,
@@ -60,6 +60,7 @@ impl Desk {
                 Ok(None)
             }
             Call::Instances => Ok(Some(Reply::Instances(self.shared.registry.statuses()))),
+            Call::Machine => Ok(Some(self.machine())),
             Call::Park(spec) => self.work(id, move |shared| park(shared, &spec).map(Reply::Parked)),
             Call::Store { function } => self.work(id, move |shared| Ok(store(shared, &function))),
             Call::SnapshotTake(spec) => self.work(id, move |shared| take(shared, &spec).map(Reply::SnapshotTaken)),
@@ -90,7 +91,7 @@ impl Desk {
         if spec.system.as_ref().is_some_and(|system| system.len() > SYSTEM_BYTES_MAX) {
             return Err(bad(format!("a system prompt above {SYSTEM_BYTES_MAX} bytes")));
         }
-        let lease = reserve(&self.shared, &spec)?;
+        let lease = reserve(&self.shared, &spec, Purpose::Wake, begun)?;
         let shared = Arc::clone(&self.shared);
         let thread = thread::Builder::new().name(format!("instance-{}", lease.instance));
         let thread = thread.spawn(move || instance::live(&shared, lease, id, &spec, begun));
@@ -98,7 +99,7 @@ impl Desk {
         match thread {
             Ok(thread) => self.instances.push(thread),
             Err(error) => {
-                self.shared.registry.release(lease.instance);
+                instance::release(&self.shared, lease);
                 return Err(sandbox_error("supervision", error));
             }
         }
@@ -122,6 +123,12 @@ impl Desk {
         self.instances.retain(|thread| !thread.is_finished());
         self.instances.push(thread.map_err(|error| sandbox_error("supervision", error))?);
         Ok(None)
+    }
+
+    fn machine(&self) -> Reply {
+        let (lived, spent) = self.shared.registry.machine(Instant::now());
+        lived.into_iter().for_each(|lived| self.shared.outbox.lived(lived));
+        Reply::Machine(Spent { cpu_us: self.shared.cpu_us(), used_byte_us: 0, ..spent })
     }
 
     fn stop(&self, id: u64, instance: InstanceId) -> Result<Option<Reply>, WardenError> {
@@ -202,9 +209,10 @@ fn take(shared: &Shared, spec: &RunnerSpec) -> Result<SnapshotEntry, WardenError
 }
 
 /// A slot for an instance, in place of the spares' where there is no other.
-fn reserve(shared: &Shared, spec: &RunnerSpec) -> Result<Lease, WardenError> {
-    match shared.registry.reserve(spec) {
-        Err(WardenError::InstancesMax { .. }) if shared.spares.end_all(shared) => shared.registry.reserve(spec),
+fn reserve(shared: &Shared, spec: &RunnerSpec, purpose: Purpose, now: Instant) -> Result<Lease, WardenError> {
+    let reserve = || shared.registry.reserve(spec, purpose, now);
+    match reserve() {
+        Err(WardenError::InstancesMax { .. }) if shared.spares.end_all(shared) => reserve(),
         other => other,
     }
 }
@@ -214,7 +222,7 @@ fn take_and_write(
     spec: &RunnerSpec,
     held: impl FnOnce(&Arc<Ready>) -> Option<Arc<Ready>>,
 ) -> Result<(), WardenError> {
-    let lease = reserve(shared, spec)?;
+    let lease = reserve(shared, spec, Purpose::Capture, Instant::now())?;
     let ready = instance::take(shared, lease, spec)?;
     let tried = trial::run(shared, spec, &ready);
     tried.map_err(|reason| WardenError::CaptureFailed { function: spec.function.clone(), reason })?;

@@ -40,7 +40,7 @@ use sandbox_snapshot::image::Identity;
 use sandbox_wire::{
     frame::Decoder,
     runner::{FromRunner, Load, ModelInfo, ToRunner},
-    warden::{Awake, ExitCause, GaugeKind, Reply, RunnerSpec, WakeParts, WardenError},
+    warden::{Awake, ExitCause, GaugeKind, Purpose, Reply, RunnerSpec, WakeParts, WardenError},
 };
 use std::{
     fs::File,
@@ -55,16 +55,14 @@ pub(crate) fn live(shared: &Arc<Shared>, lease: Lease, request: u64, spec: &Runn
     let mut marks = Marks::new(begun);
     match wake(shared, lease, spec, &mut marks) {
         Ok(woken) => {
+            // A spare has a lease of its own, in place of this.
             let instance = woken.instance.lease.instance;
-            if instance != lease.instance {
-                // A spare has a lease of its own.
-                release(shared, lease);
-            }
             let cause = serve(shared, &spec.function, woken, request, &marks);
             let released = shared.registry.release(instance);
             let stopped = cause == ExitCause::Stopped;
+            released.lived.into_iter().for_each(|lived| shared.outbox.lived(lived));
             shared.outbox.exited(instance, cause);
-            answer(shared, released);
+            answer(shared, released.stops);
             if stopped {
                 spares::prepare(shared, spec);
             }
@@ -72,23 +70,27 @@ pub(crate) fn live(shared: &Arc<Shared>, lease: Lease, request: u64, spec: &Runn
         Err(error) => {
             let released = shared.registry.release(lease.instance);
             tracing::warn!(instance = lease.instance, function = %spec.function, %error, "not woken");
+            released.lived.into_iter().for_each(|lived| shared.outbox.lived(lived));
             shared.outbox.reply(request, Err(error));
-            answer(shared, released);
+            answer(shared, released.stops);
         }
     }
 }
 
-fn release(shared: &Shared, lease: Lease) {
-    answer(shared, shared.registry.release(lease.instance));
+/// Ends the lease of what the server never had.
+pub(crate) fn release(shared: &Shared, lease: Lease) {
+    let Released { stops, lived } = shared.registry.release(lease.instance);
+    lived.into_iter().for_each(|lived| shared.outbox.lived(lived));
+    answer(shared, stops);
 }
 
-fn answer(shared: &Shared, released: Released) {
-    released.stops.into_iter().for_each(|stop| shared.outbox.reply(stop, Ok(Reply::Stopped)));
+fn answer(shared: &Shared, stops: Vec<u64>) {
+    stops.into_iter().for_each(|stop| shared.outbox.reply(stop, Ok(Reply::Stopped)));
 }
 
 /// An instance that waits to be needed.
 pub(crate) fn spare(shared: &Shared, spec: &RunnerSpec, ready: &Arc<Ready>) -> Result<Woken, String> {
-    let lease = shared.registry.reserve_spare(spec).map_err(|error| error.to_string())?;
+    let lease = shared.registry.reserve(spec, Purpose::Spare, Instant::now()).map_err(|error| error.to_string())?;
     let model = shared.store.model(&spec.model).is_ok_and(|model| is_quick(&model));
     let ahead = if model { Ahead::DataAndModel } else { Ahead::Data };
     let mut woken = restored(shared, lease, spec, ready, ahead).map_err(|failure| failure.to_string())?;
@@ -119,7 +121,8 @@ fn serve(shared: &Shared, function: &FunctionName, woken: Woken, request: u64, m
     let Woken { mut instance, info, socket, tier } = woken;
     instance.show_gauges(shared);
     let image_bytes = shared.snapshots.entry(function).parked_bytes;
-    let awake = instance.awake(info, tier, image_bytes, marks);
+    let cpu_before_us = shared.registry.hand_over(instance.lease.instance);
+    let awake = instance.awake(info, tier, image_bytes, cpu_before_us, marks);
     tracing::info!(instance = awake.instance, %tier, wake_us = awake.wake_us, "awake");
     let apart = shared.registry.keep_apart(instance.lease.instance);
     shared.outbox.hand_over(request, Reply::Awake(awake), socket.as_fd());
@@ -167,7 +170,7 @@ pub(crate) fn take(shared: &Shared, lease: Lease, spec: &RunnerSpec) -> Result<A
     let taken = Place::new(shared, lease, spec).and_then(|place| {
         let woken = place.boot(shared, spec)?;
         let taken = woken.capture(shared, place.identity(shared, spec), &place.model);
-        woken.instance.kill();
+        woken.instance.kill(shared);
         woken.instance.end(shared);
         taken.map_err(|reason| WardenError::CaptureFailed { function: spec.function.clone(), reason })
     });
@@ -176,7 +179,7 @@ pub(crate) fn take(shared: &Shared, lease: Lease, spec: &RunnerSpec) -> Result<A
 }
 
 /// The spare of a snapshot, if there is one that is as it should be, and is held to just what is granted.
-fn adopt(shared: &Shared, ready: &Arc<Ready>, grant: &Grant) -> Option<Woken> {
+fn adopt(shared: &Shared, lease: Lease, ready: &Arc<Ready>, grant: &Grant) -> Option<Woken> {
     let woken = shared.spares.take(ready)?;
     if woken.instance.grant != *grant {
         woken.discard(shared);
@@ -184,7 +187,8 @@ fn adopt(shared: &Shared, ready: &Arc<Ready>, grant: &Grant) -> Option<Woken> {
     }
     match woken.instance.look(shared) {
         Ok(()) => {
-            shared.registry.adopt(woken.instance.lease.instance);
+            let lived = shared.registry.adopt(woken.instance.lease.instance, lease);
+            lived.into_iter().for_each(|lived| shared.outbox.lived(lived));
             Some(woken)
         }
         Err(error) => {
@@ -204,7 +208,7 @@ impl Woken {
     /// Ends one that nobody knows of.
     pub(crate) fn discard(self, shared: &Shared) -> ExitCause {
         let lease = self.instance.lease;
-        self.instance.kill();
+        self.instance.kill(shared);
         let cause = self.instance.end(shared);
         release(shared, lease);
         cause
@@ -273,12 +277,12 @@ fn wake(shared: &Arc<Shared>, lease: Lease, spec: &RunnerSpec, marks: &mut Marks
                     if let Err(error) = woken.start_threads() {
                         // Whoever gets it learns of its end.
                         tracing::warn!(instance = lease.instance, ?error, "its threads do not start");
-                        woken.instance.kill();
+                        woken.instance.kill(shared);
                     }
                     woken
                 })
             };
-            match adopt(shared, &ready, &place.grant).map_or_else(restore, Ok) {
+            match adopt(shared, lease, &ready, &place.grant).map_or_else(restore, Ok) {
                 Ok(woken) => return Ok(woken),
                 Err(RestoreFailure::Closed(error)) => return Err(error),
                 Err(RestoreFailure::Unusable(reason)) => Some(reason),
@@ -421,7 +425,7 @@ impl Place {
             SpawnError::Layer(error) => RestoreFailure::Closed(sandbox_error(error.layer, error.reason)),
             SpawnError::Restore(error) => RestoreFailure::Unusable(error.to_string()),
         })?;
-        let known = shared.registry.started(self.lease.instance, &child, cgroup);
+        let known = shared.registry.started(self.lease.instance, &child, cgroup, self.grant.memory_bytes);
         known.map_err(|error| RestoreFailure::Closed(sandbox_error("supervision", error)))?;
         let (lease, grant, cgroup, tail) = (self.lease, self.grant, Arc::clone(cgroup), Tail::new(reader));
         Ok((Instance { lease, grant, child, cgroup, given, tail, restored }, ours))
@@ -499,7 +503,8 @@ impl Instance {
         }
     }
 
-    fn kill(&self) {
+    fn kill(&self, shared: &Shared) {
+        shared.registry.read(self.lease.instance);
         if let Err(error) = self.child.kill() {
             tracing::error!(instance = self.lease.instance, %error, "an instance could not be killed");
         }
@@ -510,7 +515,7 @@ impl Instance {
         if error == LoadError::Ended {
             self.await_end(Some(Instant::now() + LAST_STEPS));
         }
-        self.kill();
+        self.kill(shared);
         let cause = self.end(shared);
         match error {
             LoadError::Unsealed(missing) => sandbox_error(missing.layer, missing.reason),
@@ -520,9 +525,10 @@ impl Instance {
         }
     }
 
-    fn awake(&self, model: ModelInfo, tier: Tier, image_bytes: u64, marks: &Marks) -> Awake {
+    fn awake(&self, model: ModelInfo, tier: Tier, image_bytes: u64, cpu_before_us: u64, marks: &Marks) -> Awake {
         let (wake_us, parts) = marks.parts(Instant::now());
-        Awake { instance: self.lease.instance, tier, wake_us, parts, threads: self.grant.threads, image_bytes, model }
+        let (instance, threads) = (self.lease.instance, self.grant.threads);
+        Awake { instance, tier, wake_us, parts, cpu_before_us, threads, image_bytes, model }
     }
 
     /// Lets the server read what it uses.
@@ -556,8 +562,8 @@ impl Instance {
         // A child of ours that nobody else waits for: the kernel has no reason to refuse.
         let ended = self.child.wait().unwrap_or(Ended::Signal(0));
         let oom_kills = self.cgroup.oom_kills().unwrap_or(0);
-        match self.cgroup.usage() {
-            Ok(usage) => shared.outbox.used(self.lease.instance, usage.cpu_us),
+        match self.cgroup.cpu_us() {
+            Ok(cpu_us) => shared.registry.ended(self.lease.instance, cpu_us),
             Err(error) => tracing::warn!(instance = self.lease.instance, %error, "its last CPU time is not known"),
         }
         let stopping = shared.registry.is_stopping(self.lease.instance);

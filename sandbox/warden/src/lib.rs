@@ -25,6 +25,7 @@ mod fixture;
 mod gguf;
 mod identity;
 mod instance;
+mod life;
 mod loading;
 mod outbox;
 mod program;
@@ -193,6 +194,7 @@ fn begin(config: WardenConfig, socket: &Arc<OwnedFd>) -> Result<Arc<Shared>, Run
     Ok(Arc::new(Shared {
         store: Store::open(&config.models)?,
         snapshots: Snapshots::open(&config.snapshots, machine, config.inference_cpus)?,
+        cpu_before_us: cgroups.cpu_us()?,
         cgroups,
         spares: Spares::default(),
         registry: Registry::new(config.slots.min(SLOTS_MAX), cores.clone()),

@@ -1,5 +1,6 @@
 //! Messages to the server. Any thread may send: a packet is whole or not at all.
 
+use crate::registry::Lived;
 use appliance_types::FunctionName;
 use sandbox_kernel::socket::send_packet;
 use sandbox_wire::{
@@ -35,9 +36,9 @@ impl Outbox {
         self.send(instance, Message::Gauge { instance, kind }, Some(file));
     }
 
-    /// Tells what an instance used to its end.
-    pub(crate) fn used(&self, instance: InstanceId, cpu_us: u64) {
-        self.send(instance, Message::Used { instance, cpu_us }, None);
+    /// Tells a part of a life.
+    pub(crate) fn lived(&self, (who, spent): Lived) {
+        self.send(0, Message::Lived { who, spent }, None);
     }
 
     /// Tells that an instance is gone.

@@ -19,7 +19,7 @@ use sandbox_snapshot::image::{PAGE_BYTES, Span};
 use sandbox_wire::{
     frame::Decoder,
     runner::{Constraint, FromRunner, Generate, Id, Message, Prompt, Role, Sampling, ToRunner},
-    warden::{ExitCause, RunnerSpec},
+    warden::{ExitCause, Purpose, RunnerSpec},
 };
 use std::{
     sync::Arc,
@@ -48,8 +48,8 @@ pub(crate) fn run(shared: &Shared, spec: &RunnerSpec, ready: &Arc<Ready>) -> Res
     if ready.written.get().is_some() {
         return Ok(());
     }
-    let Ok(lease) = shared.registry.reserve_spare(spec) else { return Ok(()) };
     let begun = Instant::now();
+    let Ok(lease) = shared.registry.reserve(spec, Purpose::Trial, begun) else { return Ok(()) };
     let mut woken = match instance::restored(shared, lease, spec, ready, Ahead::Nothing) {
         Ok(woken) => woken,
         Err(RestoreFailure::Unusable(reason)) => return Err(reason),

@@ -47,6 +47,8 @@ pub enum Call {
     },
     /// Say what instances there are and hold.
     Instances,
+    /// Say what all processes took of the machine until now; what of it no [`Message::Lived`] told is told before.
+    Machine,
     /// Hold a function's snapshot decoded in memory; taken first where there is none that fits.
     Park(RunnerSpec),
     /// Hold a function's snapshot on disk only. Instances that share its memory keep it.
@@ -141,12 +143,13 @@ pub enum Message {
         /// What it tells.
         kind: GaugeKind,
     },
-    /// What an instance used to its end; comes before its [`Message::Exited`].
-    Used {
-        /// The instance.
-        instance: InstanceId,
-        /// CPU time, µs.
-        cpu_us: u64,
+    /// What a process took of the machine, each µs of it in one of these: all of an instance's life, before its
+    /// [`Message::Exited`]; or a part of one that no server ever had.
+    Lived {
+        /// Who took it.
+        who: Liver,
+        /// What it took.
+        spent: Spent,
     },
     /// A snapshot could not be used and is no more; its function was, or will be, woken cold and gets another.
     SnapshotRetired {
@@ -155,6 +158,56 @@ pub enum Message {
         /// What was wrong with it.
         reason: String,
     },
+}
+
+/// Who took a part of the machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Liver {
+    /// An instance that was awake, from its wake's call until nothing was left of it.
+    Instance(InstanceId),
+    /// A process that was never handed over.
+    Own {
+        /// Whose function it was of.
+        function: FunctionName,
+        /// What it was for.
+        purpose: Purpose,
+    },
+}
+
+/// What a process is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Purpose {
+    /// To be handed over; told of as a [`Liver::Own`] where it did not wake.
+    Wake,
+    /// To be measured and captured, and to end then.
+    Capture,
+    /// To try a snapshot.
+    Trial,
+    /// To be there before it is called for; from then on it is a wake's.
+    Spare,
+}
+
+/// What was taken of the machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spent {
+    /// Time, µs.
+    pub us: u64,
+    /// CPU time, µs.
+    pub cpu_us: u64,
+    /// Memory reserved over time, byte·µs.
+    pub reserved_byte_us: u128,
+    /// Memory used over time, byte·µs: what was read last, over all of it; 0 for an instance, which the server reads.
+    pub used_byte_us: u128,
+}
+
+impl Spent {
+    /// Adds a part.
+    pub fn add(&mut self, more: Self) {
+        self.us += more.us;
+        self.cpu_us += more.cpu_us;
+        self.reserved_byte_us += more.reserved_byte_us;
+        self.used_byte_us += more.used_byte_us;
+    }
 }
 
 /// What a descriptor tells of an instance; a file of its cgroup, as the kernel writes it.
@@ -175,6 +228,9 @@ pub enum Reply {
     Stopped,
     /// To [`Call::Instances`].
     Instances(Vec<InstanceStatus>),
+    /// To [`Call::Machine`], since the warden began: time and reserved memory by its own clock, CPU time by the kernel's count
+    /// for all processes together, those that are gone included. Memory used is not known, and 0.
+    Machine(Spent),
     /// To [`Call::Park`].
     Parked(SnapshotEntry),
     /// To [`Call::Store`].
@@ -210,6 +266,8 @@ pub struct Awake {
     pub wake_us: u64,
     /// Where that time went.
     pub parts: WakeParts,
+    /// CPU time that its process had used before the call, ahead of need, µs.
+    pub cpu_before_us: u64,
     /// Threads that compute in it.
     pub threads: u32,
     /// What its function's parked memory takes, which its instances share; 0 while there is no snapshot.

@@ -184,9 +184,9 @@ impl Meter {
         self.account().stopped_by_budget();
     }
 
-    /// A job is asked for, which uses this.
-    pub(super) fn submitted(&mut self, tab: Arc<Tab>) {
-        self.account().submitted(tab);
+    /// A job is asked for, which uses this, and whose prompt has so many tokens at least.
+    pub(super) fn submitted(&mut self, tab: Arc<Tab>, least_tokens: u32) {
+        self.account().submitted(tab, least_tokens);
     }
 
     /// A job has its slot.

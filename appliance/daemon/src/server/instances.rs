@@ -25,6 +25,8 @@ const GONE_STEP: Duration = Duration::from_millis(10);
 
 /// `GET /ember/v1/instances`
 pub(super) async fn list(call: &Call) -> Answered {
+    // First, so that what the warden tells of its own processes with it is in the account.
+    let machine = machine(call).await?;
     let View { instances, held, system, .. } = view(call).await?;
     let (statuses, snapshots) = (statuses(call).await?, snapshots::by_function(call).await?);
     let up = instances.iter().map(|view| {
@@ -61,26 +63,32 @@ pub(super) async fn list(call: &Call) -> Answered {
     });
     let data: Vec<_> = up.chain(parked).collect();
     let system: Vec<_> = system.iter().map(own_account).collect();
-    Ok(reply::json(&json!({ "data": data, "system": system })))
+    let machine = share(&machine);
+    Ok(reply::json(&json!({ "data": data, "system": system, "machine": machine })))
 }
 
-/// What nobody is billed for, of a function's instances since the server began: with what its requests are billed, that
-/// is the instances' lives.
+fn share(share: &Share) -> serde_json::Value {
+    json!({
+        "us": share.us,
+        "cpu_us": share.cpu_us,
+        "reserved_byte_ms": (share.reserved_byte_us / 1_000) as u64,
+        "used_byte_ms": (share.used_byte_us / 1_000) as u64,
+    })
+}
+
+/// What nobody is billed for, of a function's processes since the server began: with what its requests are billed, that
+/// is the processes' lives.
 fn own_account((function, system): (&FunctionName, &System)) -> serde_json::Value {
-    let share = |share: &Share| {
-        json!({
-            "us": share.us,
-            "cpu_us": share.cpu_us,
-            "reserved_byte_ms": (share.reserved_byte_us / 1_000) as u64,
-            "used_byte_ms": (share.used_byte_us / 1_000) as u64,
-        })
-    };
     json!({
         "function": function,
         "wakes": system.instances,
         "idle": share(&system.idle),
         "provision": share(&system.provision),
         "waste": share(&system.waste),
+        "capture": share(&system.capture),
+        "trial": share(&system.trial),
+        "spare": share(&system.spare),
+        "late": share(&system.late),
         "life": share(&system.life),
     })
 }
@@ -162,6 +170,14 @@ pub(super) async fn failing(call: &Call, name: &FunctionName) -> Result<serde_js
 pub(super) async fn statuses(call: &Call) -> Result<Vec<InstanceStatus>, ApiError> {
     match call.state.warden.call(WardenCall::Instances, None).await.map_err(models::refused)? {
         WardenReply::Instances(statuses) => Ok(statuses),
+        _ => Err(models::out_of_place()),
+    }
+}
+
+/// What all processes took of the machine since the warden began, by its clock and by the kernel's count.
+async fn machine(call: &Call) -> Result<Share, ApiError> {
+    match call.state.warden.call(WardenCall::Machine, None).await.map_err(models::refused)? {
+        WardenReply::Machine(spent) => Ok(spent.into()),
         _ => Err(models::out_of_place()),
     }
 }

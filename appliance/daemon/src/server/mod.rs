@@ -21,6 +21,7 @@
 mod allowance;
 mod body;
 mod budgets;
+mod claims;
 mod desk;
 mod fleet;
 mod functions;

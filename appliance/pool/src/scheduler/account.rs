@@ -1,7 +1,7 @@
-//! The account of an instance's life: whose each µs of it was, from the wake's beginning to the exit.
+//! The account of an instance's life: whose each µs of it was, from the wake's beginning to the end.
 //!
 //! ```text
-//!  wake ──▶ up ──▶ ├─ A ─┤├── A B ──┤├─ B ─┤├ idle ┤ ──▶ exit
+//!  wake ──▶ up ──▶ ├─ A ─┤├── A B ──┤├─ B ─┤├ idle ┤ ──▶ end
 //!  │        │      dispatch  dispatch  end    end          each event ends an interval, which is divided
 //!  │        └ over those in work, by tokens fed and shown in the interval; in equal parts where there were none
 //!  └ over those who waited for it, by how long each did; the rest is the box's
@@ -9,6 +9,9 @@
 //!
 //! Invariant: the parts of an interval are whole µs and add up to it, so that what requests are billed and the box's own
 //! [`System`] account add up to the lives exactly, which are summed by themselves ([`Books`]). CPU time goes the same way.
+//! How long a wake took and when an instance's life was over is the warden's word, which goes by the process and not by when
+//! it is heard; what was divided of the time between is [`System::late`]. Lives of processes that no server ever had are told
+//! as a whole.
 //! Memory is time × bytes: what is reserved is fixed for a life, what is used is what was read at the interval's end.
 //! What a caller that left has claimed ([`Tab`]) is paid before the rest is divided. An instance that says something has an
 //! interval of [`INTERVAL_MAX`] at most.
@@ -17,6 +20,7 @@
 use super::{InstanceId, Ticket};
 use crate::tab::{Share, Tab};
 use appliance_types::FunctionName;
+use sandbox_wire::warden::{Purpose, Spent};
 use std::{
     collections::BTreeMap,
     fmt,
@@ -72,10 +76,36 @@ pub struct System {
     /// What was begun and came to nothing: failed wakes, work tried again elsewhere or given up by batch, and what a
     /// runner did after its caller had left.
     pub waste: Share,
+    /// Processes made to be measured and captured.
+    pub capture: Share,
+    /// Processes made to try a snapshot.
+    pub trial: Share,
+    /// Processes restored ahead of need, until they were.
+    pub spare: Share,
     /// The lives themselves, until now.
     pub life: Share,
+    /// What of the lives was after their end, before the server had heard of it: divided or billed, and no machine's.
+    pub late: Share,
     /// Wakes begun that have ended, and lives that are not over.
     pub instances: u64,
+}
+
+impl System {
+    /// A part of a life that no account has.
+    pub(super) fn lived(&mut self, purpose: Purpose, spent: Spent) {
+        let share = Share::from(spent);
+        let part = match purpose {
+            Purpose::Wake => {
+                self.instances += 1;
+                &mut self.waste
+            }
+            Purpose::Capture => &mut self.capture,
+            Purpose::Trial => &mut self.trial,
+            Purpose::Spare => &mut self.spare,
+        };
+        part.add(share);
+        self.life.add(share);
+    }
 }
 
 /// All functions' own accounts.
@@ -119,11 +149,23 @@ struct Line {
     claimed_now: bool,
 }
 
+/// What an instance begins with.
+pub(super) struct Born {
+    /// When its wake began.
+    pub(super) began: Instant,
+    /// CPU time that its process had used by then, µs.
+    pub(super) cpu_before_us: u64,
+    pub(super) reserved_bytes: u64,
+}
+
 /// The account of one instance.
 #[derive(Debug)]
 pub(crate) struct Account {
     began: Instant,
+    cpu_before_us: u64,
     reserved_bytes: u64,
+    /// Its life is over, and all of it divided.
+    over: bool,
     /// What is divided already: time since `began`, and CPU time.
     until_us: u64,
     cpu_us: u64,
@@ -165,17 +207,19 @@ impl Line {
 }
 
 impl Account {
-    /// That of an instance whose wake began at `began` and ends now; the wake is divided.
+    /// That of an instance whose wake ends now; the wake is divided.
     pub(super) fn woken(
-        began: Instant,
+        born: Born,
         now: Instant,
-        reserved_bytes: u64,
         reading: Option<Reading>,
         waiters: &[Waiter<'_>],
         system: &mut System,
     ) -> Self {
+        let Born { began, cpu_before_us, reserved_bytes } = born;
+        let (until_us, cpu_us, used_bytes, owed_us) = (0, cpu_before_us, 0, 0);
+        let (over, lines) = (false, Vec::new());
         let mut account =
-            Self { began, reserved_bytes, until_us: 0, cpu_us: 0, used_bytes: 0, lines: Vec::new(), owed_us: 0 };
+            Self { began, cpu_before_us, reserved_bytes, over, until_us, cpu_us, used_bytes, lines, owed_us };
         system.instances += 1;
         let (us, cpu_us) = account.advance(now, reading, system);
         let waited = |waiter: &Waiter<'_>| {
@@ -235,6 +279,9 @@ impl Account {
 
     /// Divides what passed since the last event.
     pub(super) fn settle(&mut self, now: Instant, reading: Option<Reading>, system: &mut System) {
+        if self.over {
+            return;
+        }
         let (us, cpu_us) = self.advance(now, reading, system);
         let claimed_us = self.pay(us);
         let weight = |lines: &[Line], is: &dyn Fn(&Line) -> bool| {
@@ -277,17 +324,31 @@ impl Account {
     pub(super) fn publish(&self, now: Instant) {
         let in_work = self.lines.iter().filter(|line| line.works()).count() as u64;
         for line in &self.lines {
-            line.tab.runs(now, if line.works() && line.billed { in_work } else { 0 }, self.reserved_bytes);
+            line.tab.runs(
+                now,
+                if line.works() && line.billed && !self.over { in_work } else { 0 },
+                self.reserved_bytes,
+            );
         }
+    }
+
+    /// Its life is over, and was this. What was divided or is claimed beyond that is told apart.
+    pub(super) fn end(&mut self, spent: Spent, system: &mut System) {
+        let (until_us, used_bytes) = (self.until_us, self.used_bytes);
+        let reading = Reading { cpu_us: self.cpu_before_us + spent.cpu_us, used_bytes };
+        self.settle(self.began + Duration::from_micros(spent.us), Some(reading), system);
+        self.over = true;
+        self.publish(self.began);
+        let owed_us = std::mem::take(&mut self.owed_us);
+        let claimed = Share { used_byte_us: 0, ..self.share(owed_us, 0) };
+        system.life.add(claimed);
+        system.late.add(claimed);
+        system.late.add(self.share(until_us.saturating_sub(spent.us), 0));
     }
 
     /// Whether an interval has become long.
     pub(super) fn is_due(&self, now: Instant) -> bool {
         now.saturating_duration_since(self.began) >= Duration::from_micros(self.until_us) + INTERVAL_MAX
-    }
-
-    pub(super) fn used_bytes(&self) -> u64 {
-        self.used_bytes
     }
 
     /// Takes what callers who left have claimed out of an interval; what part of it that is.
@@ -319,15 +380,6 @@ impl Account {
         let over = |bytes: u64| u128::from(us) * u128::from(bytes);
         Share { us, cpu_us, reserved_byte_us: over(self.reserved_bytes), used_byte_us: over(self.used_bytes) }
     }
-}
-
-/// A wake that came to nothing.
-pub(super) fn failed_wake(began: Instant, now: Instant, reserved_bytes: u64, system: &mut System) {
-    let us = now.saturating_duration_since(began).as_micros() as u64;
-    let share = Share { us, reserved_byte_us: u128::from(us) * u128::from(reserved_bytes), ..Share::default() };
-    system.instances += 1;
-    system.waste.add(share);
-    system.life.add(share);
 }
 
 #[cfg(test)]

@@ -126,7 +126,7 @@ impl Scheduler {
                 of(instance)
             }
             Input::Stored(name) | Input::Storing(name) => Some(name.clone()),
-            Input::Gauged { .. } => None,
+            Input::Lived { .. } => None,
             Input::Place { .. } | Input::List(_) | Input::Reserve { .. } | Input::Release(_) | Input::Pressed(_) => {
                 None
             }

@@ -89,7 +89,17 @@ fn wake(scheduler: &mut Scheduler, now: Instant, wake: WakeId, instance: Instanc
 
 fn wake_from(scheduler: &mut Scheduler, now: Instant, tier: Tier, wake: WakeId, instance: InstanceId) -> Vec<Effect> {
     let model = ModelInfo { slots: 1, ..ModelInfo::default() };
-    let awake = Awake { instance, tier, wake_us: 1, parts: WakeParts::default(), threads: 2, image_bytes: 0, model };
+    let wake_us = scheduler.wakes.get(&wake).map_or(0, |wake| (now - wake.began).as_micros() as u64);
+    let awake = Awake {
+        instance,
+        tier,
+        wake_us,
+        parts: WakeParts::default(),
+        cpu_before_us: 0,
+        threads: 2,
+        image_bytes: 0,
+        model,
+    };
     scheduler.handle(now, Input::Woken { wake, result: Ok(awake) })
 }
 

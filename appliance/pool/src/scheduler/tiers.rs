@@ -2,9 +2,7 @@
 //!
 //! Invariant: a function with an instance, or a wake, is not held; one without either is held or stored.
 
-use super::{
-    Begun, Effect, Failed, FunctionName, Heard, Instance, Scheduler, Timer, Wake, WakeId, account::failed_wake,
-};
+use super::{Begun, Effect, Failed, FunctionName, Heard, Instance, Scheduler, Timer, Wake, WakeId};
 use sandbox_wire::warden::{Awake, InstanceId, WardenError};
 use std::{sync::Arc, time::Instant};
 
@@ -18,7 +16,6 @@ impl Scheduler {
             Ok(awake) => self.add(now, wake, awake),
             Err(error) => {
                 self.tally.failed();
-                failed_wake(wake.began, now, wake.memory_bytes, self.books.of(&wake.function));
                 tracing::warn!(function = %wake.function, %error, "wake failed");
                 if let WardenError::DiedLoading { cause } = &error {
                     self.outgrew(&wake.function, wake.generation, wake.memory_bytes, cause);
@@ -55,7 +52,7 @@ impl Scheduler {
             function.wakes_ms.push_front(woke_in.as_millis() as u64);
             function.past.woke(woke_in);
         }
-        let account = self.open_account(now, &wake, awake.instance);
+        let account = self.open_account(now, &wake, &awake);
         let instance = Instance {
             function: wake.function,
             generation: wake.generation,

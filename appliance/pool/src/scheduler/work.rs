@@ -3,11 +3,11 @@
 //! Invariant: an interval ends whenever who is in work in an instance changes, before the change.
 
 use super::{
-    Account, InstanceId, Reading, Scheduler, Ticket, Wake, Work,
-    account::{Sensor, Waiter},
+    Account, Awake, InstanceId, Liver, Scheduler, Spent, Ticket, Wake, Work,
+    account::{Born, Sensor, Waiter},
 };
 use sandbox_wire::runner::FromRunner;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 impl Scheduler {
     /// The same, reading instances by `sensor`.
@@ -32,15 +32,19 @@ impl Scheduler {
         ids.into_iter().for_each(|id| self.settle(now, id));
     }
 
-    /// The warden's last word of an instance's CPU time.
-    pub(super) fn gauged(&mut self, now: Instant, id: InstanceId, cpu_us: u64) {
-        let Some(instance) = self.instances.get_mut(&id) else { return };
-        let used_bytes = instance.account.used_bytes();
-        instance.account.settle(now, Some(Reading { cpu_us, used_bytes }), self.books.of(&instance.function));
+    /// The warden's last word of an instance, and its only word of a process that was never one.
+    pub(super) fn lived(&mut self, who: Liver, spent: Spent) {
+        match who {
+            Liver::Instance(id) => {
+                let Some(instance) = self.instances.get_mut(&id) else { return };
+                instance.account.end(spent, self.books.of(&instance.function));
+            }
+            Liver::Own { function, purpose } => self.books.of(&function).lived(purpose, spent),
+        }
     }
 
     /// Opens the account of an instance that is up now; those who waited for it bear its wake.
-    pub(super) fn open_account(&mut self, now: Instant, wake: &Wake, id: InstanceId) -> Account {
+    pub(super) fn open_account(&mut self, now: Instant, wake: &Wake, awake: &Awake) -> Account {
         let waiting = self.functions.get(&wake.function).map(|function| &function.waiting);
         let jobs = waiting.into_iter().flat_map(|waiting| waiting.iter()).filter_map(|ticket| self.jobs.get(&ticket));
         let waiters: Vec<_> = jobs
@@ -50,8 +54,11 @@ impl Scheduler {
                 billed: job.terms.key.is_some() && job.work != Work::Wake,
             })
             .collect();
-        let reading = self.sensor.read(id);
-        Account::woken(wake.began, now, wake.memory_bytes, reading, &waiters, self.books.of(&wake.function))
+        // As long as the warden says: what its word took to come here is not the instance's.
+        let began = now.checked_sub(Duration::from_micros(awake.wake_us)).unwrap_or(now).max(wake.began);
+        let born = Born { began, cpu_before_us: awake.cpu_before_us, reserved_bytes: wake.memory_bytes };
+        let reading = self.sensor.read(awake.instance);
+        Account::woken(born, now, reading, &waiters, self.books.of(&wake.function))
     }
 
     /// A job takes a slot.

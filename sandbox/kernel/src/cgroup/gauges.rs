@@ -6,12 +6,15 @@
 //! ```
 //! Memory is all that is charged to the group, page cache included. Once the group is removed, nothing can be read.
 
-use super::{CgroupError, Hierarchy, files::counter};
+use super::{
+    CgroupError, Hierarchy,
+    files::{counter, read},
+};
 use std::{
     fs::File,
     io,
     os::{fd::OwnedFd, unix::fs::FileExt},
-    path::Path,
+    path::PathBuf,
 };
 
 /// Longest that is read of either: `usage_usec` is in the first line.
@@ -26,16 +29,13 @@ pub struct Gauges {
 
 impl Gauges {
     pub(super) fn open(hierarchy: &Hierarchy) -> Result<Self, CgroupError> {
-        let open = |folder: &Path, name: &str| {
-            let path = folder.join(name);
-            File::open(&path).map_err(|error| CgroupError::File { path, reason: error.to_string() })
+        let open =
+            |path: PathBuf| File::open(&path).map_err(|error| CgroupError::File { path, reason: error.to_string() });
+        let memory = match hierarchy {
+            Hierarchy::V2 { root } => open(root.join("memory.current"))?,
+            Hierarchy::V1 { memory, .. } => open(memory.join("memory.usage_in_bytes"))?,
         };
-        Ok(match hierarchy {
-            Hierarchy::V2 { root } => Self { cpu: open(root, "cpu.stat")?, memory: open(root, "memory.current")? },
-            Hierarchy::V1 { memory, cpuacct, .. } => {
-                Self { cpu: open(cpuacct, "cpuacct.usage")?, memory: open(memory, "memory.usage_in_bytes")? }
-            }
-        })
+        Ok(Self { cpu: open(cpu_file(hierarchy))?, memory })
     }
 
     /// From what was handed over.
@@ -53,7 +53,7 @@ impl Gauges {
     /// # Errors
     /// The kernel's: the group is gone.
     pub fn read(&self) -> io::Result<(u64, u64)> {
-        Ok((cpu_us(&text(&self.cpu)?), text(&self.memory)?.trim().parse().unwrap_or(0)))
+        Ok((counted_us(&text(&self.cpu)?), text(&self.memory)?.trim().parse().unwrap_or(0)))
     }
 }
 
@@ -63,8 +63,20 @@ fn text(file: &File) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
 }
 
+/// CPU time of a group and of those below it, also of those that are gone, µs.
+pub(super) fn cpu_us(hierarchy: &Hierarchy) -> Result<u64, CgroupError> {
+    read(&cpu_file(hierarchy)).map(|text| counted_us(&text))
+}
+
+fn cpu_file(hierarchy: &Hierarchy) -> PathBuf {
+    match hierarchy {
+        Hierarchy::V2 { root } => root.join("cpu.stat"),
+        Hierarchy::V1 { cpuacct, .. } => cpuacct.join("cpuacct.usage"),
+    }
+}
+
 /// What the file of either version says.
-fn cpu_us(text: &str) -> u64 {
+fn counted_us(text: &str) -> u64 {
     text.trim().parse::<u64>().map_or_else(|_| counter(text, "usage_usec"), |ns| ns / 1_000)
 }
 
@@ -74,8 +86,8 @@ mod tests {
 
     #[test]
     fn both_versions_are_read() {
-        assert_eq!(cpu_us("1234567\n"), 1234);
-        assert_eq!(cpu_us("usage_usec 1234\nuser_usec 1000\nsystem_usec 234\n"), 1234);
-        assert_eq!(cpu_us(""), 0);
+        assert_eq!(counted_us("1234567\n"), 1234);
+        assert_eq!(counted_us("usage_usec 1234\nuser_usec 1000\nsystem_usec 234\n"), 1234);
+        assert_eq!(counted_us(""), 0);
     }
 }

@@ -91,7 +91,7 @@ impl Warden {
         match decode_packet(&buffer[..packet.length]).unwrap() {
             Message::Reply { id, result } => assert!(self.answered.insert(id, (result, packet.descriptor)).is_none()),
             Message::Exited { instance, cause } => assert!(self.exited.insert(instance, cause).is_none()),
-            Message::Gauge { .. } | Message::Used { .. } => {}
+            Message::Gauge { .. } | Message::Lived { .. } => {}
             Message::SnapshotRetired { function, reason } => self.retired.push((function.to_string(), reason)),
         }
     }

@@ -6,6 +6,10 @@ use std::time::Duration;
 
 const BYTES: u64 = 3 << 20;
 
+fn born(began: Instant) -> Born {
+    Born { began, cpu_before_us: 0, reserved_bytes: BYTES }
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Join,
@@ -111,6 +115,7 @@ proptest! {
         wake_us in 0..100_000_u64,
         came in prop::collection::vec((0..100_000_u64, any::<bool>()), 0..5),
         steps in prop::collection::vec((0..10_000_u64, 0..9_000_u64, step()), 0..120),
+        early_us in prop_oneof![Just(0), 0..20_000_u64],
     ) {
         let began = Instant::now();
         let mut now = began + Duration::from_micros(wake_us);
@@ -122,7 +127,7 @@ proptest! {
             .map(|((us, billed), tab)| Waiter { tab, came: began + Duration::from_micros(*us), billed: *billed })
             .collect();
         let reading = life.reading(1_234);
-        let mut account = Account::woken(began, now, BYTES, reading, &waiters, &mut life.system);
+        let mut account = Account::woken(born(began), now, reading, &waiters, &mut life.system);
         for ((us, _), tab) in came.iter().zip(&tabs) {
             prop_assert!(tab.dispatch());
             let wake = tab.close(now).wake;
@@ -133,22 +138,22 @@ proptest! {
             now += Duration::from_micros(*us);
             life.apply(&mut account, now, *cpu, step)?;
         }
-        // What was claimed last is paid as long as the instance lives.
-        for _ in 0..2 {
-            now += Duration::from_micros(100);
-            let reading = life.reading(7);
-            account.settle(now, reading, &mut life.system);
-        }
+        // It was over some time before it is heard of, and what the callers who are left do later is nobody's.
+        life.cpu_us += 7;
+        let us = (now.duration_since(began).as_micros() as u64).saturating_sub(early_us);
+        account.end(Spent { us, cpu_us: life.cpu_us, ..Spent::default() }, &mut life.system);
+        now += Duration::from_micros(500);
+        account.settle(now, life.reading(0), &mut life.system);
         while !life.running.is_empty() {
             life.end(&mut account, now, 0, false)?;
         }
-        prop_assert_eq!(account.owed_us, 0);
-        let System { idle, provision, waste, life: whole, .. } = life.system;
+        let System { idle, provision, waste, life: whole, late, .. } = life.system;
         let mut sum = life.bills;
         [idle, provision, waste].into_iter().for_each(|part| sum.add(part));
         prop_assert_eq!(sum, whole);
-        prop_assert_eq!(u128::from(whole.us), now.duration_since(began).as_micros());
-        prop_assert_eq!(whole.cpu_us, life.cpu_us);
+        prop_assert_eq!(whole.us, us + late.us);
+        prop_assert!(early_us > 0 || late == Share::default(), "{:?}", late);
+        prop_assert_eq!((whole.cpu_us, late.cpu_us), (life.cpu_us, 0));
         prop_assert_eq!(whole.reserved_byte_us, u128::from(whole.us) * u128::from(BYTES));
     }
 
@@ -176,7 +181,7 @@ fn two_that_share_an_instance_pay_for_it_together() {
     let began = Instant::now();
     let ms = |ms| began + Duration::from_millis(ms);
     let mut system = System::default();
-    let mut account = Account::woken(began, ms(0), BYTES, None, &[], &mut system);
+    let mut account = Account::woken(born(began), ms(0), None, &[], &mut system);
     let [a, b] = [1, 2].map(|ticket| {
         let tab = Arc::<Tab>::default();
         account.join(ticket, &tab, true, 100, 100);
@@ -203,7 +208,7 @@ fn two_that_share_an_instance_pay_for_it_together() {
 fn what_a_runner_claims_moves_no_more_than_what_was_asked_for() {
     let began = Instant::now();
     let mut system = System::default();
-    let mut account = Account::woken(began, began, BYTES, None, &[], &mut system);
+    let mut account = Account::woken(born(began), began, None, &[], &mut system);
     let [a, b] = [1, 2].map(|ticket| {
         let tab = Arc::<Tab>::default();
         account.join(ticket, &tab, true, 10, 20);
@@ -225,7 +230,26 @@ fn who_never_had_a_slot_pays_nothing() {
     let up = began + Duration::from_millis(30);
     let (mut system, tab) = (System::default(), Tab::default());
     let waiter = Waiter { tab: &tab, came: began, billed: true };
-    Account::woken(began, up, BYTES, None, &[waiter], &mut system);
+    Account::woken(born(began), up, None, &[waiter], &mut system);
     assert_eq!(tab.close(up), crate::Used::default());
     assert_eq!(tab.unbilled().us, 30_000);
+}
+
+/// A process that was there before it was called for: what it used until then is the box's.
+#[test]
+fn a_spares_cpu_time_is_in_no_bill() {
+    let began = Instant::now();
+    let up = began + Duration::from_millis(2);
+    let (mut system, tab) = (System::default(), Tab::default());
+    system.lived(Purpose::Spare, Spent { us: 90_000, cpu_us: 40_000, ..Spent::default() });
+    let waiter = Waiter { tab: &tab, came: began, billed: true };
+    let reading = Some(Reading { cpu_us: 41_500, used_bytes: 1 });
+    let born = Born { cpu_before_us: 40_000, ..born(began) };
+    let mut account = Account::woken(born, up, reading, &[waiter], &mut system);
+    assert!(tab.dispatch());
+    account.end(Spent { us: 3_000, cpu_us: 1_900, ..Spent::default() }, &mut system);
+    let wake = tab.close(up).wake;
+    assert_eq!((wake.us, wake.cpu_us), (2_000, 1_500));
+    assert_eq!((system.idle.us, system.idle.cpu_us), (1_000, 400));
+    assert_eq!((system.life.us, system.life.cpu_us), (93_000, 41_900));
 }

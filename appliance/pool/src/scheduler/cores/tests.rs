@@ -74,6 +74,7 @@ impl World {
                 tier,
                 wake_us: 1,
                 parts: WakeParts::default(),
+                cpu_before_us: 0,
                 threads,
                 image_bytes: 0,
                 model,

@@ -120,8 +120,16 @@ impl World {
         self.instances += 1;
         let model = ModelInfo { slots: 1, ..ModelInfo::default() };
         let (instance, tier) = (self.instances, Tier::Stored);
-        let awake =
-            Awake { instance, tier, wake_us: 1, parts: WakeParts::default(), threads: 1, image_bytes: IMAGE, model };
+        let awake = Awake {
+            instance,
+            tier,
+            wake_us: 1,
+            parts: WakeParts::default(),
+            cpu_before_us: 0,
+            threads: 1,
+            image_bytes: IMAGE,
+            model,
+        };
         self.put(Input::Woken { wake, result: Ok(awake) });
     }
 

@@ -91,6 +91,7 @@ fn add(
         tier: Tier::Cold,
         wake_us: 1,
         parts: WakeParts::default(),
+        cpu_before_us: 0,
         image_bytes: 1,
         threads: 2,
         model,
