@@ -16,6 +16,7 @@ mod deploy;
 mod doctor;
 mod error;
 mod flash;
+mod fleet;
 mod function;
 mod image;
 mod instance;
@@ -68,6 +69,7 @@ fn command(args: Args) -> Result<(), Error> {
         Command::Image(command) => image::command(&command),
         Command::Update(command) => update::command(&client()?, &command),
         Command::Flash(command) => flash::command(&command),
+        Command::Fleet(command) => fleet::command(command, args.target.ca.clone()),
         Command::Doctor(listing) => doctor::doctor(target(), listing),
     }
 }
