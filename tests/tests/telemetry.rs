@@ -157,7 +157,7 @@ fn pages_chain_are_signed_and_hold_what_the_ledger_has() {
     assert_eq!(inventory["functions"][0]["name"], "assistant");
     assert_eq!(inventory["functions"][0]["tier"], "running");
     assert!(inventory["disk"]["free_bytes"].as_u64() > Some(0));
-    let processors = std::fs::read_to_string("/proc/cpuinfo").unwrap().matches("\nprocessor").count() as u64 + 1;
+    let processors = fs::read_to_string("/proc/cpuinfo").unwrap().matches("\nprocessor").count() as u64 + 1;
     assert_eq!(inventory["hardware"]["cores"], processors);
     let admin = ember.admin_key();
     for path in ["/health", "/metrics", INVENTORY, LEDGER] {

@@ -1,6 +1,7 @@
 //! What may be typed: every command and flag, once, with the words that `--help` shows.
 
 use appliance_config::{duration_ms, size_bytes};
+use appliance_fleet::{Address, BoxName, By};
 use appliance_price::Owner;
 use appliance_sim::Synthetic;
 use appliance_types::{FunctionName, KeyName, ModelDigest, ProjectName, RequestId};
@@ -9,7 +10,7 @@ use clap_complete::Shell;
 use firmware_slots::Version;
 use images_builder::qemu::DiskKind;
 use serde::Serialize;
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 /// Operate an Ember inference appliance.
 #[derive(Debug, Parser)]
@@ -98,6 +99,8 @@ pub(crate) enum Command {
     /// Updates of an appliance: two slots, of which one runs
     #[command(subcommand)]
     Update(Update),
+    /// Many boxes: what they have used and how they are, in one database
+    Fleet(FleetArgs),
     /// Check this machine and the server; says how to fix what is missing
     Doctor(Listing),
     /// Write one file for whoever helps: what this machine and its server are, without keys, prompts or names
@@ -135,6 +138,159 @@ pub(crate) enum Update {
     Status(Listing),
     /// Have the other slot started from the next start of the machine on
     Rollback(Listing),
+}
+
+#[derive(Debug, ArgGroup)]
+pub(crate) struct FleetArgs {
+    /// The fleet's folder: its boxes, CA and database [env: EMBER_FLEET] [default: ./ember-fleet]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) fleet: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(crate) command: Fleet,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Fleet {
+    /// Make what a box is given to be one of the fleet's; again for a new certificate
+    Enrol {
+        /// What the box is called
+        name: BoxName,
+        /// Another name or address that it is reached by, as Prometheus does; repeat for several
+        #[arg(long, value_name = "HOST")]
+        host: Vec<String>,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// Add a box, or change its address; --ca is the CA of its certificate, the fleet's without
+    Add {
+        /// What the box is called, as it calls itself and its certificate says
+        name: BoxName,
+        /// Its telemetry listener, as https://HOST:PORT
+        #[arg(value_name = "URL")]
+        address: Address,
+        /// The certificate to show to it; the fleet's without
+        #[arg(long, value_name = "FILE", requires = "key")]
+        cert: Option<PathBuf>,
+        /// The key of that certificate
+        #[arg(long, value_name = "FILE", requires = "cert")]
+        key: Option<PathBuf>,
+    },
+    /// Remove a box; what was pulled of it stays
+    Rm {
+        /// The box
+        name: BoxName,
+    },
+    /// List boxes
+    Ls {
+        /// The database [default: fleet.db in the fleet's folder]
+        #[arg(long, value_name = "FILE")]
+        db: Option<PathBuf>,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// Take in what boxes have metered since the last pull
+    Pull(FleetPull),
+    /// What was used and what it cost, over all boxes
+    Usage {
+        /// One row for each of these
+        #[arg(long, value_name = "WHAT", value_enum, default_value = "box")]
+        by: FleetBy,
+        /// Requests that ended in this time until now, as in 24h; all that was pulled without it
+        #[arg(long, value_name = "TIME", value_parser = duration_ms)]
+        since: Option<u64>,
+        /// The database [default: fleet.db in the fleet's folder]
+        #[arg(long, value_name = "FILE")]
+        db: Option<PathBuf>,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// How boxes are: when last seen, version, clock, disk, and what is wrong with them
+    Report {
+        /// The database [default: fleet.db in the fleet's folder]
+        #[arg(long, value_name = "FILE")]
+        db: Option<PathBuf>,
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// Write what was charged to a file, for other programs
+    Export(FleetExport),
+    /// Take what a flagged box has now for a new ledger, once you know why; what was pulled stays
+    Accept {
+        /// The box
+        name: BoxName,
+        /// The database [default: fleet.db in the fleet's folder]
+        #[arg(long, value_name = "FILE")]
+        db: Option<PathBuf>,
+    },
+    /// Print the boxes as Prometheus' HTTP service discovery has them, or serve that
+    Sd {
+        /// Serve it here, over HTTP, until interrupted
+        #[arg(long, value_name = "ADDR:PORT")]
+        listen: Option<SocketAddr>,
+    },
+}
+
+#[derive(Debug, ArgGroup)]
+pub(crate) struct FleetPull {
+    /// These boxes only
+    #[arg(value_name = "NAME")]
+    pub(crate) boxes: Vec<BoxName>,
+    /// The database [default: fleet.db in the fleet's folder]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) db: Option<PathBuf>,
+    /// Boxes at once
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = value_parser!(u32).range(1..=512))]
+    pub(crate) jobs: u32,
+    /// How long one box has; what it has told until then is kept
+    #[arg(long, value_name = "TIME", default_value = "15m", value_parser = duration_ms)]
+    pub(crate) timeout: u64,
+    #[command(flatten)]
+    pub(crate) listing: Listing,
+}
+
+#[derive(Debug, ArgGroup)]
+pub(crate) struct FleetExport {
+    /// How
+    #[arg(long, value_enum)]
+    pub(crate) format: ExportFormat,
+    /// Where; what is there is replaced
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// The billing account that it is charged to, as the file names it
+    #[arg(long, value_name = "NAME", default_value = "ember")]
+    pub(crate) account: String,
+    /// The database [default: fleet.db in the fleet's folder]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) db: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) span: Span,
+}
+
+/// What a fleet's usage is summed by.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum FleetBy {
+    /// The box
+    Box,
+    /// The key that pays
+    Key,
+    /// The project of that key
+    Project,
+    /// The function
+    Function,
+    /// The hour in which it ended
+    Hour,
+}
+
+impl From<FleetBy> for By {
+    fn from(by: FleetBy) -> Self {
+        match by {
+            FleetBy::Box => By::Box,
+            FleetBy::Key => By::Key,
+            FleetBy::Project => By::Project,
+            FleetBy::Function => By::Function,
+            FleetBy::Hour => By::Hour,
+        }
+    }
 }
 
 #[derive(Debug, ArgGroup)]

@@ -45,6 +45,21 @@ pub(crate) enum Error {
     Flash(#[from] firmware_flash::FlashError),
     #[error("{word:?} was not typed, so `{}` is as it was", path.display())]
     Unconfirmed { path: PathBuf, word: String },
+    #[error(transparent)]
+    Roster(#[from] appliance_fleet::RosterError),
+    #[error(transparent)]
+    Enrol(#[from] appliance_fleet::EnrolError),
+    #[error(transparent)]
+    Database(#[from] appliance_fleet::StoreError),
+    #[error(transparent)]
+    NoPull(#[from] appliance_fleet::PullError),
+    #[error("nothing was pulled yet: there is no `{}`", path.display())]
+    NothingPulled { path: PathBuf },
+    #[error("there is no `{}`", path.display())]
+    NoCredentials { path: PathBuf },
+    /// What came of each box has been printed.
+    #[error("{failed} of {boxes} boxes were not pulled to their end")]
+    Pull { failed: usize, boxes: usize, unreached: bool },
     #[error("the server refused: {message} ({status})")]
     Refused { status: u16, code: Option<String>, message: String },
     #[error("the answer broke off: {0}")]
@@ -67,6 +82,7 @@ impl Error {
             Error::OutputClosed => 0,
             Error::Usage(_) => EXIT_USAGE,
             Error::NoServer { .. } | Error::Unreachable { .. } => EXIT_UNREACHABLE,
+            Error::Pull { failed, boxes, unreached: true } if failed == boxes => EXIT_UNREACHABLE,
             _ => EXIT_FAILED,
         }
     }
@@ -98,6 +114,14 @@ impl Error {
             Error::Flash(firmware_flash::FlashError::Refused { .. }) => {
                 Some("`ember flash` lists the disks; --force writes one that is in use".into())
             }
+            Error::NothingPulled { .. } => Some("`ember fleet pull` makes it".into()),
+            Error::NoCredentials { .. } => {
+                Some("enrol the box (`ember fleet enrol NAME`), or name the files: --ca, --cert and --key".into())
+            }
+            Error::Pull { .. } => Some(
+                "pull again for those that were not reached; `ember fleet report` says what is wrong with the others"
+                    .into(),
+            ),
             Error::Refused { status, code, .. } => refusal_hint(*status, code.as_deref()).map(Into::into),
             _ => None,
         }
@@ -137,6 +161,8 @@ mod tests {
         assert_eq!(code(Error::NoServer { dir: "d".into() }), 69);
         assert_eq!(code(Error::Unreachable { url: String::new(), reason: String::new() }), 69);
         assert_eq!(code(Error::Unhealthy), 1);
+        let pull = |failed, unreached| Error::Pull { failed, boxes: 3, unreached };
+        assert_eq!([pull(3, true), pull(3, false), pull(1, false)].map(code), [69, 1, 1]);
         assert_eq!(code(io::Error::from(io::ErrorKind::BrokenPipe).into()), 0);
     }
 }

@@ -17,6 +17,7 @@ mod doctor;
 mod error;
 mod fetch;
 mod flash;
+mod fleet;
 mod function;
 mod image;
 mod instance;
@@ -72,6 +73,7 @@ fn command(args: Args) -> Result<(), Error> {
         Command::Image(command) => image::command(&command),
         Command::Update(command) => update::command(&client()?, &command),
         Command::Flash(command) => flash::command(&command),
+        Command::Fleet(command) => fleet::command(command, args.target.ca.clone()),
         Command::Doctor(listing) => doctor::doctor(target(), listing),
         Command::Support(support) => support::support(target(), &support),
         Command::Completions { shell } => shell::completions(shell),

@@ -6,8 +6,13 @@
 //!  clients.pem              whose clients are told anything: the fleet's CA (`telemetry_ca`), or ca.pem
 //!  client.pem, client.key   for one client, issued by ca.pem; of use while there is no fleet's CA
 //!  box.key, box.pub         signs ledger pages, Ed25519; a new one is another box to who checks them
+//!  name                     what the box is called
 //!  boots                    the last starts, a JSON line each
+//!  fleet/                   what `ember fleet enrol` made: ca.pem, server.pem, server.key, name
 //! ```
+//!
+//! Where there is a `fleet/`, its certificate is served, its name is the box's, and its CA's clients are told; the
+//! configuration's `telemetry_name` and `telemetry_ca` go before that. The box renews nothing of it: who enrolled it does.
 
 use crate::{
     data::{PRIVATE, PUBLIC, TELEMETRY},
@@ -16,7 +21,10 @@ use crate::{
     tls::{self, Pair, SERVERS_OWN},
 };
 use appliance_config::ServeConfig;
-use appliance_edge::authority::{ServerNames, Signer, issue_client, needs_renewal};
+use appliance_edge::{
+    Certificates,
+    authority::{Identity, ServerNames, Signer, issue_client, needs_renewal},
+};
 use serde::{Deserialize, Serialize};
 use std::{
     fs,
@@ -43,20 +51,32 @@ pub(crate) struct Boot {
     pub(crate) machine_boot: String,
 }
 
-/// What the box is called in telemetry.
-pub(crate) fn box_name(config: &ServeConfig) -> String {
-    config.telemetry_name.clone().unwrap_or_else(|| tls::hostname().to_ascii_lowercase())
-}
+/// The file with what the box is called in telemetry.
+pub(crate) const NAME: &str = "name";
+/// The folder that `ember fleet enrol` made.
+const ENROLLED: &str = "fleet";
+/// Longest name.
+const NAME_BYTES_MAX: usize = 253;
 
 /// Sees to it that all of that is there for a listener at `address`.
 pub(crate) fn ensure(data: &Path, config: &ServeConfig, address: SocketAddr, now: SystemTime) -> Result<(), Failure> {
     let folder = data.join(TELEMETRY);
-    let name = box_name(config);
+    let enrolled = Enrolled::read(&folder.join(ENROLLED))?;
+    let named = config.telemetry_name.clone().or_else(|| enrolled.as_ref().map(|enrolled| enrolled.name.clone()));
+    let name = named.unwrap_or_else(|| tls::hostname().to_ascii_lowercase());
+    write(&folder.join(NAME), &name, PUBLIC)?;
     let names = ServerNames::new(&name, address.ip(), &tls::addresses());
-    let authority = tls::ensure_in(&folder, &name, &names, now)?;
-    let clients = match &config.telemetry_ca {
-        Some(path) => fleet_authority(Path::new(path))?,
-        None => authority.certificate_pem.clone(),
+    let authority = match &enrolled {
+        Some(enrolled) => {
+            Pair::new(&folder, "server", SERVERS_OWN).write(&enrolled.server)?;
+            tls::ensure_authority_in(&folder, &name, now)?
+        }
+        None => tls::ensure_in(&folder, &name, &names, now)?,
+    };
+    let clients = match (&config.telemetry_ca, enrolled) {
+        (Some(path), _) => fleet_authority(Path::new(path), "telemetry_ca")?,
+        (None, Some(enrolled)) => enrolled.authority_pem,
+        (None, None) => authority.certificate_pem.clone(),
     };
     write(&folder.join("clients.pem"), &clients, PUBLIC)?;
     let client = Pair::new(&folder, "client", PRIVATE);
@@ -88,8 +108,41 @@ pub(crate) fn read_boots(text: &str) -> Vec<Boot> {
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
-fn fleet_authority(path: &Path) -> Result<String, Failure> {
-    let unusable = |reason: String| Failure::Unusable(format!("telemetry_ca {}: {reason}", path.display()));
+/// What `ember fleet enrol` made of a box.
+struct Enrolled {
+    authority_pem: String,
+    server: Identity,
+    name: String,
+}
+
+impl Enrolled {
+    /// None where there is no such folder; a folder that is not whole is refused.
+    fn read(folder: &Path) -> Result<Option<Self>, Failure> {
+        if !folder.exists() {
+            return Ok(None);
+        }
+        let unusable = |reason: String| {
+            let folder = folder.display();
+            Failure::Unusable(format!("{folder}: {reason}; copy it again, or remove it"))
+        };
+        let pair = Pair::new(folder, "server", PRIVATE);
+        let server = pair.read()?.ok_or_else(|| unusable("server.pem or server.key is missing".to_owned()))?;
+        Certificates::load(&server.certificate_pem, &server.key_pem).map_err(|error| unusable(error.to_string()))?;
+        pair.protect()?;
+        let path = folder.join(NAME);
+        let name = files::read(&path).map_err(|source| Failure::io("read", &path, source))?.unwrap_or_default();
+        let name = name.trim().to_owned();
+        let is_name = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
+        if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(is_name) {
+            return Err(unusable("`name` holds no box's name".to_owned()));
+        }
+        let authority_pem = fleet_authority(&folder.join("ca.pem"), "the fleet's CA")?;
+        Ok(Some(Self { authority_pem, server, name }))
+    }
+}
+
+fn fleet_authority(path: &Path, what: &str) -> Result<String, Failure> {
+    let unusable = |reason: String| Failure::Unusable(format!("{what} {}: {reason}", path.display()));
     let length = fs::metadata(path).map_err(|error| unusable(error.to_string()))?.len();
     if length > AUTHORITY_BYTES_MAX {
         return Err(unusable(format!("longer than {AUTHORITY_BYTES_MAX} bytes")));
@@ -149,6 +202,36 @@ mod tests {
         fs::write(&fleet, &other.certificate_pem).unwrap();
         ensure(folder.path(), &config, address, now).unwrap();
         assert_eq!((read("clients.pem"), read("box.key")), (other.certificate_pem, first[3].clone()));
+    }
+
+    #[test]
+    fn what_a_fleet_enrolled_serves_its_certificate_under_its_name() {
+        let data = tempfile::tempdir().unwrap();
+        let given = data.path().join(TELEMETRY).join(ENROLLED);
+        fs::create_dir_all(&given).unwrap();
+        let read = |name: &str| fs::read_to_string(data.path().join(TELEMETRY).join(name)).unwrap();
+        let (address, now) = (([127, 0, 0, 1], 1).into(), SystemTime::now());
+        let config = ServeConfig::default();
+        let authority = appliance_edge::authority::make_authority("fleet", now).unwrap();
+        let names = ServerNames::none().and("shop-7");
+        let server = appliance_edge::authority::issue_server(&authority, &names, now).unwrap();
+        for (name, text) in [("ca.pem", &authority.certificate_pem), ("server.pem", &server.certificate_pem)] {
+            fs::write(given.join(name), text).unwrap();
+        }
+        let error = ensure(data.path(), &config, address, now).unwrap_err().to_string();
+        assert!(error.contains("server.key"), "{error}");
+        fs::write(given.join("server.key"), &server.key_pem).unwrap();
+        fs::write(given.join("name"), "shop/7").unwrap();
+        assert!(ensure(data.path(), &config, address, now).unwrap_err().to_string().contains("name"));
+        fs::write(given.join("name"), "shop-7\n").unwrap();
+        ensure(data.path(), &config, address, now).unwrap();
+        assert_eq!(
+            [read("name"), read("clients.pem"), read("server.pem")],
+            ["shop-7".to_owned(), authority.certificate_pem, server.certificate_pem]
+        );
+        let named = ServeConfig { telemetry_name: Some("other".into()), ..ServeConfig::default() };
+        ensure(data.path(), &named, address, now).unwrap();
+        assert_eq!(read("name"), "other");
     }
 
     #[test]

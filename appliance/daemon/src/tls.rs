@@ -66,6 +66,11 @@ pub(crate) fn ensure_in(
     ensure_server(&server, &authority, made, names, now).map(|()| authority)
 }
 
+/// The authority alone.
+pub(crate) fn ensure_authority_in(folder: &Path, device: &str, now: SystemTime) -> Result<Identity, Failure> {
+    ensure_authority(&Pair::new(folder, "ca", PRIVATE), device, now).map(|(authority, _)| authority)
+}
+
 fn ensure_server(
     server: &Pair,
     authority: &Identity,

@@ -122,6 +122,13 @@ impl Signer {
     }
 }
 
+/// Whether `signature` is that of a [`Signer`] with this public key over `message`.
+pub fn is_signed(public: &[u8], message: &[u8], signature: &[u8]) -> bool {
+    let known = rustls::crypto::ring::default_provider().signature_verification_algorithms.mapping;
+    let ways = known.iter().find(|(scheme, _)| *scheme == rustls::SignatureScheme::ED25519);
+    ways.is_some_and(|(_, ways)| ways.iter().any(|way| way.verify_signature(public, message, signature).is_ok()))
+}
+
 /// True when a server certificate runs out within a third of its life, or lacks one of `names`.
 pub fn needs_renewal(certificate_pem: &str, names: &ServerNames, now: SystemTime) -> Result<bool, AuthorityError> {
     let (_, pem) = parse_x509_pem(certificate_pem.as_bytes()).map_err(unreadable)?;
@@ -156,6 +163,20 @@ impl ServerNames {
             hosts.push(hostname);
         }
         Self { addresses, hosts }
+    }
+
+    /// These, and another host name or address.
+    #[must_use]
+    pub fn and(mut self, host: &str) -> Self {
+        let host = host.to_ascii_lowercase();
+        match host.parse::<IpAddr>() {
+            Ok(address) if !address.is_unspecified() && !self.addresses.contains(&address) => {
+                self.addresses.push(address);
+            }
+            Err(_) if is_host(&host) && !self.hosts.contains(&host) => self.hosts.push(host),
+            _ => {}
+        }
+        self
     }
 
     /// No names: for a certificate that nobody is called by.
@@ -225,6 +246,8 @@ mod tests {
         assert_eq!((all.addresses.len(), all.addresses[2]), (3, LISTEN), "who listens on all is called by each");
         assert_eq!(ServerNames::new("edge", Ipv4Addr::LOCALHOST.into(), &here).addresses.len(), 2);
         assert_eq!(ServerNames::new("Edge-1.lan", LISTEN, &[]).hosts, ["localhost", "edge-1.lan"]);
+        let more = ServerNames::none().and("Shop-7").and("192.0.2.9").and("192.0.2.9").and("0.0.0.0").and("a b");
+        assert_eq!((more.hosts, more.addresses), (vec!["shop-7".to_owned()], vec!["192.0.2.9".parse().unwrap()]));
     }
 
     #[test]
@@ -234,10 +257,9 @@ mod tests {
         let signature = signer.sign(b"page").unwrap();
         assert_eq!((signature.len(), signer.public().len()), (64, 32));
         assert_eq!(again.sign(b"page").unwrap(), signature, "Ed25519 draws nothing");
-        let ed25519 = rustls::crypto::ring::default_provider().signature_verification_algorithms.mapping;
-        let (_, ways) = ed25519.iter().find(|(scheme, _)| *scheme == rustls::SignatureScheme::ED25519).unwrap();
-        let holds = |message: &[u8]| ways[0].verify_signature(signer.public(), message, &signature).is_ok();
+        let holds = |message: &[u8]| is_signed(signer.public(), message, &signature);
         assert!(holds(b"page") && !holds(b"pagf"));
+        assert!(!is_signed(&signer.public()[1..], b"page", &signature) && !is_signed(signer.public(), b"page", b""));
         assert!(Signer::load("no key").is_err());
     }
 

@@ -31,6 +31,7 @@ pub mod reader;
 mod recover;
 pub mod segment;
 mod service;
+pub mod signed;
 #[cfg(test)]
 mod testing;
 mod verify;

@@ -109,13 +109,19 @@ struct Sums {
 pub struct Focus<'b> {
     book: &'b Book,
     account: String,
+    region: Option<String>,
     rows: BTreeMap<Group, Sums>,
 }
 
 impl<'b> Focus<'b> {
     /// No rows yet. `account` is the billing account that they will be of.
     pub fn new(book: &'b Book, account: &str) -> Self {
-        Self { book, account: account.to_owned(), rows: BTreeMap::new() }
+        Self { book, account: account.to_owned(), region: None, rows: BTreeMap::new() }
+    }
+
+    /// The same, of what was used in one region: a box of a fleet.
+    pub fn of_region(book: &'b Book, account: &str, region: &str) -> Self {
+        Self { region: Some(region.to_owned()), ..Self::new(book, account) }
     }
 
     /// Counts a record; one that was charged nothing for nothing makes no row.
@@ -218,6 +224,9 @@ impl<'b> Focus<'b> {
         ];
         for issuer in ["InvoiceIssuer", "InvoiceIssuerName", "Provider", "ProviderName", "Publisher", "PublisherName"] {
             row.push((issuer, text(PROVIDER)));
+        }
+        for column in ["RegionId", "RegionName"] {
+            row.extend(self.region.iter().map(|region| (column, region.clone())));
         }
         row.extend(costs(group, sums));
         row

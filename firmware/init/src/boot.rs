@@ -70,12 +70,13 @@ fn live() -> Result<RebootMode, InitError> {
     if let Some(key) = &machine.admin_key {
         place_admin_key(key).map_err(InitError::io("the admin key"))?;
     }
-    let service = Command::new("/init")
-        .args(["serve", "--data", SERVICE_DATA, "--listen"])
-        .arg(machine.listen.to_string())
-        .env("NO_COLOR", "1")
-        .spawn()
-        .map_err(InitError::io("emberd serve"))?;
+    let mut service = Command::new("/init");
+    service.args(["serve", "--data", SERVICE_DATA, "--listen"]).arg(machine.listen.to_string()).env("NO_COLOR", "1");
+    if let Some(telemetry) = &machine.telemetry {
+        telemetry.place(Path::new(SERVICE_DATA)).map_err(InitError::io("what the fleet gave"))?;
+        service.arg("--telemetry-listen").arg(telemetry.listen.to_string());
+    }
+    let service = service.spawn().map_err(InitError::io("emberd serve"))?;
     Ok(watch(Pid::from_raw(service.id() as i32), signals))
 }
 

@@ -7,6 +7,12 @@
 //! [network]                     # without it: DHCP
 //! address = "192.168.1.7/24"
 //! gateway = "192.168.1.1"
+//! [telemetry]                   # of a fleet; `ember fleet enrol` writes all but `listen`
+//! listen = "0.0.0.0:9443"
+//! name = "shop-7"
+//! ca = "…"                      # PEM, as the two below
+//! certificate = "…"
+//! key = "…"
 //! ```
 //!
 //! A file that is wrong never keeps a box from starting: what was right the last time is used, and the console says what
@@ -15,8 +21,10 @@
 use crate::console::say;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use std::{
-    fs,
+    fs::{self, OpenOptions},
+    io::{self, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    os::unix::fs::OpenOptionsExt,
     path::Path,
 };
 
@@ -32,6 +40,47 @@ pub(crate) struct Machine {
     pub(crate) admin_key: Option<String>,
     /// Its address; DHCP without.
     pub(crate) network: Option<Static>,
+    /// The fleet that it belongs to.
+    pub(crate) telemetry: Option<Telemetry>,
+}
+
+/// What a box of a fleet is given.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Telemetry {
+    /// Where telemetry is answered.
+    #[serde(default = "telemetry_listen")]
+    pub(crate) listen: SocketAddr,
+    /// What the fleet calls it.
+    pub(crate) name: String,
+    /// The fleet's CA.
+    pub(crate) ca: String,
+    /// The box's certificate.
+    pub(crate) certificate: String,
+    /// The key of that certificate.
+    pub(crate) key: String,
+}
+
+impl Telemetry {
+    /// Puts what the fleet gave where emberd finds it, at each start: a renewed certificate comes with a new machine.toml.
+    pub(crate) fn place(&self, data: &Path) -> io::Result<()> {
+        let folder = data.join("telemetry/fleet");
+        fs::create_dir_all(&folder)?;
+        let Self { name, ca, certificate, key, .. } = self;
+        for (file, text) in [("server.key", key), ("server.pem", certificate), ("ca.pem", ca), ("name", name)] {
+            let path = folder.join(file);
+            let fresh = path.with_extension("new");
+            let mut open = OpenOptions::new();
+            let mut open = open.write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+            open.write_all(format!("{}\n", text.trim()).as_bytes()).and_then(|()| open.sync_all())?;
+            fs::rename(&fresh, &path)?;
+        }
+        Ok(())
+    }
+}
+
+fn telemetry_listen() -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::UNSPECIFIED, 9443))
 }
 
 /// An address that is given, not asked for.
@@ -52,7 +101,7 @@ pub(crate) struct Prefixed {
 impl Default for Machine {
     fn default() -> Self {
         let listen = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8443));
-        Self { hostname: "ember".to_owned(), listen, admin_key: None, network: None }
+        Self { hostname: "ember".to_owned(), listen, admin_key: None, network: None, telemetry: None }
     }
 }
 
@@ -120,6 +169,22 @@ mod tests {
         let network = machine.network.unwrap();
         assert_eq!((network.address.prefix, network.gateway), (24, Some("192.168.1.1".parse().unwrap())));
         assert_eq!(Machine::parse("").unwrap(), Machine::default());
+    }
+
+    #[test]
+    fn a_fleet_is_read_whole_or_not_at_all() {
+        let text = "[telemetry]\nname = \"shop-7\"\nca = \"a\"\ncertificate = \"b\"\n";
+        assert!(Machine::parse(text).unwrap_err().contains("key"));
+        let telemetry = Machine::parse(&format!("{text}key = \"c\"")).unwrap().telemetry.unwrap();
+        assert_eq!((telemetry.listen.port(), telemetry.name.as_str(), telemetry.key.as_str()), (9443, "shop-7", "c"));
+        let data = tempfile::tempdir().unwrap();
+        for _ in 0..2 {
+            telemetry.place(data.path()).unwrap();
+        }
+        let placed = ["name", "ca.pem", "server.pem", "server.key"]
+            .map(|file| fs::read_to_string(data.path().join("telemetry/fleet").join(file)).unwrap());
+        assert_eq!(placed, ["shop-7\n", "a\n", "b\n", "c\n"]);
+        assert_eq!(fs::read_dir(data.path().join("telemetry/fleet")).unwrap().count(), 4);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Which crate may name which.
 //!
 //! ```text
-//!  types ◀── wire ◀── money ◀── pure ◀── fences ◀── mechanisms ◀── stages ◀── simulators ◀── programs
+//!  types ◀── wire ◀── money ◀── pure ◀── fences ◀── mechanisms ◀── stages ◀── telemetry's ends, simulators ◀── programs
 //!                                              an arrow goes down a layer or more, never along or up
 //! ```
 //!
@@ -44,7 +44,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "firmware-flash",
         ],
     ),
-    ("simulators", &["appliance-sim"]),
+    ("ends", &["appliance-listener", "appliance-fleet", "appliance-sim"]),
     ("programs", &["appliance-daemon", "appliance-cli", "sandbox-runner", "bench", "tests", "tests-liar"]),
 ];
 
@@ -72,12 +72,25 @@ pub const WORLDS: &[World] = &[
             ("firmware-flash", "reads images that were packed"),
         ],
     },
-    World { crates: &["rusqlite"], owner: "appliance-ledger", also: &[] },
-    World { crates: &["hyper"], owner: "appliance-edge", also: &[("bench", "is the load, and the peer on tokio")] },
+    World {
+        crates: &["rusqlite"],
+        owner: "appliance-ledger",
+        also: &[("appliance-fleet", "keeps what it pulled, which is no ledger of its own")],
+    },
+    World {
+        crates: &["hyper"],
+        owner: "appliance-edge",
+        also: &[("appliance-fleet", CLIENT), ("bench", "is the load, and the peer on tokio")],
+    },
     World {
         crates: &["rustls", "futures-rustls", "tokio-rustls"],
         owner: "appliance-edge",
-        also: &[("appliance-cli", CLIENT), ("tests", CLIENT), ("bench", "is the load, and the peer on tokio")],
+        also: &[
+            ("appliance-cli", CLIENT),
+            ("appliance-fleet", CLIENT),
+            ("tests", CLIENT),
+            ("bench", "is the load, and the peer on tokio"),
+        ],
     },
     // What the kernel is asked for with `unsafe`, and every layer of the sandbox, is the owner's alone; the others use
     // safe calls of `nix` that std lacks.

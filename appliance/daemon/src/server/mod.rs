@@ -54,12 +54,13 @@ use crate::{
 use appliance_config::{EdgeLimits, ServeConfig};
 use appliance_edge::{Certificates, Edge, Limits};
 use appliance_ledger::Client;
+use appliance_listener::Teller;
 use appliance_meter::{Producer, RingError};
 use appliance_pool::{Inputs, Resources, Warden};
 use appliance_runtime::{available_cores, run_per_core, spawn_owned};
 use appliance_telemetry::Shard;
 use desk::Desk;
-use fleet::{Fleet, Teller};
+use fleet::{Fleet, Standing};
 use handler::{Server, random};
 use metrics::Telemetry;
 use sandbox_kernel::pressure::MemoryPressure;
@@ -94,8 +95,7 @@ pub(crate) fn run(setup: ServerSetup) -> Result<(), Failure> {
     } = setup;
     let certificates = Arc::new(certificates(&files)?);
     let edge = Edge::new(Arc::clone(&certificates), limits(&config.limits)).map_err(Failure::of_tls)?;
-    let fleet =
-        telemetry_listener.map(|listener| Ok::<_, Failure>((listener, Fleet::open(&files, &config)?))).transpose()?;
+    let fleet = telemetry_listener.map(|listener| Ok::<_, Failure>((listener, Fleet::open(&files)?))).transpose()?;
     let edges: Vec<_> = [edge.clone()].into_iter().chain(fleet.iter().map(|(_, fleet)| fleet.edge.clone())).collect();
     let end = End { edges, fault: Arc::default() };
 
@@ -174,7 +174,7 @@ struct AllCertificates {
 struct Telling {
     listener: TcpListener,
     edge: Edge,
-    teller: Teller,
+    teller: Teller<Standing>,
 }
 
 impl Telling {

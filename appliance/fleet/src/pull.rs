@@ -1,0 +1,422 @@
+//! One pull: every box from where the last one ended to the end of its ledger, many at once.
+//!
+//! ```text
+//!  boxes ─▶ a queue ─▶ workers, `at_once` of them, each: connect ─▶ inventory ─▶ page ─▶ follow ─▶ store ─▶ page … no more
+//!                                    ▲ broke off: again, from the cursor      │ fault: flag, and this box is done
+//!                                    └── 3 times, then unreached ◀────────────┘
+//! ```
+//!
+//! All workers share one thread: what they wait for is the network, and the database has one writer. A page is taken in a
+//! transaction of its own, so an end at any moment costs the pages that were on their way and no more.
+
+use crate::{
+    BoxName, Fault, Flag, Followed, Known, Member, Roster, Seen, Store, StoreError, follow,
+    follow::shown,
+    session::{Answer, Session, SessionError},
+    unix_ms,
+};
+use appliance_ledger::{
+    Position,
+    signed::{PageCursor, SignedPage},
+};
+use appliance_price::Prices;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, VecDeque},
+    io,
+    path::Path,
+    rc::Rc,
+    time::Duration,
+};
+use tokio::time::{sleep, timeout};
+
+/// Longest page: lines of 48 KiB as JSON writes them, six bytes a byte at worst.
+const PAGE_BYTES_MAX: usize = 512 << 10;
+const INVENTORY_BYTES_MAX: usize = 1 << 20;
+/// Most pages of a box in one pull, about 1 GB: its own limit of pages a minute, for more than an hour.
+const PAGES_MAX: u32 = 20_000;
+/// Connections to a box in a row that give nothing new.
+const TRIES_MAX: u32 = 3;
+/// Waits for a box that says that it is busy, in a row.
+const BUSY_MAX: u32 = 8;
+/// Longest that a box may have us wait, seconds.
+const RETRY_AFTER_MAX_S: u64 = 60;
+const PAUSE: Duration = Duration::from_millis(200);
+/// A clock that is off by more is flagged, ms.
+const SKEW_MAX_MS: u64 = 60_000;
+const LEDGER: &str = "/ember/v1/telemetry/ledger?cursor=";
+const INVENTORY: &str = "/ember/v1/telemetry/inventory";
+
+/// How a pull is done.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Boxes at once.
+    pub at_once: usize,
+    /// How long one box has.
+    pub box_time: Duration,
+}
+
+/// How the pull of a box has ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// All that it has is here.
+    Complete,
+    /// It did not answer, or not to the end; the next pull goes on there.
+    Unreached(String),
+    /// What it said was not taken.
+    Flagged {
+        /// What is wrong.
+        flag: Flag,
+        /// Where, and in words.
+        detail: String,
+    },
+}
+
+/// What came of a box.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Pulled {
+    /// The box.
+    #[serde(rename = "box")]
+    pub name: BoxName,
+    /// Records that were new.
+    pub records: u64,
+    /// Pages.
+    pub pages: u32,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+/// What goes on.
+#[derive(Clone, Copy, Debug)]
+pub enum Progress<'a> {
+    /// A page of a box was taken in, with so many new records.
+    Page(&'a BoxName, u64),
+    /// A box is done.
+    Done(&'a Pulled),
+}
+
+/// Why there is no pull.
+#[derive(Debug, thiserror::Error)]
+pub enum PullError {
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The kernel gives no ring.
+    #[error("no io_uring: {0}")]
+    Ring(io::Error),
+}
+
+/// Pulls `members` of a roster into the database at `path`; what came of each, in their order.
+///
+/// # Errors
+/// [`PullError`]: the database or the ring. What is wrong with a box is its outcome.
+pub fn pull(
+    roster: &Roster,
+    members: Vec<Member>,
+    path: &Path,
+    settings: Settings,
+    progress: impl FnMut(Progress<'_>) + 'static,
+) -> Result<Vec<Pulled>, PullError> {
+    let store = RefCell::new(Store::open(path)?);
+    let work = Rc::new(Work {
+        roster: roster.clone(),
+        queue: RefCell::new(members.iter().cloned().enumerate().collect()),
+        done: RefCell::new(Vec::with_capacity(members.len())),
+        failed: RefCell::new(None),
+        store,
+        settings,
+        progress: RefCell::new(Box::new(progress)),
+    });
+    let runtime = tokio_uring::Runtime::new(&tokio_uring::builder()).map_err(PullError::Ring)?;
+    let workers = settings.at_once.clamp(1, members.len().max(1));
+    runtime.block_on(async {
+        let running: Vec<_> = (0..workers).map(|_| tokio_uring::spawn(Rc::clone(&work).run())).collect();
+        for worker in running {
+            // A worker that panicked has lost its box, which is told below; its message is on stderr.
+            let _ = worker.await;
+        }
+    });
+    if let Some(error) = work.failed.take() {
+        return Err(error.into());
+    }
+    let mut done: BTreeMap<usize, Pulled> = work.done.take().into_iter().collect();
+    let lost = |member: Member| {
+        let reason = "its pull met a fault of ours, told above".to_owned();
+        Pulled { name: member.name, records: 0, pages: 0, outcome: Outcome::Unreached(reason) }
+    };
+    let of = |(index, member)| done.remove(&index).unwrap_or_else(|| lost(member));
+    Ok(members.into_iter().enumerate().map(of).collect())
+}
+
+/// Who is told what goes on.
+type Listener = Box<dyn FnMut(Progress<'_>)>;
+
+struct Work {
+    roster: Roster,
+    queue: RefCell<VecDeque<(usize, Member)>>,
+    done: RefCell<Vec<(usize, Pulled)>>,
+    /// The database's fault, which ends all.
+    failed: RefCell<Option<StoreError>>,
+    store: RefCell<Store>,
+    settings: Settings,
+    progress: RefCell<Listener>,
+}
+
+/// What was taken of a box so far.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    records: u64,
+    pages: u32,
+}
+
+/// Why a box is done before its end.
+#[derive(Debug)]
+enum Stop {
+    /// The connection: again may help.
+    Broken(String),
+    /// It cannot help.
+    Hopeless(String),
+    Fault(Fault),
+    Store(StoreError),
+}
+
+impl From<StoreError> for Stop {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Moved => Stop::Broken(error.to_string()),
+            error => Stop::Store(error),
+        }
+    }
+}
+
+impl From<SessionError> for Stop {
+    fn from(error: SessionError) -> Self {
+        match error {
+            SessionError::Credentials { .. } => Stop::Hopeless(error.to_string()),
+            error => Stop::Broken(shown(&error.to_string())),
+        }
+    }
+}
+
+impl Work {
+    async fn run(self: Rc<Self>) {
+        loop {
+            let next = self.queue.borrow_mut().pop_front();
+            let Some((index, member)) = next.filter(|_| self.failed.borrow().is_none()) else { return };
+            match self.box_to_its_end(&member).await {
+                Ok(pulled) => {
+                    (self.progress.borrow_mut())(Progress::Done(&pulled));
+                    self.done.borrow_mut().push((index, pulled));
+                }
+                Err(error) => *self.failed.borrow_mut() = Some(error),
+            }
+        }
+    }
+
+    async fn box_to_its_end(&self, member: &Member) -> Result<Pulled, StoreError> {
+        let tally = RefCell::new(Tally::default());
+        let ended = timeout(self.settings.box_time, self.tries(member, &tally)).await;
+        let Tally { records, pages } = *tally.borrow();
+        let late = || {
+            Err(Stop::Hopeless(format!(
+                "not at its end after {} s and {pages} pages",
+                self.settings.box_time.as_secs()
+            )))
+        };
+        let (now, mut store) = (unix_ms(), self.store.borrow_mut());
+        let outcome = match ended.unwrap_or_else(|_| late()) {
+            Ok(()) => Outcome::Complete,
+            Err(Stop::Store(error)) => return Err(error),
+            Err(Stop::Broken(reason) | Stop::Hopeless(reason)) => Outcome::Unreached(reason),
+            Err(Stop::Fault(fault)) => {
+                store.flag(&member.name, &fault, now)?;
+                Outcome::Flagged { flag: fault.flag, detail: format!("at {}: {}", fault.at, fault.detail) }
+            }
+        };
+        let error = match &outcome {
+            Outcome::Complete => None,
+            Outcome::Unreached(reason) => Some(reason.clone()),
+            Outcome::Flagged { flag, detail } => Some(format!("{flag} {detail}")),
+        };
+        store.tried(&member.name, error.as_deref(), now)?;
+        Ok(Pulled { name: member.name.clone(), records, pages, outcome })
+    }
+
+    /// Connects again where a connection broke off, as long as each gives something.
+    async fn tries(&self, member: &Member, tally: &RefCell<Tally>) -> Result<(), Stop> {
+        let mut fruitless = 0;
+        loop {
+            let before = tally.borrow().pages;
+            let reason = match self.connection(member, tally).await {
+                Err(Stop::Broken(reason)) => reason,
+                ended => return ended,
+            };
+            fruitless = if tally.borrow().pages > before { 0 } else { fruitless + 1 };
+            if fruitless >= TRIES_MAX {
+                return Err(Stop::Broken(reason));
+            }
+            sleep(PAUSE * fruitless).await;
+        }
+    }
+
+    async fn connection(&self, member: &Member, tally: &RefCell<Tally>) -> Result<(), Stop> {
+        let mut session = Session::open(&self.roster, member).await?;
+        self.look(member, &mut session).await?;
+        loop {
+            let known = self.store.borrow().known(&member.name)?;
+            let answer = patient(&mut session, &format!("{LEDGER}{}", known.cursor), PAGE_BYTES_MAX).await?;
+            let page = page_of(&known, &answer).map_err(Stop::Fault)?;
+            let followed = follow(member.name.as_str(), &known, &page).map_err(Stop::Fault)?;
+            let pages = self.taken(member, &known, &followed, tally)?;
+            if !followed.more {
+                return Ok(());
+            }
+            if pages >= PAGES_MAX {
+                return Err(Stop::Hopeless(format!("not at its end after {pages} pages")));
+            }
+        }
+    }
+
+    /// Takes a page in; how many that makes.
+    fn taken(
+        &self,
+        member: &Member,
+        known: &Known,
+        followed: &Followed,
+        tally: &RefCell<Tally>,
+    ) -> Result<u32, StoreError> {
+        let mut store = self.store.borrow_mut();
+        let fresh = store.take(&member.name, known, followed, unix_ms())?;
+        if !followed.more {
+            store.unflag(&member.name, Flag::Unreadable)?;
+        }
+        let mut tally = tally.borrow_mut();
+        tally.records += fresh;
+        tally.pages += u32::from(followed.more);
+        (self.progress.borrow_mut())(Progress::Page(&member.name, fresh));
+        Ok(tally.pages)
+    }
+
+    /// Asks a box how it stands.
+    async fn look(&self, member: &Member, session: &mut Session) -> Result<(), Stop> {
+        let answer = patient(session, INVENTORY, INVENTORY_BYTES_MAX).await?;
+        if !answer.status.is_success() {
+            return Err(Stop::Broken(format!("its inventory is refused with status {}", answer.status.as_u16())));
+        }
+        let now = unix_ms();
+        let known = self.store.borrow().known(&member.name)?;
+        let seen = serde_json::from_slice::<Inventory>(&answer.body).map_err(|error| {
+            Stop::Fault(Fault::new(Flag::Lied, known.cursor, format!("its inventory is none: {error}")))
+        })?;
+        let seen = seen.seen(now);
+        let mut store = self.store.borrow_mut();
+        store.seen(&member.name, &seen, now)?;
+        if seen.skew_ms.unsigned_abs() > SKEW_MAX_MS {
+            let detail = format!(
+                "its clock is {} s {} ours",
+                seen.skew_ms.unsigned_abs() / 1_000,
+                if seen.skew_ms > 0 { "ahead of" } else { "behind" }
+            );
+            Ok(store.flag(&member.name, &Fault::new(Flag::Clock, known.cursor, detail), now)?)
+        } else {
+            Ok(store.unflag(&member.name, Flag::Clock)?)
+        }
+    }
+}
+
+/// Asks, and again where the box says that it is busy.
+async fn patient(session: &mut Session, path: &str, bytes_max: usize) -> Result<Answer, Stop> {
+    for _ in 0..BUSY_MAX {
+        let answer = session.get(path, bytes_max).await?;
+        if !matches!(answer.status.as_u16(), 429 | 503) {
+            return Ok(answer);
+        }
+        sleep(Duration::from_secs(answer.retry_after_s.unwrap_or(1).clamp(1, RETRY_AFTER_MAX_S))).await;
+    }
+    Err(Stop::Broken(format!("it was busy {BUSY_MAX} times in a row")))
+}
+
+/// The page of an answer to a question for what follows `known`, or what the answer says of the box's ledger.
+fn page_of(known: &Known, answer: &Answer) -> Result<SignedPage, Fault> {
+    let fault = |flag, detail: String| Err(Fault::new(flag, known.cursor, detail));
+    let began = known.cursor != PageCursor(Position::default());
+    match answer.status.as_u16() {
+        200 => serde_json::from_slice(&answer.body)
+            .or_else(|error| fault(Flag::Lied, format!("its page is none: {error}"))),
+        409 => fault(Flag::RolledBack, "its ledger ends before what was pulled of it".to_owned()),
+        400 if began => fault(Flag::Forked, "no line of its ledger ends where one did".to_owned()),
+        status => fault(Flag::Lied, format!("status {status} for a page of its ledger")),
+    }
+}
+
+/// What of an inventory is kept.
+#[derive(Debug, Deserialize)]
+struct Inventory {
+    version: String,
+    unix_ms: u64,
+    #[serde(default)]
+    functions: Vec<Value>,
+    #[serde(default)]
+    disk: Option<Disk>,
+    #[serde(default)]
+    boots: Vec<Boot>,
+    #[serde(default)]
+    prices: Vec<Prices>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Disk {
+    free_bytes: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Boot {
+    unix_ms: u64,
+}
+
+impl Inventory {
+    fn seen(self, now_ms: u64) -> Seen {
+        let signed = |ms: u64| i64::try_from(ms).unwrap_or(i64::MAX);
+        Seen {
+            version: shown(&self.version),
+            skew_ms: signed(self.unix_ms).saturating_sub(signed(now_ms)),
+            functions: self.functions.len() as u64,
+            disk_free_bytes: self.disk.map(|disk| disk.free_bytes),
+            started_ms: self.boots.last().map(|boot| boot.unix_ms),
+            prices: self.prices,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use http::StatusCode;
+
+    #[test]
+    fn a_status_says_what_became_of_the_ledger() {
+        let known = Known { cursor: PageCursor(Position { segment: 1, offset: 9 }), ..Known::default() };
+        let fault = |known: &Known, status: u16| {
+            let status = StatusCode::from_u16(status).unwrap();
+            page_of(known, &Answer { status, retry_after_s: None, body: Bytes::from_static(b"[]") }).unwrap_err().flag
+        };
+        assert_eq!(
+            [409, 400, 500, 200].map(|status| fault(&known, status)),
+            [Flag::RolledBack, Flag::Forked, Flag::Lied, Flag::Lied]
+        );
+        assert_eq!(fault(&Known::default(), 400), Flag::Lied, "nothing was pulled that could be forked");
+    }
+
+    #[test]
+    fn an_inventory_is_kept_fit_to_be_shown() {
+        let text = r#"{"version": "1.0\u001b[2J", "unix_ms": 5000, "boots": [{"unix_ms": 1}, {"unix_ms": 2}], "disk": null, "new": {}}"#;
+        let seen = serde_json::from_str::<Inventory>(text).unwrap().seen(6_500);
+        assert_eq!((seen.version.as_str(), seen.skew_ms, seen.started_ms), ("1.0 [2J", -1_500, Some(2)));
+        let ahead = serde_json::from_str::<Inventory>(r#"{"version": "1", "unix_ms": 18446744073709551615}"#).unwrap();
+        assert_eq!(ahead.seen(0).skew_ms, i64::MAX);
+    }
+}
