@@ -87,13 +87,15 @@ fn bills_and_the_boxs_own_account_are_the_machine_time() {
         (part(&first, "life", "us") == part(&account(&ember), "life", "us")).then_some(first)
     });
     let kernel_us = kernel_cpu_us(&kernel);
-    for (unit, billed, machine) in [
-        ("us", vec!["share_us", "wake_share_us"], Some(number(&account["machine"], "us"))),
-        ("cpu_us", vec!["cpu_us"], Some(kernel_us)),
-        ("reserved_byte_ms", vec!["reserved_byte_ms"], Some(number(&account["machine"], "reserved_byte_ms"))),
-        ("used_byte_ms", vec!["used_byte_ms"], None),
+    // A record has byte·ms, an account that goes on for years byte·s.
+    for (unit, billed, billed_per, machine) in [
+        ("us", vec!["share_us", "wake_share_us"], 1, Some(number(&account["machine"], "us"))),
+        ("cpu_us", vec!["cpu_us"], 1, Some(kernel_us)),
+        ("reserved_byte_s", vec!["reserved_byte_ms"], 1000, Some(number(&account["machine"], "reserved_byte_s"))),
+        ("used_byte_s", vec!["used_byte_ms"], 1000, None),
     ] {
         let billed = billed.iter().flat_map(|field| ledger.iter().map(|record| number(record, field))).sum::<u64>();
+        let billed = billed / billed_per;
         let own = OWN.map(|name| part(&account, name, unit));
         let kinds: Vec<_> = OWN.iter().zip(own).map(|(name, own)| format!("{name} {own}")).collect();
         let [late, life] = ["late", "life"].map(|name| part(&account, name, unit));

@@ -14,8 +14,8 @@ use serde::Deserialize;
 struct Share {
     us: u64,
     cpu_us: u64,
-    reserved_byte_ms: u64,
-    used_byte_ms: u64,
+    reserved_byte_s: u64,
+    used_byte_s: u64,
 }
 
 /// The parts of one function's processes.
@@ -46,15 +46,15 @@ impl Share {
         Self {
             us: op(self.us, other.us),
             cpu_us: op(self.cpu_us, other.cpu_us),
-            reserved_byte_ms: op(self.reserved_byte_ms, other.reserved_byte_ms),
-            used_byte_ms: op(self.used_byte_ms, other.used_byte_ms),
+            reserved_byte_s: op(self.reserved_byte_s, other.reserved_byte_s),
+            used_byte_s: op(self.used_byte_s, other.used_byte_s),
         }
     }
 
     fn cells(self, name: &str) -> [String; 5] {
         let seconds = |us: u64| format!("{:.3}", us as f64 / 1e6);
-        let gib_seconds = |byte_ms: u64| format!("{:.3}", byte_ms as f64 / 1e3 / f64::from(1 << 30));
-        let memory = [self.reserved_byte_ms, self.used_byte_ms].map(gib_seconds);
+        let gib_seconds = |byte_s: u64| format!("{:.3}", byte_s as f64 / f64::from(1 << 30));
+        let memory = [self.reserved_byte_s, self.used_byte_s].map(gib_seconds);
         let [reserved, used] = memory;
         [name.to_owned(), seconds(self.us), seconds(self.cpu_us), reserved, used]
     }
@@ -87,8 +87,8 @@ pub(crate) fn table(both: &Machine) -> String {
         0 => output::NONE.into(),
         _ => format!("{:+.4} %", (told as f64 - machine as f64) * 100.0 / machine as f64),
     };
-    let Share { us, cpu_us, reserved_byte_ms, .. } = both.machine;
-    let apart = [apart(told.us, us), apart(told.cpu_us, cpu_us), apart(told.reserved_byte_ms, reserved_byte_ms)];
+    let Share { us, cpu_us, reserved_byte_s, .. } = both.machine;
+    let apart = [apart(told.us, us), apart(told.cpu_us, cpu_us), apart(told.reserved_byte_s, reserved_byte_s)];
     let [time, cpu, memory] = apart;
     rows.extend([machine, ["apart".into(), time, cpu, memory, output::NONE.into()]]);
     output::table(["PART", "TIME-S", "CPU-S", "RESERVED-GIB-S", "USED-GIB-S"], rows)
@@ -100,7 +100,7 @@ mod tests {
 
     #[test]
     fn the_parts_the_sum_and_what_is_missing_are_told() {
-        let share = |us| Share { us, cpu_us: us / 2, reserved_byte_ms: us << 20, used_byte_ms: us };
+        let share = |us| Share { us, cpu_us: us / 2, reserved_byte_s: us << 10, used_byte_s: us };
         let zero = Share::default();
         let own = Own {
             idle: share(1_000_000),
@@ -119,7 +119,7 @@ mod tests {
         };
         assert_eq!(row("requests")[..2], ["2.500", "1.250"]);
         assert_eq!(row("sum")[0], "5.500");
-        assert_eq!(row("machine"), ["4.000", "2.000", "3.906", "-"]);
+        assert_eq!(row("machine"), ["4.000", "2.000", "3.815", "-"]);
         assert_eq!(row("apart")[..2], ["+25.0000", "%"]);
     }
 }

@@ -10,6 +10,9 @@
 //! Threads that compute together spin where they wait for each other. A kernel that wakes two of them on one core while
 //! another is idle has them share it for some ticks, in which neither gets far. A thread that ran last on a core of its own
 //! is mostly woken there again, so that it is enough to see to it once.
+//!
+//! A thread that ends between being listed and being set gives its number back to the kernel, which would have to come round
+//! to it within microseconds: accepted.
 
 use nix::{
     errno::Errno,
@@ -61,16 +64,6 @@ pub fn keep_on(process: Pid, cores: &[usize]) -> io::Result<()> {
 /// None of them can be used.
 pub fn stay_within(cores: &[usize]) -> io::Result<()> {
     set(Pid::from_raw(0), &only(cores)?)
-}
-
-/// Keeps the calling thread on the `turn`th of the cores that it may use, counted round.
-///
-/// # Errors
-/// The kernel's.
-pub fn stay_on(turn: usize) -> io::Result<()> {
-    let usable = usable()?;
-    let Some(at) = turn.checked_rem(usable.len()) else { return Ok(()) };
-    stay_within(&usable[at..=at])
 }
 
 fn only(cores: &[usize]) -> nix::Result<CpuSet> {
@@ -142,7 +135,7 @@ mod tests {
     #[test]
     fn a_thread_stays_on_one_core() {
         let alone = std::thread::spawn(|| {
-            stay_on(7).unwrap();
+            stay_within(&usable().unwrap()[..1]).unwrap();
             usable().unwrap().len()
         });
         assert_eq!(alone.join().unwrap(), 1);

@@ -24,9 +24,12 @@ impl MemoryPressure {
     /// # Errors
     /// The kernel has no PSI, gives no triggers to this user, or takes none in this file.
     pub fn watch(path: &Path) -> io::Result<Self> {
-        let mut file = OpenOptions::new().read(true).write(true).open(path)?;
-        file.write_all(TRIGGER)?;
-        Ok(Self(file))
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        let mut watch = Self(file);
+        // Whatever else this is would be written over.
+        watch.lost()?;
+        watch.0.write_all(TRIGGER)?;
+        Ok(watch)
     }
 
     /// Waits until memory is short, and gives the share of the last ten seconds that some process lost, in %.
@@ -63,6 +66,14 @@ fn lost(text: &str) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_tells_of_no_pressure_is_left_as_it_is() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "some text that somebody needs").unwrap();
+        assert_eq!(MemoryPressure::watch(file.path()).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(std::fs::read_to_string(file.path()).unwrap(), "some text that somebody needs");
+    }
 
     #[test]
     fn what_the_kernel_says_is_read() {

@@ -17,7 +17,7 @@
 use crate::{
     decide::{Grant, cause, grant, is_fault},
     loading::{self, LoadError, refused},
-    registry::{Lease, Released},
+    registry::{Lease, Lived, Released},
     shared::Shared,
     snapshots::{Needed, Ready},
     spares,
@@ -95,7 +95,11 @@ pub(crate) fn spare(shared: &Shared, spec: &RunnerSpec, ready: &Arc<Ready>) -> R
     let ahead = if model { Ahead::DataAndModel } else { Ahead::Data };
     let mut woken = restored(shared, lease, spec, ready, ahead).map_err(|failure| failure.to_string())?;
     match woken.start_threads() {
-        Ok(()) => Ok(woken),
+        Ok(()) => {
+            // It sleeps from now on, so that its wake need not read it.
+            shared.registry.read(lease.instance);
+            Ok(woken)
+        }
         Err(error) => {
             woken.discard(shared);
             Err(error.to_string())
@@ -118,7 +122,7 @@ pub(crate) fn restored(
 
 /// Hands an instance over to the server, and waits for its end.
 fn serve(shared: &Shared, function: &FunctionName, woken: Woken, request: u64, marks: &Marks) -> ExitCause {
-    let Woken { mut instance, info, socket, tier } = woken;
+    let Woken { mut instance, info, socket, tier, spent } = woken;
     instance.show_gauges(shared);
     let image_bytes = shared.snapshots.entry(function).parked_bytes;
     let cpu_before_us = shared.registry.hand_over(instance.lease.instance);
@@ -127,6 +131,7 @@ fn serve(shared: &Shared, function: &FunctionName, woken: Woken, request: u64, m
     let apart = shared.registry.keep_apart(instance.lease.instance);
     shared.outbox.hand_over(request, Reply::Awake(awake), socket.as_fd());
     drop(socket);
+    spent.into_iter().for_each(|spent| shared.outbox.lived(spent));
     // Until each has run where it is.
     if apart && !instance.await_end(Some(Instant::now() + APART)) {
         shared.registry.let_go(instance.lease.instance);
@@ -161,6 +166,8 @@ pub(crate) struct Woken {
     socket: OwnedFd,
     /// Where its function was found.
     tier: Tier,
+    /// What it took before it was called for, which nobody was told yet.
+    spent: Option<Lived>,
 }
 
 /// Boots an instance, takes its snapshot, and leaves nothing but that. Answers the snapshot, which is not on disk yet.
@@ -187,9 +194,8 @@ fn adopt(shared: &Shared, lease: Lease, ready: &Arc<Ready>, grant: &Grant) -> Op
     }
     match woken.instance.look(shared) {
         Ok(()) => {
-            let lived = shared.registry.adopt(woken.instance.lease.instance, lease);
-            lived.into_iter().for_each(|lived| shared.outbox.lived(lived));
-            Some(woken)
+            let spent = shared.registry.adopt(woken.instance.lease.instance, lease);
+            Some(Woken { spent, ..woken })
         }
         Err(error) => {
             tracing::warn!(function = %ready.function(), ?error, "a spare is not as it was");
@@ -383,9 +389,9 @@ impl Place {
             RestoreFailure::Closed(error) => error,
             RestoreFailure::Unusable(reason) => sandbox_error("program", reason),
         });
-        let (mut instance, socket) = started.inspect_err(|_| clear(&cgroup, self.lease))?;
+        let (mut instance, socket) = started.inspect_err(|_| clear(shared, &cgroup, self.lease))?;
         match instance.load(shared, spec, &self.model, &socket) {
-            Ok(info) => Ok(Woken { instance, info, socket, tier: Tier::Cold }),
+            Ok(info) => Ok(Woken { instance, info, socket, tier: Tier::Cold, spent: None }),
             Err(error) => Err(instance.fail(shared, error)),
         }
     }
@@ -396,10 +402,10 @@ impl Place {
             self.model.try_clone().map_err(|error| RestoreFailure::Closed(sandbox_error("descriptors", error)))?;
         let origin = Origin::Snapshot { ready: Arc::clone(ready), model, ahead };
         let cgroup = self.cgroup(shared, ready.function()).map_err(RestoreFailure::Closed)?;
-        let started = self.start(shared, origin, &cgroup).inspect_err(|_| clear(&cgroup, self.lease));
+        let started = self.start(shared, origin, &cgroup).inspect_err(|_| clear(shared, &cgroup, self.lease));
         let (instance, socket) = started?;
         match instance.look(shared) {
-            Ok(()) => Ok(Woken { instance, info: ready.model.clone(), socket, tier }),
+            Ok(()) => Ok(Woken { instance, info: ready.model.clone(), socket, tier, spent: None }),
             // Of itself, not because it was told to end.
             Err(LoadError::Ended) if !shared.registry.is_stopping(self.lease.instance) => {
                 Err(RestoreFailure::Unusable(instance.fail(shared, LoadError::Ended).to_string()))
@@ -445,8 +451,14 @@ fn host_id(shared: &Shared, lease: Lease) -> u32 {
 }
 
 /// Removes a cgroup whatever is in it. What resists is swept when the next warden starts.
-fn clear(cgroup: &Cgroup, lease: Lease) {
-    if let Err(error) = cgroup.kill().and_then(|()| cgroup.remove()) {
+/// Removes a process's cgroup, once its CPU time has been read for the last time.
+fn clear(shared: &Shared, cgroup: &Cgroup, lease: Lease) {
+    let killed = cgroup.kill();
+    match cgroup.cpu_us() {
+        Ok(cpu_us) => shared.registry.ended(lease.instance, cpu_us),
+        Err(error) => tracing::warn!(instance = lease.instance, %error, "its last CPU time is not known"),
+    }
+    if let Err(error) = killed.and_then(|()| cgroup.remove()) {
         tracing::error!(instance = lease.instance, %error, "a cgroup is left over");
     }
 }
@@ -562,13 +574,9 @@ impl Instance {
         // A child of ours that nobody else waits for: the kernel has no reason to refuse.
         let ended = self.child.wait().unwrap_or(Ended::Signal(0));
         let oom_kills = self.cgroup.oom_kills().unwrap_or(0);
-        match self.cgroup.cpu_us() {
-            Ok(cpu_us) => shared.registry.ended(self.lease.instance, cpu_us),
-            Err(error) => tracing::warn!(instance = self.lease.instance, %error, "its last CPU time is not known"),
-        }
         let stopping = shared.registry.is_stopping(self.lease.instance);
         let cause = cause(ended, oom_kills, stopping, self.grant.memory_bytes);
-        clear(&self.cgroup, self.lease);
+        clear(shared, &self.cgroup, self.lease);
         let said = self.tail.finish();
         tracing::info!(instance = self.lease.instance, %cause, said, "ended");
         cause

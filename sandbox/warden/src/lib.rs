@@ -193,7 +193,7 @@ fn begin(config: WardenConfig, socket: &Arc<OwnedFd>) -> Result<Arc<Shared>, Run
     tracing::info!(hierarchy = ?cgroups.hierarchy(), swept, "cgroups are ready");
     Ok(Arc::new(Shared {
         store: Store::open(&config.models)?,
-        snapshots: Snapshots::open(&config.snapshots, machine, config.inference_cpus)?,
+        snapshots: Snapshots::open(&config.snapshots, machine, cores.clone())?,
         cpu_before_us: cgroups.cpu_us()?,
         cgroups,
         spares: Spares::default(),

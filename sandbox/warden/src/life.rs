@@ -6,7 +6,7 @@
 //! Invariant: parts follow each other without a gap or an overlap, so that what is told adds up to the lives.
 
 use sandbox_wire::warden::Spent;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A life, and how much of it is told.
 #[derive(Clone, Copy, Debug)]
@@ -16,6 +16,8 @@ pub(crate) struct Life {
     /// What its process had used when the last part was told, and when it was last read, µs.
     told_cpu_us: u64,
     cpu_us: u64,
+    /// CPU time of earlier processes of this lease, whose counters are gone, µs.
+    before_us: u64,
     /// Memory that its process is held to, and that it was last seen to use, bytes.
     reserved_bytes: u64,
     used_bytes: u64,
@@ -24,7 +26,7 @@ pub(crate) struct Life {
 impl Life {
     /// One that begins. Until its limit is known it reserves nothing, which it can use nothing of.
     pub(crate) fn begin(since: Instant) -> Self {
-        Self { since, told_us: 0, told_cpu_us: 0, cpu_us: 0, reserved_bytes: 0, used_bytes: 0 }
+        Self { since, told_us: 0, told_cpu_us: 0, cpu_us: 0, before_us: 0, reserved_bytes: 0, used_bytes: 0 }
     }
 
     pub(crate) fn since(&self) -> Instant {
@@ -38,8 +40,14 @@ impl Life {
 
     /// The kernel counts so much. CPU time never shrinks; of memory nothing is known where none is given.
     pub(crate) fn read(&mut self, cpu_us: u64, used_bytes: Option<u64>) {
-        self.cpu_us = self.cpu_us.max(cpu_us);
+        self.cpu_us = self.cpu_us.max(self.before_us + cpu_us);
         self.used_bytes = used_bytes.unwrap_or(self.used_bytes);
+    }
+
+    /// Its process is gone, and this was the kernel's last count: another's begins at nothing.
+    pub(crate) fn process_gone(&mut self, cpu_us: u64) {
+        self.read(cpu_us, None);
+        self.before_us = self.cpu_us;
     }
 
     /// CPU time of the parts that are told, µs.
@@ -62,10 +70,12 @@ impl Life {
         spent
     }
 
-    /// It is another's from that moment on, at which all that it was is told; the other began with a call that it did not
-    /// know of.
+    /// It is another's from that moment on, up to which all that it was is told; the other began with a call that it did not
+    /// know of. What was told behind the call stays told.
     pub(crate) fn goes_on_as(self, other: Life) -> Self {
-        Self { since: other.since, told_us: 0, ..self }
+        let told = self.since + Duration::from_micros(self.told_us);
+        let told_us = told.saturating_duration_since(other.since).as_micros() as u64;
+        Self { since: other.since, told_us, ..self }
     }
 
     fn until_us(&self, now: Instant) -> u64 {
@@ -77,7 +87,6 @@ impl Life {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::time::Duration;
 
     proptest! {
         #[test]
@@ -100,6 +109,17 @@ mod tests {
             prop_assert_eq!((u128::from(sum.us), sum.cpu_us, sum.used_byte_us), (us, cpu_us, us));
             prop_assert_eq!(sum.reserved_byte_us, us * u128::from(bytes));
         }
+    }
+
+    #[test]
+    fn a_second_process_of_a_lease_counts_from_nothing() {
+        let since = Instant::now();
+        let mut life = Life::begin(since);
+        life.read(30, None);
+        life.process_gone(40);
+        life.read(5, None);
+        life.process_gone(7);
+        assert_eq!(life.tell(since).cpu_us, 47);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use sandbox_kernel::{
 };
 use sandbox_wire::warden::{InstanceId, InstanceStatus, Liver, Purpose, RunnerSpec, Spent, WardenError};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
@@ -125,7 +125,6 @@ impl Registry {
         let mut state = self.lock();
         let call = state.entries.remove(&wake.instance)?;
         state.taken[call.slot] = false;
-        read(state.entries.get_mut(&spare)?);
         let lived = state.tell(spare, call.life.since());
         let entry = state.entries.get_mut(&spare)?;
         (entry.purpose, entry.life) = (Purpose::Wake, entry.life.goes_on_as(call.life));
@@ -147,10 +146,10 @@ impl Registry {
         }
     }
 
-    /// The kernel's last word of an instance's CPU time, µs.
+    /// The kernel's last word of the CPU time of an instance's process, µs.
     pub(crate) fn ended(&self, instance: InstanceId, cpu_us: u64) {
         if let Some(entry) = self.lock().entries.get_mut(&instance) {
-            entry.life.read(cpu_us, None);
+            entry.life.process_gone(cpu_us);
         }
     }
 
@@ -237,7 +236,12 @@ impl Registry {
         let mut state = self.lock();
         let Some(entry) = state.entries.get_mut(&instance) else { return false };
         if let Some(process) = &entry.process {
-            entry.apart = told(instance, cores::apart(process.pid, &entry.cores, instance as usize)).unwrap_or(false);
+            let apart = told(instance, cores::apart(process.pid, &entry.cores, instance as usize));
+            if apart.is_none() {
+                // Some may be kept alone by now.
+                told(instance, cores::keep_on(process.pid, &entry.cores));
+            }
+            entry.apart = apart.unwrap_or(false);
         }
         entry.apart
     }
@@ -309,9 +313,10 @@ impl Registry {
     }
 }
 
-/// Cores that are called by their number, counted round.
+/// Cores that are called by their number, counted round; each once.
 fn by_number(cores: &[usize], numbers: &[u32]) -> Vec<usize> {
-    numbers.iter().filter_map(|number| cores.get(*number as usize % cores.len().max(1)).copied()).collect()
+    let all = numbers.iter().filter_map(|number| cores.get(*number as usize % cores.len().max(1)).copied());
+    all.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// The kernel refuses where a process has ended, or where cores were taken from the warden itself.
@@ -380,7 +385,7 @@ mod tests {
     #[test]
     fn cores_are_counted_round() {
         assert_eq!(by_number(&[2, 3, 5], &[0, 2]), [2, 5]);
-        assert_eq!(by_number(&[2, 3], &[1, 2, u32::MAX]), [3, 2, 3]);
+        assert_eq!(by_number(&[2, 3], &[1, 2, u32::MAX]), [2, 3]);
         assert!(by_number(&[2, 3], &[]).is_empty() && by_number(&[], &[1]).is_empty());
     }
 
@@ -425,12 +430,21 @@ mod tests {
         let (lived, machine) = registry.machine(ms(30));
         assert_eq!((lived, machine), (vec![(name(Purpose::Spare), us(30_000))], us(30_000)));
         let wake = registry.reserve(&spec(), Purpose::Wake, ms(40)).unwrap();
-        assert_eq!(registry.adopt(spare.instance, wake), Some((name(Purpose::Spare), us(10_000))));
+        assert_eq!(
+            registry.machine(ms(45)),
+            (vec![(name(Purpose::Spare), us(15_000))], us(50_000)),
+            "and the call's 5"
+        );
+        assert_eq!(registry.adopt(spare.instance, wake), Some((name(Purpose::Spare), us(0))));
         assert_eq!(registry.release(wake.instance), Released::default(), "it is gone with its lease");
         assert_eq!(registry.machine(ms(50)), (Vec::new(), us(50_000)), "an instance's life is told at its end");
         registry.hand_over(spare.instance);
         let lived = registry.lock().tell(spare.instance, ms(70));
-        assert_eq!(lived, Some((Liver::Instance(spare.instance), us(30_000))));
+        assert_eq!(
+            lived,
+            Some((Liver::Instance(spare.instance), us(25_000))),
+            "what was the spare's is not told again"
+        );
         assert_eq!(registry.machine(ms(70)).1, us(70_000));
     }
 }

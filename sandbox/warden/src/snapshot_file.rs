@@ -7,7 +7,7 @@
 
 use sandbox_image::Parked;
 use sandbox_kernel::{
-    cores::stay_on,
+    cores::stay_within,
     memory::sealed,
     ring::{self, Reader, Route},
 };
@@ -70,13 +70,13 @@ impl From<io::Error> for FileError {
     }
 }
 
-/// Reads a snapshot to its end and decodes it, on up to `threads` threads. Where it is not in the page cache, `ahead` may
+/// Reads a snapshot to its end and decodes it, on a thread a core. Where it is not in the page cache, `ahead` may
 /// bring it there, and all else that its process will need.
 pub(crate) fn read(
     path: &Path,
     key: &[u8; 32],
     expected: &Identity,
-    threads: usize,
+    cores: &[usize],
     ahead: Option<impl FnOnce(&File, &Image)>,
 ) -> Result<Parked, FileError> {
     let file = File::open(path)?;
@@ -90,7 +90,7 @@ pub(crate) fn read(
         _ => ring::choose(&file)?,
     };
     tracing::debug!(path = %path.display(), ?route, frames = snapshot.frames().len(), "reading a snapshot");
-    let data = sealed(c"ember-snapshot", snapshot.data_bytes(), |data| decode(&file, &snapshot, data, threads))?;
+    let data = sealed(c"ember-snapshot", snapshot.data_bytes(), |data| decode(&file, &snapshot, data, cores))?;
     Ok(Parked { image: snapshot.into_image(), data })
 }
 
@@ -111,19 +111,19 @@ fn head(file: &File) -> Result<(Vec<u8>, u64), FileError> {
 }
 
 /// Decodes every frame to its place in `data`. The first failure ends all threads.
-fn decode(file: &File, snapshot: &Snapshot, data: &File, threads: usize) -> Result<(), FileError> {
+fn decode(file: &File, snapshot: &Snapshot, data: &File, cores: &[usize]) -> Result<(), FileError> {
     let frames = Frames::of(snapshot);
     thread::scope(|scope| {
-        let each = |turn| {
-            let frames = &frames;
+        let each = |core: &usize| {
+            let (core, frames) = (*core, &frames);
             // On a core of its own: the kernel may start it on its maker's, and leave another idle. One that may not say
             // where it runs, runs where it may.
             scope.spawn(move || {
-                let _ = stay_on(turn);
+                let _ = stay_within(&[core]);
                 work(file, snapshot, frames, data).inspect_err(|_| frames.end())
             })
         };
-        let all: Vec<_> = (0..threads.clamp(1, frames.count.max(1))).map(each).collect();
+        let all: Vec<_> = cores.iter().take(frames.count.max(1)).map(each).collect();
         let panicked = |_| Err(FileError::Read(io::Error::other("a decoding thread panicked")));
         let done: Vec<_> = all.into_iter().map(|thread| thread.join().unwrap_or_else(panicked)).collect();
         done.into_iter().collect()

@@ -144,7 +144,8 @@ pub(crate) struct Snapshots {
     raw: RawStore,
     key: [u8; 32],
     machine: Machine,
-    threads: usize,
+    /// Where snapshots are decoded, by the kernel's numbers.
+    cores: Vec<usize>,
     places: Mutex<BTreeMap<FunctionName, Place>>,
     incoming: AtomicU64,
     /// Held by whoever writes at leisure, and by nobody else.
@@ -153,7 +154,7 @@ pub(crate) struct Snapshots {
 
 impl Snapshots {
     /// Opens the folder, makes it and its key, and removes what was half written.
-    pub(crate) fn open(folder: &Path, machine: Machine, threads: u32) -> Result<Self, WardenError> {
+    pub(crate) fn open(folder: &Path, machine: Machine, cores: Vec<usize>) -> Result<Self, WardenError> {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
         made.map_err(|error| storage("create", folder, &error))?;
         // Whatever it was before: the key is ours alone.
@@ -171,7 +172,7 @@ impl Snapshots {
             folder: folder.to_owned(),
             key,
             machine,
-            threads: threads as usize,
+            cores,
             places: Mutex::default(),
             incoming: AtomicU64::new(0),
             leisurely: Mutex::default(),
@@ -262,7 +263,7 @@ impl Snapshots {
     /// Reads a function's file to its end, and has what its runner will need read behind it.
     fn read(&self, identity: &Identity, needed: Option<&Needed<'_>>) -> Result<Ready, FileError> {
         let ahead = needed.map(|needed| |file: &File, image: &Image| needed.read_ahead(file, image));
-        let parked = snapshot_file::read(&self.path(&identity.function), &self.key, identity, self.threads, ahead)?;
+        let parked = snapshot_file::read(&self.path(&identity.function), &self.key, identity, &self.cores, ahead)?;
         let Note { model, needs_bytes, written } = decode_packet(&parked.image.note)?;
         let raw = self.raw.files(&parked.image.extents)?;
         Ok(Ready { parked, raw, model, needs_bytes, written: written.map(OnceLock::from).unwrap_or_default() })

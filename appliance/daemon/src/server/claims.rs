@@ -5,13 +5,14 @@
 //! ```text
 //!  tokens       exactly so many
 //!  text         a token a word, for tokens do not reach over the spaces between words, and a token each LONGEST bytes
-//!  messages     the same of what users say: every template renders that, while some leave out parts of other turns
+//!  messages     the same of what a user said last: every template renders that, while some leave out other turns
 //! ```
 //! A word is what stands between ASCII spaces and has an ASCII letter or digit: of others some normalizers leave nothing. An
 //! embedding model may read a word of any length as one unknown token, so there length counts for nothing.
 //! Of a prompt at least one token is always computed, so what was found in the cache is less than the prompt.
 //!
-//! Left out: how much below that was found. Claims of it move what tokens cost, where a price book charges for them, and never
+//! Left out: a vocabulary whose tokens do reach over spaces (llama.cpp's `superbpe`) is believed a token a word, which is more
+//! than it needs; how much below that was found. Claims of it move what tokens cost, where a price book charges for them, and never
 //! what time and memory do.
 
 use appliance_pool::Work;
@@ -55,7 +56,8 @@ fn of(prompt: &Prompt, count: impl Fn(&str) -> usize) -> usize {
         Prompt::Tokens(tokens) => tokens.len(),
         Prompt::Text(text) => count(text),
         Prompt::Chat(messages) => {
-            messages.iter().filter(|message| message.role == Role::User).map(|message| count(&message.content)).sum()
+            let asked = messages.iter().rfind(|message| message.role == Role::User);
+            asked.map_or(0, |message| count(&message.content))
         }
     }
 }
@@ -90,8 +92,9 @@ mod tests {
     }
 
     #[test]
-    fn of_a_chat_what_users_say_counts() {
-        let said = [(Role::System, "be brief"), (Role::User, "one two"), (Role::Assistant, "x y z"), (Role::User, "3")];
+    fn of_a_chat_what_a_user_said_last_counts() {
+        let said =
+            [(Role::System, "be brief"), (Role::User, "1"), (Role::Assistant, "x y z"), (Role::User, "one two three")];
         let messages = said.map(|(role, text)| Message::new(role, text)).to_vec();
         assert_eq!(of(&Prompt::Chat(messages), words), 3);
         assert_eq!(of(&Prompt::Tokens(vec![1; 9]), words), 9);

@@ -71,8 +71,9 @@ fn share(share: &Share) -> serde_json::Value {
     json!({
         "us": share.us,
         "cpu_us": share.cpu_us,
-        "reserved_byte_ms": (share.reserved_byte_us / 1_000) as u64,
-        "used_byte_ms": (share.used_byte_us / 1_000) as u64,
+        // In ms, 64 GiB would be too many within days.
+        "reserved_byte_s": u64::try_from(share.reserved_byte_us / 1_000_000).unwrap_or(u64::MAX),
+        "used_byte_s": u64::try_from(share.used_byte_us / 1_000_000).unwrap_or(u64::MAX),
     })
 }
 

@@ -339,6 +339,8 @@ impl Account {
         self.settle(self.began + Duration::from_micros(spent.us), Some(reading), system);
         self.over = true;
         self.publish(self.began);
+        // Claimed since the last interval was divided; from here on a close claims nothing.
+        self.owed_us += self.lines.iter().map(|line| line.tab.claimed_us()).sum::<u64>();
         let owed_us = std::mem::take(&mut self.owed_us);
         let claimed = Share { used_byte_us: 0, ..self.share(owed_us, 0) };
         system.life.add(claimed);
