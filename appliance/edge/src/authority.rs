@@ -91,6 +91,15 @@ pub fn check_authority(pem: &str) -> Result<(), AuthorityError> {
     crate::tls::roots(pem).map(drop).map_err(unreadable)
 }
 
+/// Whether what a box is given by its fleet is of use to it: the fleet's CA, and the box's certificate with its key.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_enrolment(authority_pem: &str, certificate_pem: &str, key_pem: &str) -> Result<(), AuthorityError> {
+    check_authority(authority_pem)?;
+    crate::Certificates::load(certificate_pem, key_pem).map(drop).map_err(unreadable)
+}
+
 /// A key that a box signs with what it says of itself: Ed25519.
 #[derive(Debug)]
 pub struct Signer(KeyPair);
@@ -261,6 +270,30 @@ mod tests {
         assert!(holds(b"page") && !holds(b"pagf"));
         assert!(!is_signed(&signer.public()[1..], b"page", &signature) && !is_signed(signer.public(), b"page", b""));
         assert!(Signer::load("no key").is_err());
+    }
+
+    #[test]
+    fn an_enrolment_is_whole_and_its_key_fits() {
+        let now = SystemTime::now();
+        let authority = make_authority("fleet", now).unwrap();
+        let [server, other] =
+            ["shop-7", "shop-8"].map(|name| issue_server(&authority, &ServerNames::none().and(name), now).unwrap());
+        let (ca, certificate, key) = (&authority.certificate_pem, &server.certificate_pem, &server.key_pem);
+        check_enrolment(ca, certificate, key).unwrap();
+        let less = |pem: &str| {
+            let lines: Vec<_> =
+                pem.lines().enumerate().filter(|(number, _)| *number != 2).map(|(_, line)| line).collect();
+            lines.join("\n")
+        };
+        for (what, ca, certificate, key) in [
+            ("a CA with a line missing", &less(ca), certificate, key),
+            ("a certificate with a line missing", ca, &less(certificate), key),
+            ("a key with a line missing", ca, certificate, &less(key)),
+            ("another's key", ca, certificate, &other.key_pem),
+            ("no CA", &String::new(), certificate, key),
+        ] {
+            assert!(check_enrolment(ca, certificate, key).is_err(), "{what}");
+        }
     }
 
     #[test]

@@ -27,6 +27,7 @@ mod session;
 mod store;
 mod usage;
 
+pub use appliance_edge::authority::check_enrolment;
 pub use discovery::{Discovery, targets};
 pub use enrol::{EnrolError, Enrolled, enrol};
 pub use follow::{FLAG_KINDS, Fault, Flag, Followed, Known, follow};
