@@ -279,11 +279,17 @@ fn accept(store: &mut Store, name: &BoxName) -> Result<(), Error> {
     Ok(())
 }
 
-/// Writes the file beside its place, and moves it there when it is whole.
+/// Writes the file beside its place, and moves it there when it is whole. A box that never told prices is left out and named:
+/// what its amounts are in is not known.
 fn exported(store: &Store, export: &FleetExport) -> Result<(), Error> {
-    let (mut csv, mut count, mut rows) = (String::new(), 0_u64, 0);
+    let (mut csv, mut count, mut rows, mut priceless) = (String::new(), 0_u64, 0, Vec::new());
     for standing in store.standings()? {
-        let book = store.book(&standing.name)?.unwrap_or_default();
+        let Some(book) = store.book(&standing.name)? else {
+            let mut any = false;
+            store.records(&standing.name, from(export.span.since), |_| any = true)?;
+            priceless.extend(any.then_some(standing.name));
+            continue;
+        };
         let mut focus = Focus::of_region(&book, &export.account, &standing.name);
         store.records(&standing.name, from(export.span.since), |record| {
             focus.add(record);
@@ -301,7 +307,8 @@ fn exported(store: &Store, export: &FleetExport) -> Result<(), Error> {
     let value = json!({ "file": export.out, "rows": rows, "requests": count });
     output::print(export.span.listing, &value, || {
         Ok(format!("{rows} rows of {count} requests: {}", export.out.display()))
-    })
+    })?;
+    if priceless.is_empty() { Ok(()) } else { Err(Error::NoPrices { boxes: priceless }) }
 }
 
 fn serve(address: SocketAddr, folder: &Path) -> Result<(), Error> {

@@ -25,7 +25,7 @@ use serde_json::Value;
 use std::{
     cell::RefCell,
     collections::{BTreeMap, VecDeque},
-    io,
+    io, mem,
     path::Path,
     rc::Rc,
     time::Duration,
@@ -264,12 +264,17 @@ impl Work {
 
     async fn connection(&self, member: &Member, tally: &RefCell<Tally>) -> Result<(), Stop> {
         let mut session = Session::open(&self.roster, member).await?;
-        self.look(member, &mut session).await?;
+        let mut told = Some(self.look(member, &mut session).await?);
         loop {
             let known = self.store.borrow().known(&member.name)?;
             let answer = patient(&mut session, &format!("{LEDGER}{}", known.cursor), PAGE_BYTES_MAX).await?;
             let page = page_of(&known, &answer).map_err(Stop::Fault)?;
             let followed = follow(member.name.as_str(), &known, &page).map_err(Stop::Fault)?;
+            // Not before a page has proved whose they are, and before anything that they are the prices of.
+            let prices = told.take().unwrap_or_default();
+            if let Some(fault) = self.store.borrow_mut().priced(&member.name, prices)? {
+                return Err(Stop::Fault(fault));
+            }
             let pages = self.taken(member, &known, &followed, tally)?;
             if !followed.more {
                 return Ok(());
@@ -300,18 +305,19 @@ impl Work {
         Ok(tally.pages)
     }
 
-    /// Asks a box how it stands.
-    async fn look(&self, member: &Member, session: &mut Session) -> Result<(), Stop> {
+    /// Asks a box how it stands; by which prices it says that it charges.
+    async fn look(&self, member: &Member, session: &mut Session) -> Result<Vec<Prices>, Stop> {
         let answer = patient(session, INVENTORY, INVENTORY_BYTES_MAX).await?;
         if !answer.status.is_success() {
             return Err(Stop::Broken(format!("its inventory is refused with status {}", answer.status.as_u16())));
         }
         let now = unix_ms();
         let known = self.store.borrow().known(&member.name)?;
-        let seen = serde_json::from_slice::<Inventory>(&answer.body).map_err(|error| {
+        let mut inventory = serde_json::from_slice::<Inventory>(&answer.body).map_err(|error| {
             Stop::Fault(Fault::new(Flag::Lied, known.cursor, format!("its inventory is none: {error}")))
         })?;
-        let seen = seen.seen(now);
+        let prices = mem::take(&mut inventory.prices);
+        let seen = inventory.seen(now);
         let mut store = self.store.borrow_mut();
         store.seen(&member.name, &seen, now)?;
         if seen.skew_ms.unsigned_abs() > SKEW_MAX_MS {
@@ -320,10 +326,11 @@ impl Work {
                 seen.skew_ms.unsigned_abs() / 1_000,
                 if seen.skew_ms > 0 { "ahead of" } else { "behind" }
             );
-            Ok(store.flag(&member.name, &Fault::new(Flag::Clock, known.cursor, detail), now)?)
+            store.flag(&member.name, &Fault::new(Flag::Clock, known.cursor, detail), now)?;
         } else {
-            Ok(store.unflag(&member.name, Flag::Clock)?)
+            store.unflag(&member.name, Flag::Clock)?;
         }
+        Ok(prices)
     }
 }
 
@@ -386,7 +393,6 @@ impl Inventory {
             functions: self.functions.len() as u64,
             disk_free_bytes: self.disk.map(|disk| disk.free_bytes),
             started_ms: self.boots.last().map(|boot| boot.unix_ms),
-            prices: self.prices,
         }
     }
 }

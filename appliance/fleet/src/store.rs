@@ -83,8 +83,6 @@ pub struct Seen {
     pub disk_free_bytes: Option<u64>,
     /// When it last started, by its clock, ms since the Unix epoch.
     pub started_ms: Option<u64>,
-    /// The prices that its records were charged by.
-    pub prices: Vec<Prices>,
 }
 
 /// A box as the database has it.
@@ -225,11 +223,10 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn seen(&mut self, name: &BoxName, seen: &Seen, now_ms: u64) -> Result<(), StoreError> {
-        let prices = serde_json::to_string(&seen.prices).expect("numbers and text");
         self.change(|sql| {
             ensure(sql, name)?;
             let update = "UPDATE boxes SET seen_ms = ?2, skew_ms = ?3, version = ?4, functions = ?5,
-                disk_free_bytes = ?6, started_ms = ?7, prices = ?8 WHERE name = ?1";
+                disk_free_bytes = ?6, started_ms = ?7 WHERE name = ?1";
             let values = params![
                 name.as_str(),
                 int(now_ms),
@@ -238,10 +235,35 @@ impl Store {
                 int(seen.functions),
                 seen.disk_free_bytes.map(int),
                 seen.started_ms.map(int),
-                prices
             ];
             sql.execute(update, values).map(drop)
         })
+    }
+
+    /// Keeps the prices that a box told, once a page has proved whose they are and before its records are taken. Prices that make
+    /// no book are passed over. Returns the fault where they are in another currency than what was kept of the box: then they
+    /// are refused, since amounts would be summed as what they are not.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn priced(&mut self, name: &BoxName, prices: Vec<Prices>) -> Result<Option<Fault>, StoreError> {
+        let text = serde_json::to_string(&prices).expect("numbers and text");
+        let Ok(told) = Book::new(prices) else { return Ok(None) };
+        let mut contradicted = None;
+        self.change(|sql| {
+            let known = book(sql, name.as_str())?.map(|book| book.currency());
+            let other = known.filter(|known| *known != told.currency());
+            if let (Some(known), true) = (other, has_records(sql, name)?) {
+                let detail = format!("it charges in {}, and did in {known}; that stays", told.currency());
+                let at =
+                    sql.query_row("SELECT cursor FROM boxes WHERE name = ?1", [name.as_str()], |row| row.get(0))?;
+                contradicted = Some(Fault::new(Flag::Contradicted, cursor_of(at), detail));
+                return Ok(());
+            }
+            ensure(sql, name)?;
+            sql.execute("UPDATE boxes SET prices = ?2 WHERE name = ?1", params![name.as_str(), text]).map(drop)
+        })?;
+        Ok(contradicted)
     }
 
     /// Notes that a pull of a box has ended at `now_ms`, and why where it was not at its end.
@@ -352,11 +374,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn book(&self, name: &str) -> Result<Option<Book>, StoreError> {
-        let query = "SELECT prices FROM boxes WHERE name = ?1";
-        let text = self.sql.query_row(query, [name], |row| row.get::<_, Option<String>>(0)).optional();
-        let text = text.map_err(self.fault())?.flatten();
-        let versions = text.and_then(|text| serde_json::from_str::<Vec<Prices>>(&text).ok());
-        Ok(versions.and_then(|versions| Book::new(versions).ok()))
+        book(&self.sql, name).map_err(self.fault())
     }
 
     fn change(&mut self, change: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<()>) -> Result<(), StoreError> {
@@ -389,6 +407,17 @@ fn prepare(sql: &Connection) -> rusqlite::Result<i64> {
         made?;
     }
     version()
+}
+
+fn book(sql: &Connection, name: &str) -> rusqlite::Result<Option<Book>> {
+    let query = "SELECT prices FROM boxes WHERE name = ?1";
+    let text = sql.query_row(query, [name], |row| row.get::<_, Option<String>>(0)).optional()?.flatten();
+    let versions = text.and_then(|text| serde_json::from_str::<Vec<Prices>>(&text).ok());
+    Ok(versions.and_then(|versions| Book::new(versions).ok()))
+}
+
+fn has_records(sql: &Transaction<'_>, name: &BoxName) -> rusqlite::Result<bool> {
+    sql.query_row("SELECT EXISTS(SELECT 1 FROM records WHERE box = ?1)", [name.as_str()], |row| row.get(0))
 }
 
 fn ensure(sql: &Transaction<'_>, name: &BoxName) -> rusqlite::Result<()> {

@@ -265,6 +265,43 @@ fn who_lies_forks_or_comes_back_from_an_old_disk_is_told_and_changes_nothing() {
 }
 
 #[test]
+fn amounts_are_never_summed_as_another_currency() {
+    let (owner, mall) = (Owner::new(), Mall::open());
+    let mut shops = owner.shops(&mall, 3, 5);
+    shops.iter().for_each(|shop| shop.charges_in(Some("EUR")));
+    shops[2].charges_in(None);
+    owner.run(&["pull"]).ok();
+    let before = owner.json(&["usage"]);
+    let currencies: Vec<_> = before.as_array().unwrap().iter().map(|row| row["currency"].as_str().unwrap()).collect();
+    assert_eq!(currencies, ["EUR", "EUR", ""]);
+
+    // One has another key, one its own: neither changes what its amounts are in, and nothing is taken in as that.
+    shops[0].lose_its_key();
+    for shop in &mut shops[..2] {
+        shop.charges_in(Some("USD"));
+        shop.serve(3);
+    }
+    let pulled = owner.run(&["pull"]);
+    assert_eq!(pulled.code, 1, "{}", pulled.stdout);
+    assert_eq!(
+        [owner.flag_words("shop-00"), owner.flag_words("shop-01"), owner.flag_words("shop-02")],
+        [vec![Flag::Rekeyed], vec![Flag::Contradicted], vec![]]
+    );
+    assert_eq!(owner.json(&["usage"]), before);
+
+    // What never told its prices is in no file, and that is said.
+    let file = owner.folder().join("focus.csv");
+    let exported = owner.run(&["export", "--format", "focus", "--out", file.to_str().unwrap()]);
+    assert_eq!(exported.code, 1);
+    assert!(exported.stderr.contains("shop-02") && !exported.stderr.contains("shop-01"), "{}", exported.stderr);
+    let csv = fs::read_to_string(&file).unwrap();
+    assert!(
+        csv.contains("shop-01") && csv.contains("EUR") && !csv.contains("shop-02") && !csv.contains("USD"),
+        "{csv}"
+    );
+}
+
+#[test]
 fn nobody_is_taken_for_another_box() {
     let (owner, mall) = (Owner::new(), Mall::open());
     let shops = owner.shops(&mall, 2, 5);

@@ -83,6 +83,7 @@ const LIES: [Lie; 5] = [Lie::None, Lie::Cost, Lie::LeftOut, Lie::Unsigned, Lie::
 struct Mood {
     lie: AtomicU8,
     skew_ms: AtomicI64,
+    currency: Mutex<Option<&'static str>>,
 }
 
 /// A box.
@@ -117,7 +118,11 @@ impl Shop {
             wire: Wire::open(number),
             folder: folder.to_owned(),
             mall: mall.clone(),
-            mood: Arc::new(Mood { lie: AtomicU8::new(0), skew_ms: AtomicI64::new(0) }),
+            mood: Arc::new(Mood {
+                lie: AtomicU8::new(0),
+                skew_ms: AtomicI64::new(0),
+                currency: Mutex::new(Some("USD")),
+            }),
             given: given.to_owned(),
             open: None,
             boot: number << 32,
@@ -238,6 +243,11 @@ impl Shop {
         self.mood.lie.store(lie as u8, Ordering::Relaxed);
     }
 
+    /// Charges in this from now on; tells no prices without.
+    pub(crate) fn charges_in(&self, currency: Option<&'static str>) {
+        *self.mood.currency.lock().unwrap() = currency;
+    }
+
     pub(crate) fn clock_is_off(&self, ms: i64) {
         self.mood.skew_ms.store(ms, Ordering::Relaxed);
     }
@@ -267,9 +277,19 @@ impl Shown for Counter {
     }
 
     async fn inventory(&self) -> Map<String, Value> {
-        let Value::Object(map) = json!({ "version": "0.1.0", "functions": [{}], "disk": { "free_bytes": 7 } }) else {
+        let Value::Object(mut map) = json!({ "version": "0.1.0", "functions": [{}], "disk": { "free_bytes": 7 } })
+        else {
             unreachable!("it is an object")
         };
+        let currency = *self.0.currency.lock().unwrap();
+        let tokens = json!({ "tokens_in_1k": 0, "tokens_cached_1k": 0, "tokens_out_1k": 0 });
+        let prices = currency.map(|currency| {
+            json!({
+                "version": 1, "effective_unix_ms": 0, "request": 200, "gib_second": 16_667, "cpu_second": 0,
+                "tokens": tokens, "batch": tokens, "bill_wake": true, "currency": currency,
+            })
+        });
+        map.insert("prices".to_owned(), prices.into_iter().collect());
         map
     }
 

@@ -102,14 +102,37 @@ fn a_flag_keeps_its_first_sight_and_ends_with_its_generation() {
 fn how_a_box_stood_is_kept() {
     let folder = tempfile::tempdir().unwrap();
     let mut store = store(&folder);
-    let seen = Seen { version: "1".into(), skew_ms: -7, prices: vec![Prices::default()], ..Seen::default() };
+    let seen = Seen { version: "1".into(), skew_ms: -7, ..Seen::default() };
     store.seen(&name(), &seen, 5).unwrap();
     store.tried(&name(), Some("gone"), 6).unwrap();
+    store.priced(&name(), vec![Prices::default()]).unwrap();
     let standing = store.standings().unwrap().remove(0);
     assert_eq!((standing.version.as_deref(), standing.skew_ms, standing.seen_unix_ms), (Some("1"), Some(-7), Some(5)));
     assert_eq!((standing.error.as_deref(), standing.tried_unix_ms), (Some("gone"), Some(6)));
     assert_eq!(store.book("shop-7").unwrap(), Some(Book::default()));
     assert_eq!(store.book("other").unwrap(), None);
+}
+
+#[test]
+fn prices_in_another_currency_than_what_was_kept_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = store(&folder);
+    let prices =
+        |currency: &str, version| vec![Prices { currency: currency.parse().unwrap(), version, ..Prices::default() }];
+    let currency = |store: &Store| store.book("shop-7").unwrap().unwrap().currency().to_string();
+    store.tried(&name(), None, 1).unwrap();
+    store.priced(&name(), prices("USD", 1)).unwrap();
+    assert_eq!(store.priced(&name(), prices("EUR", 1)).unwrap(), None, "nothing was charged yet");
+    let known = Known::default();
+    store.take(&name(), &known, &page(&known, &[entry(1, 10)]), 3).unwrap();
+    let fault = store.priced(&name(), prices("USD", 2)).unwrap().unwrap();
+    assert_eq!((fault.flag, currency(&store).as_str()), (Flag::Contradicted, "EUR"));
+    store.accept(&name()).unwrap();
+    assert!(store.priced(&name(), prices("USD", 2)).unwrap().is_some(), "what is there is EUR whoever accepts");
+    assert_eq!(store.priced(&name(), vec![]).unwrap(), None);
+    assert_eq!(store.priced(&name(), prices("EUR", 2)).unwrap(), None);
+    let book = store.book("shop-7").unwrap().unwrap();
+    assert!(book.version(2).is_some() && currency(&store) == "EUR");
 }
 
 #[test]
