@@ -268,7 +268,7 @@ impl Work {
         loop {
             let known = self.store.borrow().known(&member.name)?;
             let answer = patient(&mut session, &format!("{LEDGER}{}", known.cursor), PAGE_BYTES_MAX).await?;
-            let page = page_of(&known, &answer).map_err(Stop::Fault)?;
+            let page = page_of(&known, &answer)?;
             let followed = follow(member.name.as_str(), &known, &page).map_err(Stop::Fault)?;
             // Not before a page has proved whose they are, and before anything that they are the prices of.
             let prices = told.take().unwrap_or_default();
@@ -347,14 +347,16 @@ async fn patient(session: &mut Session, path: &str, bytes_max: usize) -> Result<
 }
 
 /// The page of an answer to a question for what follows `known`, or what the answer says of the box's ledger.
-fn page_of(known: &Known, answer: &Answer) -> Result<SignedPage, Fault> {
-    let fault = |flag, detail: String| Err(Fault::new(flag, known.cursor, detail));
+fn page_of(known: &Known, answer: &Answer) -> Result<SignedPage, Stop> {
+    let fault = |flag, detail: String| Err(Stop::Fault(Fault::new(flag, known.cursor, detail)));
     let began = known.cursor != PageCursor(Position::default());
     match answer.status.as_u16() {
         200 => serde_json::from_slice(&answer.body)
             .or_else(|error| fault(Flag::Lied, format!("its page is none: {error}"))),
         409 => fault(Flag::RolledBack, "its ledger ends before what was pulled of it".to_owned()),
         400 if began => fault(Flag::Forked, "no line of its ledger ends where one did".to_owned()),
+        // A fault that passes, and of which nothing was said that could be a lie.
+        status @ 500.. => Err(Stop::Broken(format!("status {status} for a page of its ledger"))),
         status => fault(Flag::Lied, format!("status {status} for a page of its ledger")),
     }
 }
@@ -408,13 +410,18 @@ mod tests {
         let known = Known { cursor: PageCursor(Position { segment: 1, offset: 9 }), ..Known::default() };
         let fault = |known: &Known, status: u16| {
             let status = StatusCode::from_u16(status).unwrap();
-            page_of(known, &Answer { status, retry_after_s: None, body: Bytes::from_static(b"[]") }).unwrap_err().flag
+            match page_of(known, &Answer { status, retry_after_s: None, body: Bytes::from_static(b"[]") }) {
+                Err(Stop::Fault(fault)) => Some(fault.flag),
+                Err(Stop::Broken(_)) => None,
+                other => panic!("{other:?}"),
+            }
         };
         assert_eq!(
-            [409, 400, 500, 200].map(|status| fault(&known, status)),
-            [Flag::RolledBack, Flag::Forked, Flag::Lied, Flag::Lied]
+            [409, 400, 404, 200].map(|status| fault(&known, status)),
+            [Flag::RolledBack, Flag::Forked, Flag::Lied, Flag::Lied].map(Some)
         );
-        assert_eq!(fault(&Known::default(), 400), Flag::Lied, "nothing was pulled that could be forked");
+        assert_eq!(fault(&Known::default(), 400), Some(Flag::Lied), "nothing was pulled that could be forked");
+        assert_eq!([500, 502, 504].map(|status| fault(&known, status)), [None; 3], "asked again with the next pull");
     }
 
     #[test]

@@ -302,6 +302,19 @@ fn amounts_are_never_summed_as_another_currency() {
 }
 
 #[test]
+fn a_fault_that_passes_is_no_lie() {
+    let (owner, mall) = (Owner::new(), Mall::open());
+    let shops = owner.shops(&mall, 1, 5);
+    shops[0].lie(Lie::Failing);
+    let pulled = owner.run(&["pull", "--json"]);
+    assert!(pulled.code == 69 && pulled.stdout.contains("status 500"), "{}", pulled.stdout);
+    assert_eq!(owner.flag_words("shop-00"), []);
+    shops[0].lie(Lie::None);
+    owner.run(&["pull"]).ok();
+    owner.has_all_of(&shops);
+}
+
+#[test]
 fn nobody_is_taken_for_another_box() {
     let (owner, mall) = (Owner::new(), Mall::open());
     let shops = owner.shops(&mall, 2, 5);

@@ -14,7 +14,7 @@ use appliance_ledger::{
 use appliance_listener::{Shown, Teller};
 use appliance_runtime::{available_cores, run_per_core, spawn};
 use appliance_types::{Entry, Outcome, Record, RequestId, Stage};
-use http::Response;
+use http::{Response, StatusCode};
 use serde_json::{Map, Value, json};
 use std::{
     fs,
@@ -74,9 +74,11 @@ pub(crate) enum Lie {
     Unsigned,
     /// What it sends is no page at all: JSON as deep as it is long.
     Nonsense,
+    /// It does not lie, and fails: 500 for each page.
+    Failing,
 }
 
-const LIES: [Lie; 5] = [Lie::None, Lie::Cost, Lie::LeftOut, Lie::Unsigned, Lie::Nonsense];
+const LIES: [Lie; 6] = [Lie::None, Lie::Cost, Lie::LeftOut, Lie::Unsigned, Lie::Nonsense, Lie::Failing];
 
 /// What is wrong with a shop, while it runs.
 #[derive(Debug)]
@@ -316,6 +318,9 @@ impl Handler for Face {
             ReplyBody::Full(bytes) if of_the_ledger && lie != Lie::None && head.status == 200 => {
                 let mut head = head;
                 head.headers.remove("content-length");
+                if lie == Lie::Failing {
+                    head.status = StatusCode::INTERNAL_SERVER_ERROR;
+                }
                 Response::from_parts(head, ReplyBody::Full(self.falsify(&bytes, lie).into()))
             }
             body => Response::from_parts(head, body),
@@ -327,7 +332,7 @@ impl Face {
     fn falsify(&self, bytes: &[u8], lie: Lie) -> Vec<u8> {
         let mut page: SignedPage = serde_json::from_slice(bytes).unwrap();
         match lie {
-            Lie::None => {}
+            Lie::None | Lie::Failing => {}
             Lie::Cost => {
                 page.lines.iter_mut().for_each(|line| *line = line.replace("\"cost_nanos\":", "\"cost_nanos\":9"))
             }
