@@ -7,7 +7,8 @@
 //!    begins at the cursor, `previous` is the chain value ──▶ goes on
 //!                          `previous` is another ──────────▶ forked: this ledger has another past
 //!    begins at a later segment, which follows ─────────────▶ goes on
-//!                               which does not follow ─────▶ goes on, with a gap: what lies between was removed unseen
+//!                               which does not follow ─────▶ goes on, with a gap: what lies between was removed unseen;
+//!                                                            without, where its owner has just accepted it as it is
 //!    begins anywhere else ─────────────────────────────────▶ lied
 //!    each line: checksum, chain value, content, place ─────▶ else lied, or unreadable: of a version that is not known here
 //! ```
@@ -200,7 +201,8 @@ fn begins_well(known: &Known, page: &SignedPage) -> Result<Option<Fault>, Fault>
     let removed = || {
         Fault::new(Flag::Gap, known.cursor, format!("lines up to {} were removed before they were pulled", page.from))
     };
-    Ok((!follows).then(removed))
+    let accepted = known.generation > 0 && known.cursor == PageCursor::default();
+    Ok((!follows && !accepted).then(removed))
 }
 
 type Lines = (Vec<(PageCursor, Entry)>, PageCursor, Chain);

@@ -66,7 +66,8 @@ pub enum Outcome {
     Complete,
     /// It did not answer, or not to the end; the next pull goes on there.
     Unreached(String),
-    /// What it said was not taken.
+    /// What it said was not taken, or was taken to its end and has something wrong with it: a gap, a record told again otherwise,
+    /// a clock that is off.
     Flagged {
         /// What is wrong.
         flag: Flag,
@@ -166,10 +167,18 @@ struct Work {
 }
 
 /// What was taken of a box so far.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Tally {
     records: u64,
     pages: u32,
+    /// The gravest of what it was flagged for and goes on with.
+    flagged: Option<Fault>,
+}
+
+impl Tally {
+    fn flag(&mut self, fault: Option<Fault>) {
+        self.flagged = self.flagged.take().into_iter().chain(fault).min_by_key(|fault| fault.flag);
+    }
 }
 
 /// Why a box is done before its end.
@@ -219,7 +228,7 @@ impl Work {
     async fn box_to_its_end(&self, member: &Member) -> Result<Pulled, StoreError> {
         let tally = RefCell::new(Tally::default());
         let ended = timeout(self.settings.box_time, self.tries(member, &tally)).await;
-        let Tally { records, pages } = *tally.borrow();
+        let Tally { records, pages, flagged } = tally.take();
         let late = || {
             Err(Stop::Hopeless(format!(
                 "not at its end after {} s and {pages} pages",
@@ -227,19 +236,17 @@ impl Work {
             )))
         };
         let (now, mut store) = (unix_ms(), self.store.borrow_mut());
-        let outcome = match ended.unwrap_or_else(|_| late()) {
-            Ok(()) => Outcome::Complete,
+        let of =
+            |fault: Fault| Outcome::Flagged { flag: fault.flag, detail: format!("at {}: {}", fault.at, fault.detail) };
+        let (outcome, error) = match ended.unwrap_or_else(|_| late()) {
+            Ok(()) => (flagged.map_or(Outcome::Complete, of), None),
             Err(Stop::Store(error)) => return Err(error),
-            Err(Stop::Broken(reason) | Stop::Hopeless(reason)) => Outcome::Unreached(reason),
+            Err(Stop::Broken(reason) | Stop::Hopeless(reason)) => (Outcome::Unreached(reason.clone()), Some(reason)),
             Err(Stop::Fault(fault)) => {
                 store.flag(&member.name, &fault, now)?;
-                Outcome::Flagged { flag: fault.flag, detail: format!("at {}: {}", fault.at, fault.detail) }
+                let error = format!("{} at {}: {}", fault.flag, fault.at, fault.detail);
+                (of(fault), Some(error))
             }
-        };
-        let error = match &outcome {
-            Outcome::Complete => None,
-            Outcome::Unreached(reason) => Some(reason.clone()),
-            Outcome::Flagged { flag, detail } => Some(format!("{flag} {detail}")),
         };
         store.tried(&member.name, error.as_deref(), now)?;
         Ok(Pulled { name: member.name.clone(), records, pages, outcome })
@@ -264,7 +271,7 @@ impl Work {
 
     async fn connection(&self, member: &Member, tally: &RefCell<Tally>) -> Result<(), Stop> {
         let mut session = Session::open(&self.roster, member).await?;
-        let mut told = Some(self.look(member, &mut session).await?);
+        let mut told = Some(self.look(member, &mut session, tally).await?);
         loop {
             let known = self.store.borrow().known(&member.name)?;
             let answer = patient(&mut session, &format!("{LEDGER}{}", known.cursor), PAGE_BYTES_MAX).await?;
@@ -294,11 +301,12 @@ impl Work {
         tally: &RefCell<Tally>,
     ) -> Result<u32, StoreError> {
         let mut store = self.store.borrow_mut();
-        let fresh = store.take(&member.name, known, followed, unix_ms())?;
+        let (fresh, flagged) = store.take(&member.name, known, followed, unix_ms())?;
         if !followed.more {
             store.unflag(&member.name, Flag::Unreadable)?;
         }
         let mut tally = tally.borrow_mut();
+        tally.flag(flagged);
         tally.records += fresh;
         tally.pages += u32::from(followed.more);
         (self.progress.borrow_mut())(Progress::Page(&member.name, fresh));
@@ -306,7 +314,7 @@ impl Work {
     }
 
     /// Asks a box how it stands; by which prices it says that it charges.
-    async fn look(&self, member: &Member, session: &mut Session) -> Result<Vec<Prices>, Stop> {
+    async fn look(&self, member: &Member, session: &mut Session, tally: &RefCell<Tally>) -> Result<Vec<Prices>, Stop> {
         let answer = patient(session, INVENTORY, INVENTORY_BYTES_MAX).await?;
         if !answer.status.is_success() {
             return Err(Stop::Broken(format!("its inventory is refused with status {}", answer.status.as_u16())));
@@ -326,7 +334,9 @@ impl Work {
                 seen.skew_ms.unsigned_abs() / 1_000,
                 if seen.skew_ms > 0 { "ahead of" } else { "behind" }
             );
-            store.flag(&member.name, &Fault::new(Flag::Clock, known.cursor, detail), now)?;
+            let fault = Fault::new(Flag::Clock, known.cursor, detail);
+            store.flag(&member.name, &fault, now)?;
+            tally.borrow_mut().flag(Some(fault));
         } else {
             store.unflag(&member.name, Flag::Clock)?;
         }

@@ -174,12 +174,18 @@ impl Store {
         Ok(row.optional().map_err(self.fault())?.unwrap_or_default())
     }
 
-    /// Takes in what a page gave, in one transaction with where it ended; returns how many records were new. `before` is what was
-    /// known when the page was asked for. A record that is there with another content stays, and the box is flagged.
+    /// Takes in what a page gave, in one transaction with where it ended; returns how many records were new, and for what the box
+    /// was flagged. `before` is what was known when the page was asked for. A record that is there with another content stays.
     ///
     /// # Errors
     /// [`StoreError::Moved`] where `before` is no longer what is known; nothing was taken.
-    pub fn take(&mut self, name: &BoxName, before: &Known, page: &Followed, now_ms: u64) -> Result<u64, StoreError> {
+    pub fn take(
+        &mut self,
+        name: &BoxName,
+        before: &Known,
+        page: &Followed,
+        now_ms: u64,
+    ) -> Result<(u64, Option<Fault>), StoreError> {
         let path = self.path.clone();
         let failed = |source| StoreError::Sql { path: path.clone(), source };
         let transaction = self.sql.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
@@ -192,7 +198,7 @@ impl Store {
             note(&transaction, name, fault, now_ms).map_err(failed)?;
         }
         transaction.commit().map_err(failed)?;
-        Ok(fresh)
+        Ok((fresh, contradicted.or_else(|| page.gap.clone())))
     }
 
     /// Flags a box.

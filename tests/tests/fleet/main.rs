@@ -302,6 +302,26 @@ fn amounts_are_never_summed_as_another_currency() {
 }
 
 #[test]
+fn a_pull_that_flagged_a_box_is_no_success() {
+    let (owner, mall) = (Owner::new(), Mall::open());
+    let mut shops = owner.shops(&mall, 2, 300);
+    shops[0].clock_is_off(3_600_000);
+    shops[1].forgets();
+    let pulled = owner.run(&["pull", "--json"]);
+    let rows: Value = serde_json::from_str(&pulled.stdout).unwrap();
+    let flags = [0, 1].map(|row| rows[row]["outcome"]["flagged"]["flag"].as_str());
+    assert_eq!((pulled.code, flags), (1, [Some("clock"), Some("gap")]), "{rows}");
+    owner.has_all_of(&shops[..1]);
+    assert!(owner.standing("shop-01").error.is_none() && rows[1]["records"].as_u64() > Some(0), "it is at its end");
+    shops[0].clock_is_off(0);
+    owner.run(&["pull"]).ok();
+    assert_eq!(owner.flag_words("shop-01"), [Flag::Gap], "somebody has to look");
+    owner.run(&["accept", "shop-01"]).ok();
+    owner.run(&["pull"]).ok();
+    assert_eq!(owner.flag_words("shop-01"), []);
+}
+
+#[test]
 fn a_fault_that_passes_is_no_lie() {
     let (owner, mall) = (Owner::new(), Mall::open());
     let shops = owner.shops(&mall, 1, 5);

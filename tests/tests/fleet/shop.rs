@@ -234,6 +234,15 @@ impl Shop {
         self.start();
     }
 
+    /// Loses the oldest segment of its ledger, as by retention.
+    pub(crate) fn forgets(&mut self) {
+        self.stop();
+        let segments = fs::read_dir(self.folder.join("ledger")).unwrap().map(|file| file.unwrap().path());
+        let oldest = segments.filter(|path| path.extension().is_some_and(|kind| kind == "log")).min().unwrap();
+        fs::remove_file(oldest).unwrap();
+        self.start();
+    }
+
     /// Loses its telemetry folder, and makes a key anew.
     pub(crate) fn lose_its_key(&mut self) {
         self.stop();

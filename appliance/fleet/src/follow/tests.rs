@@ -236,6 +236,9 @@ fn what_was_removed_unseen_is_a_gap_that_is_gone_over() {
     assert_eq!((gap.flag, gap.at), (Flag::Gap, known.cursor));
     let (_, at_the_end) = pulled(&ledger, Known::default(), 9).unwrap();
     assert_eq!(followed.known, at_the_end);
+    let begun = |generation| Known { generation, ..Known::default() };
+    let gap = |generation| follow("shop-7", &begun(generation), &ledger.page(third, 9)).unwrap().gap;
+    assert!(gap(0).is_some() && gap(1).is_none(), "who accepted it has seen what there is");
 }
 
 #[test]

@@ -44,7 +44,7 @@ fn records_and_cursor_go_together_and_once() {
     let before = one.known(&name()).unwrap();
     assert_eq!(before, Known::default());
     let first = page(&before, &[entry(1, 10), entry(2, 20)]);
-    assert_eq!(one.take(&name(), &before, &first, 5).unwrap(), 2);
+    assert_eq!(one.take(&name(), &before, &first, 5).unwrap(), (2, None));
     assert!(matches!(two.take(&name(), &before, &first, 5), Err(StoreError::Moved)), "another pull was first");
     assert_eq!(two.known(&name()).unwrap(), first.known);
     assert_eq!((costs(&two), two.standings().unwrap()[0].records), ((2, 30), 2));
@@ -60,7 +60,8 @@ fn what_is_told_again_otherwise_stays_and_is_flagged() {
     let first = page(&Known::default(), &[entry(1, 10)]);
     store.take(&name(), &Known::default(), &first, 5).unwrap();
     let again = page(&first.known, &[entry(1, 10), entry(1, 99), entry(2, 1)]);
-    assert_eq!(store.take(&name(), &first.known, &again, 7).unwrap(), 1);
+    let (fresh, flagged) = store.take(&name(), &first.known, &again, 7).unwrap();
+    assert_eq!((fresh, flagged.unwrap().flag), (1, Flag::Contradicted));
     assert_eq!(costs(&store), (2, 11));
     let flags = &store.standings().unwrap()[0].flags;
     assert_eq!((flags.len(), flags[0].flag, flags[0].since_unix_ms), (1, Flag::Contradicted, 7));
