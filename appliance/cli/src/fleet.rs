@@ -26,6 +26,8 @@ use std::{
 const FOLDER: &str = "ember-fleet";
 const FOLDER_VARIABLE: &str = "EMBER_FLEET";
 const DATABASE: &str = "fleet.db";
+/// Most that a box may tell in one pull: more than it gives in 15 minutes, 240 pages of 48 KiB a minute.
+const BOX_BYTES_MAX: u64 = 256 << 20;
 
 pub(crate) fn command(args: FleetArgs, ca: Option<PathBuf>) -> Result<(), Error> {
     let named = || env::var_os(FOLDER_VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from);
@@ -128,7 +130,11 @@ fn pulled(roster: &Roster, database: &Path, command: &FleetPull) -> Result<(), E
     if members.is_empty() {
         return Err(Error::Usage(format!("no box in `{}`: ember fleet add NAME ADDRESS", roster.folder().display())));
     }
-    let settings = Settings { at_once: command.jobs as usize, box_time: Duration::from_millis(command.timeout) };
+    let settings = Settings {
+        at_once: command.jobs as usize,
+        box_time: Duration::from_millis(command.timeout),
+        box_bytes_max: BOX_BYTES_MAX,
+    };
     let bar = ProgressBar::new(members.len() as u64).with_style(style());
     let (shown, mut records) = (bar.clone(), 0);
     let pulled = pull(roster, members, database, settings, move |progress| match progress {

@@ -28,6 +28,8 @@ use std::fmt;
 
 /// Most lines of a page; the box's own limit is in bytes, and no line is shorter than its proofs.
 const PAGE_LINES_MAX: usize = 1024;
+/// Longest page, bytes of lines. A box's own limit is 48 KiB.
+const LINES_BYTES_MAX: usize = 64 << 10;
 /// Most letters of what a box says that are shown.
 const SHOWN_MAX: usize = 120;
 
@@ -211,8 +213,9 @@ type Lines = (Vec<(PageCursor, Entry)>, PageCursor, Chain);
 fn read_lines(page: &SignedPage) -> Result<Lines, Fault> {
     let (mut at, mut chain) = (page.from.0, page.previous);
     let fault = |flag, at: Position, detail: String| Fault::new(flag, PageCursor(at), detail);
-    if page.lines.len() > PAGE_LINES_MAX {
-        return Err(fault(Flag::Lied, at, format!("a page of {} lines", page.lines.len())));
+    let bytes = page.bytes();
+    if page.lines.len() > PAGE_LINES_MAX || bytes > LINES_BYTES_MAX {
+        return Err(fault(Flag::Lied, at, format!("a page of {} lines and {bytes} bytes", page.lines.len())));
     }
     let mut ended = Vec::new();
     let mut line = String::new();

@@ -35,7 +35,7 @@ use tokio::time::{sleep, timeout};
 /// Longest page: lines of 48 KiB as JSON writes them, six bytes a byte at worst.
 const PAGE_BYTES_MAX: usize = 512 << 10;
 const INVENTORY_BYTES_MAX: usize = 1 << 20;
-/// Most pages of a box in one pull, about 1 GB: its own limit of pages a minute, for more than an hour.
+/// Most pages of a box in one pull: its own limit of pages a minute, for more than an hour.
 const PAGES_MAX: u32 = 20_000;
 /// Connections to a box in a row that give nothing new.
 const TRIES_MAX: u32 = 3;
@@ -56,6 +56,8 @@ pub struct Settings {
     pub at_once: usize,
     /// How long one box has.
     pub box_time: Duration,
+    /// Most bytes of its ledger that one box may tell, less than a page more; the next pull goes on there.
+    pub box_bytes_max: u64,
 }
 
 /// How the pull of a box has ended.
@@ -171,6 +173,7 @@ struct Work {
 struct Tally {
     records: u64,
     pages: u32,
+    bytes: u64,
     /// The gravest of what it was flagged for and goes on with.
     flagged: Option<Fault>,
 }
@@ -228,7 +231,7 @@ impl Work {
     async fn box_to_its_end(&self, member: &Member) -> Result<Pulled, StoreError> {
         let tally = RefCell::new(Tally::default());
         let ended = timeout(self.settings.box_time, self.tries(member, &tally)).await;
-        let Tally { records, pages, flagged } = tally.take();
+        let Tally { records, pages, flagged, .. } = tally.take();
         let late = || {
             Err(Stop::Hopeless(format!(
                 "not at its end after {} s and {pages} pages",
@@ -282,24 +285,27 @@ impl Work {
             if let Some(fault) = self.store.borrow_mut().priced(&member.name, prices)? {
                 return Err(Stop::Fault(fault));
             }
-            let pages = self.taken(member, &known, &followed, tally)?;
+            self.taken(member, &known, &followed, tally)?;
             if !followed.more {
                 return Ok(());
             }
-            if pages >= PAGES_MAX {
-                return Err(Stop::Hopeless(format!("not at its end after {pages} pages")));
+            let mut tally = tally.borrow_mut();
+            tally.bytes += page.bytes() as u64;
+            if tally.pages >= PAGES_MAX || tally.bytes >= self.settings.box_bytes_max {
+                let Tally { pages, bytes, .. } = *tally;
+                return Err(Stop::Hopeless(format!("not at its end after {pages} pages, {bytes} bytes")));
             }
         }
     }
 
-    /// Takes a page in; how many that makes.
+    /// Takes a page in.
     fn taken(
         &self,
         member: &Member,
         known: &Known,
         followed: &Followed,
         tally: &RefCell<Tally>,
-    ) -> Result<u32, StoreError> {
+    ) -> Result<(), StoreError> {
         let mut store = self.store.borrow_mut();
         let (fresh, flagged) = store.take(&member.name, known, followed, unix_ms())?;
         if !followed.more {
@@ -310,7 +316,7 @@ impl Work {
         tally.records += fresh;
         tally.pages += u32::from(followed.more);
         (self.progress.borrow_mut())(Progress::Page(&member.name, fresh));
-        Ok(tally.pages)
+        Ok(())
     }
 
     /// Asks a box how it stands; by which prices it says that it charges.

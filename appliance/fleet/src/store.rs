@@ -57,6 +57,12 @@ pub enum StoreError {
         /// What it said.
         source: rusqlite::Error,
     },
+    /// There is no room for more of it.
+    #[error("no room for the database `{}`: its disk is full; nothing of the last page was taken", path.display())]
+    Full {
+        /// The file.
+        path: PathBuf,
+    },
     /// Another version made it.
     #[error("database `{}` is of version {found}, and this `ember` reads {VERSION}", path.display())]
     Version {
@@ -68,6 +74,16 @@ pub enum StoreError {
     /// Another pull has taken in more of the box meanwhile; nothing was taken.
     #[error("another pull goes on with this box")]
     Moved,
+}
+
+impl StoreError {
+    /// What SQLite said of the file at `path`.
+    fn of(path: &Path, source: rusqlite::Error) -> Self {
+        match source.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::DiskFull) => Self::Full { path: path.to_owned() },
+            _ => Self::Sql { path: path.to_owned(), source },
+        }
+    }
 }
 
 /// How a box stood when it was last asked.
@@ -149,7 +165,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let failed = |source| StoreError::Sql { path: path.to_owned(), source };
+        let failed = |source| StoreError::of(path, source);
         let sql = Connection::open(path).map_err(failed)?;
         match prepare(&sql).map_err(failed)? {
             VERSION => Ok(Self { sql, path: path.to_owned() }),
@@ -187,7 +203,7 @@ impl Store {
         now_ms: u64,
     ) -> Result<(u64, Option<Fault>), StoreError> {
         let path = self.path.clone();
-        let failed = |source| StoreError::Sql { path: path.clone(), source };
+        let failed = |source| StoreError::of(&path, source);
         let transaction = self.sql.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
         ensure(&transaction, name).map_err(failed)?;
         if !advance(&transaction, name, before, &page.known).map_err(failed)? {
@@ -385,13 +401,13 @@ impl Store {
 
     fn change(&mut self, change: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<()>) -> Result<(), StoreError> {
         let path = &self.path;
-        let failed = |source| StoreError::Sql { path: path.clone(), source };
+        let failed = |source| StoreError::of(path, source);
         let transaction = self.sql.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
         change(&transaction).and_then(|()| transaction.commit()).map_err(failed)
     }
 
     fn fault(&self) -> impl Fn(rusqlite::Error) -> StoreError + '_ {
-        |source| StoreError::Sql { path: self.path.clone(), source }
+        |source| StoreError::of(&self.path, source)
     }
 }
 

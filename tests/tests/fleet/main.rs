@@ -4,7 +4,7 @@
 mod prometheus;
 mod shop;
 
-use appliance_fleet::{Flag, Standing, Store};
+use appliance_fleet::{Flag, Outcome, Roster, Settings, Standing, Store};
 use appliance_ledger::signed::PageCursor;
 use appliance_types::Record;
 use serde_json::{Value, json};
@@ -319,6 +319,25 @@ fn a_pull_that_flagged_a_box_is_no_success() {
     owner.run(&["accept", "shop-01"]).ok();
     owner.run(&["pull"]).ok();
     assert_eq!(owner.flag_words("shop-01"), []);
+}
+
+#[test]
+fn what_a_box_tells_in_a_pull_is_bounded_and_the_next_goes_on() {
+    let (owner, mall) = (Owner::new(), Mall::open());
+    let shops = owner.shops(&mall, 1, 300);
+    let settings = Settings { at_once: 1, box_time: Duration::from_secs(60), box_bytes_max: 1 };
+    let pull = || {
+        let roster = Roster::open(&owner.folder()).unwrap();
+        let members = roster.members().to_vec();
+        appliance_fleet::pull(&roster, members, &owner.folder().join("fleet.db"), settings, |_| {}).unwrap().remove(0)
+    };
+    let first = pull();
+    assert!(
+        first.pages == 1 && matches!(&first.outcome, Outcome::Unreached(why) if why.contains("bytes")),
+        "{first:?}"
+    );
+    until("it is pulled page by page", || (pull().outcome == Outcome::Complete).then_some(()));
+    owner.has_all_of(&shops);
 }
 
 #[test]

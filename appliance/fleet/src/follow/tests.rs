@@ -219,6 +219,18 @@ fn what_does_not_prove_itself_is_a_lie() {
 }
 
 #[test]
+fn a_page_is_no_longer_than_a_box_makes_them() {
+    let mut ledger = Ledger::new();
+    while ledger.page(PageCursor::default(), 1024).bytes() <= 64 << 10 {
+        ledger.entry(Stage::Open, 1);
+    }
+    let whole = ledger.page(PageCursor::default(), 1024);
+    assert_eq!(flag(&Known::default(), &whole), Some(Flag::Lied));
+    let less = ledger.page(PageCursor::default(), whole.lines.len() - 1);
+    assert_eq!(flag(&Known::default(), &less), None);
+}
+
+#[test]
 fn another_key_is_another_box() {
     let (ledger, known) = begun();
     let stranger = Ledger { signer: Signer::load(&Signer::make().unwrap()).unwrap(), ..ledger };

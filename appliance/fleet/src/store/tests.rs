@@ -137,6 +137,17 @@ fn prices_in_another_currency_than_what_was_kept_are_refused() {
 }
 
 #[test]
+fn a_full_disk_is_no_fault_of_a_box() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = store(&folder);
+    store.sql.pragma_update(None, "max_page_count", 12).unwrap();
+    let many: Vec<_> = (0..200).map(|number| entry(number, 1)).collect();
+    let error = store.take(&name(), &Known::default(), &page(&Known::default(), &many), 5).unwrap_err();
+    assert!(matches!(error, StoreError::Full { .. }), "{error}");
+    assert_eq!((store.known(&name()).unwrap(), costs(&store)), (Known::default(), (0, 0)), "nothing of it was taken");
+}
+
+#[test]
 fn what_another_version_made_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     store(&folder).sql.pragma_update(None, "user_version", 9).unwrap();
