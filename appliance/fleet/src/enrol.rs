@@ -12,7 +12,7 @@
 
 use crate::{
     BoxName,
-    roster::{RosterError, replace},
+    roster::{RosterError, lock, replace},
 };
 use appliance_edge::authority::{
     AuthorityError, Identity, ServerNames, issue_client, issue_server, make_authority, needs_renewal,
@@ -62,6 +62,7 @@ pub enum EnrolError {
 /// # Errors
 /// [`EnrolError`].
 pub fn enrol(fleet: &Path, name: &BoxName, hosts: &[String], now: SystemTime) -> Result<Enrolled, EnrolError> {
+    let _lock = lock(fleet)?;
     let folder = fleet.join("boxes").join(name.as_str());
     make_folder(&folder.join("fleet"))?;
     let (authority, made_authority) = authority(fleet, now)?;
@@ -136,7 +137,7 @@ fn read_pair(folder: &Path, name: &str) -> Result<(Option<String>, Option<String
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
+    use std::{os::unix::fs::PermissionsExt, thread};
 
     #[test]
     fn one_authority_for_all_boxes_and_private_keys_stay_private() {
@@ -158,6 +159,23 @@ mod tests {
             assert_eq!(fs::metadata(fleet.join(key)).unwrap().permissions().mode() & 0o777, 0o600, "{key}");
         }
         assert!(read("boxes/shop-7/machine.toml").contains("BEGIN PRIVATE KEY"));
+    }
+
+    #[test]
+    fn who_enrols_at_once_makes_one_authority() {
+        let folder = tempfile::tempdir().unwrap();
+        let names: Vec<_> = (0..8).map(|number| format!("shop-{number}")).collect();
+        let made = thread::scope(|scope| {
+            let run = |name: &String| enrol(folder.path(), &name.parse().unwrap(), &[], SystemTime::now()).unwrap();
+            let running: Vec<_> = names.iter().map(|name| scope.spawn(move || run(name))).collect();
+            let ended = running.into_iter().map(|thread| thread.join().unwrap());
+            ended.filter(|enrolled| enrolled.made_authority).count()
+        });
+        assert_eq!(made, 1);
+        let read = |path: &str| fs::read_to_string(folder.path().join(path)).unwrap();
+        for name in &names {
+            assert_eq!(read(&format!("boxes/{name}/fleet/ca.pem")), read("ca.pem"), "{name}");
+        }
     }
 
     #[test]
