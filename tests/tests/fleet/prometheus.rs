@@ -9,6 +9,7 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     process::{Child, Command, Stdio},
+    time::Duration,
 };
 use tests::{Ember, Run, tree, until};
 
@@ -48,6 +49,7 @@ fn base(name: &str) -> String {
 /// The body of a small plain answer, if there is one.
 fn get(address: SocketAddr, path: &str) -> Option<Value> {
     let mut stream = TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
     stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: x\r\n\r\n").as_bytes()).ok()?;
     let mut reply = String::new();
     stream.read_to_string(&mut reply).ok()?;
@@ -82,7 +84,8 @@ fn a_real_prometheus_finds_and_scrapes_the_boxes() {
         folder.display()
     );
     fs::write(folder.join("prometheus.yml"), config).unwrap();
-    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+    // Free until Prometheus takes it: nothing else here asks for a port of this address.
+    let port = TcpListener::bind((Ipv4Addr::new(127, 0, 0, 254), 0)).unwrap().local_addr().unwrap();
     let mut prometheus = Command::new("prometheus");
     prometheus.arg(format!("--config.file={}", folder.join("prometheus.yml").display()));
     prometheus.arg(format!("--storage.tsdb.path={}", folder.join("prometheus").display()));

@@ -238,7 +238,7 @@ impl Shop {
     pub(crate) fn forgets(&mut self) {
         self.stop();
         let segments = fs::read_dir(self.folder.join("ledger")).unwrap().map(|file| file.unwrap().path());
-        let oldest = segments.filter(|path| path.extension().is_some_and(|kind| kind == "log")).min().unwrap();
+        let oldest = segments.filter(|path| is_segment(path)).min().unwrap();
         fs::remove_file(oldest).unwrap();
         self.start();
     }
@@ -274,10 +274,15 @@ pub(crate) struct Disk {
     ends: Vec<Record>,
 }
 
+/// Copies segments. All else is made of them, and comes and goes while a ledger is open.
 fn copy(from: &Path, to: &Path) {
-    for file in fs::read_dir(from).unwrap().flatten() {
-        fs::copy(file.path(), to.join(file.file_name())).unwrap();
+    for path in fs::read_dir(from).unwrap().map(|file| file.unwrap().path()).filter(|path| is_segment(path)) {
+        fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
     }
+}
+
+fn is_segment(path: &Path) -> bool {
+    path.extension().is_some_and(|kind| kind == "log")
 }
 
 struct Counter(Arc<Mood>);
