@@ -8,11 +8,12 @@ use crate::{
 };
 use appliance_fleet::{
     Address, BoxName, By, Discovery, Enrolled, Member, Outcome, Progress, Pulled, Roster, Settings, Standing, Store,
-    Sums, Usage, enrol, pull, targets, unix_ms,
+    Sums, Usage, certificate_days, enrol, pull, renew_client, targets, unix_ms,
 };
 use appliance_price::calendar;
 use appliance_report::Focus;
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
 use serde_json::json;
 use std::{
     collections::BTreeMap,
@@ -130,6 +131,12 @@ fn pulled(roster: &Roster, database: &Path, command: &FleetPull) -> Result<(), E
     if members.is_empty() {
         return Err(Error::Usage(format!("no box in `{}`: ember fleet add NAME ADDRESS", roster.folder().display())));
     }
+    // A pull is of use without: it says itself when the certificate has run out.
+    match renew_client(roster.folder(), SystemTime::now()) {
+        Ok(true) => output::note("renewed the fleet's client certificate; Prometheus reads it again by itself"),
+        Ok(false) => {}
+        Err(error) => output::note(&format!("the fleet's client certificate is not renewed: {error}")),
+    }
     let settings = Settings {
         at_once: command.jobs as usize,
         box_time: Duration::from_millis(command.timeout),
@@ -224,8 +231,23 @@ fn report(roster: &Roster, database: &Path, listing: Listing) -> Result<(), Erro
     for member in roster.members() {
         standings.entry(member.name.to_string()).or_insert_with(|| never(&member.name));
     }
-    let rows: Vec<_> = standings.into_values().collect();
-    output::print(listing, &json!(rows), || Ok(health(&rows)))
+    let (folder, now) = (roster.folder(), SystemTime::now());
+    let days = |standing: &Standing| certificate_days(folder, Some(&standing.name.parse().ok()?), now);
+    let rows: Vec<_> = standings.into_values().map(|standing| Health { days: days(&standing), standing }).collect();
+    output::print(listing, &json!(rows), || {
+        let client = certificate_days(folder, None, now);
+        let client = client.map(|days| format!("\nthe fleet's client certificate holds for {days} days"));
+        Ok(health(&rows) + &client.unwrap_or_default())
+    })
+}
+
+/// How a box stands, and the certificate that it was given.
+#[derive(Serialize)]
+struct Health {
+    #[serde(flatten)]
+    standing: Standing,
+    #[serde(rename = "certificate_days")]
+    days: Option<u64>,
 }
 
 fn never(name: &BoxName) -> Standing {
@@ -248,9 +270,9 @@ fn never(name: &BoxName) -> Standing {
 }
 
 /// A table, and what is wrong in words below it.
-fn health(rows: &[Standing]) -> String {
+fn health(rows: &[Health]) -> String {
     let or_none = |text: Option<String>| text.unwrap_or_else(|| output::NONE.to_owned());
-    let cells = rows.iter().map(|row| {
+    let cells = rows.iter().map(|Health { standing: row, days }| {
         [
             row.name.clone(),
             seen(Some(row)),
@@ -258,13 +280,14 @@ fn health(rows: &[Standing]) -> String {
             or_none(row.functions.map(|count| count.to_string())),
             or_none(row.disk_free_bytes.map(output::bytes)),
             or_none(row.skew_ms.map(|ms| format!("{ms} ms"))),
+            or_none(days.map(|days| format!("{days} d"))),
             row.records.to_string(),
             flags(Some(row)),
         ]
     });
-    let header = ["BOX", "SEEN", "VERSION", "FUNCTIONS", "DISK FREE", "CLOCK OFF", "RECORDS", "FLAGS"];
+    let header = ["BOX", "SEEN", "VERSION", "FUNCTIONS", "DISK FREE", "CLOCK OFF", "CERT", "RECORDS", "FLAGS"];
     let mut text = output::table(header, cells);
-    for row in rows {
+    for Health { standing: row, .. } in rows {
         for flag in &row.flags {
             let (name, at, detail) = (&row.name, &flag.at, &flag.detail);
             let (since, times) = (calendar::in_words(flag.since_unix_ms), flag.times);
@@ -345,9 +368,10 @@ mod tests {
         };
         let name = "shop-7".parse().unwrap();
         let text = health(&[
-            Standing { flags: vec![flag], ..never(&name) },
-            Standing { error: Some("tls: no".into()), ..never(&name) },
+            Health { standing: Standing { flags: vec![flag], ..never(&name) }, days: Some(31) },
+            Health { standing: Standing { error: Some("tls: no".into()), ..never(&name) }, days: None },
         ]);
+        assert!(text.contains("31 d"), "{text}");
         assert!(text.contains("shop-7: rolled_back at 1:900 since 1970-01-01"), "{text}");
         assert!(text.contains("(3 times): its ledger ends before") && text.ends_with("shop-7: tls: no"), "{text}");
     }

@@ -12,7 +12,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::{Duration, SystemTime},
 };
-use x509_parser::{extensions::GeneralName, pem::parse_x509_pem};
+use x509_parser::{certificate::X509Certificate, extensions::GeneralName, pem::parse_x509_pem};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const AUTHORITY_LIFE: Duration = Duration::from_secs(3653 * 24 * 3600);
@@ -142,10 +142,24 @@ pub fn is_signed(public: &[u8], message: &[u8], signature: &[u8]) -> bool {
 pub fn needs_renewal(certificate_pem: &str, names: &ServerNames, now: SystemTime) -> Result<bool, AuthorityError> {
     let (_, pem) = parse_x509_pem(certificate_pem.as_bytes()).map_err(unreadable)?;
     let certificate = pem.parse_x509().map_err(unreadable)?;
-    let ends = SystemTime::UNIX_EPOCH + Duration::from_secs(certificate.validity().not_after.timestamp().max(0) as u64);
+    let ends = end(&certificate);
     let alternatives = certificate.subject_alternative_name().map_err(unreadable)?;
     let held = alternatives.map_or(&[][..], |extension| &extension.value.general_names);
     Ok(now + SERVER_RENEWAL > ends || !names.are_in(held))
+}
+
+/// Whole days that a certificate still holds; none left is 0.
+///
+/// # Errors
+/// It is no certificate.
+pub fn days_left(certificate_pem: &str, now: SystemTime) -> Result<u64, AuthorityError> {
+    let (_, pem) = parse_x509_pem(certificate_pem.as_bytes()).map_err(unreadable)?;
+    let left = end(&pem.parse_x509().map_err(unreadable)?).duration_since(now).unwrap_or_default();
+    Ok(left.as_secs() / DAY.as_secs())
+}
+
+fn end(certificate: &X509Certificate<'_>) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(certificate.validity().not_after.timestamp().max(0) as u64)
 }
 
 /// What clients may call the server by.
@@ -304,6 +318,8 @@ mod tests {
         let pem = issue_server(&authority, &names, now).unwrap().certificate_pem;
         let needed = |names: &ServerNames, days: u32| needs_renewal(&pem, names, now + days * DAY).unwrap();
         assert!(!needed(&names, 0) && !needed(&names, 264) && needed(&names, 266));
+        let left = |days: u32| days_left(&pem, now + days * DAY).unwrap();
+        assert_eq!([0, 100, 396, 400].map(left), [396, 296, 0, 0]);
         assert!(!needed(&ServerNames::new("edge", Ipv4Addr::LOCALHOST.into(), &[]), 0), "fewer names are fine");
         assert!(needed(&ServerNames::new("other", LISTEN, &[]), 0));
         assert!(!needed(&ServerNames::new("edge", Ipv6Addr::UNSPECIFIED.into(), &[]), 0));

@@ -4,6 +4,7 @@
 mod prometheus;
 mod shop;
 
+use appliance_edge::authority::{Identity, issue_client};
 use appliance_fleet::{Flag, Outcome, Roster, Settings, Standing, Store};
 use appliance_ledger::signed::PageCursor;
 use appliance_types::Record;
@@ -16,7 +17,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 use tests::{Client, Ember, Function, Random, Run, chat, tree, until};
 
@@ -341,6 +342,27 @@ fn what_a_box_tells_in_a_pull_is_bounded_and_the_next_goes_on() {
 }
 
 #[test]
+fn a_pull_renews_the_certificate_that_it_shows() {
+    let owner = Owner::new();
+    owner.enrol("shop-7");
+    owner.run(&["add", "shop-7", "https://127.0.0.1:1"]).ok();
+    let path = |name: &str| owner.folder().join(name);
+    let read = |name: &str| fs::read_to_string(path(name)).unwrap();
+    let authority = Identity { certificate_pem: read("ca.pem"), key_pem: read("ca.key") };
+    let old = SystemTime::now() - Duration::from_secs(300 * 24 * 3600);
+    let client = issue_client(&authority, "fleet", old).unwrap();
+    fs::write(path("client.pem"), &client.certificate_pem).unwrap();
+    fs::write(path("client.key"), &client.key_pem).unwrap();
+    let report = || owner.run(&["report"]).ok();
+    assert!(report().contains("client certificate holds for 96 days") && report().contains("396 d"), "{}", report());
+    owner.run(&["pull"]).refused();
+    assert!(report().contains("client certificate holds for 396 days"), "{}", report());
+    let shown = [read("client.pem"), read("client.key")];
+    owner.run(&["pull"]).refused();
+    assert_eq!([read("client.pem"), read("client.key")], shown, "once");
+}
+
+#[test]
 fn a_fault_that_passes_is_no_lie() {
     let (owner, mall) = (Owner::new(), Mall::open());
     let shops = owner.shops(&mall, 1, 5);
@@ -431,6 +453,8 @@ fn what_makes_no_sense_is_refused_before_anything_is_touched() {
     let owner = Owner::new();
     for wrong in [
         &["enrol", "Shop 7"][..],
+        &["enrol", "shop-7", "--host", "192.0.2.7:9443"],
+        &["enrol", "shop-7", "--host", "https://192.0.2.7"],
         &["add", "shop-7", "http://127.0.0.1:1"],
         &["pull", "--jobs", "0"],
         &["usage", "--by", "colour"],
