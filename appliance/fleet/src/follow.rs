@@ -117,9 +117,13 @@ impl Fault {
     }
 }
 
-/// What a box says, fit to be shown: short, and without control characters.
+/// What a box says, fit to be shown: short, without control characters and what turns or hides the letters around it.
 pub(crate) fn shown(text: &str) -> String {
-    text.chars().map(|letter| if letter.is_control() { ' ' } else { letter }).take(SHOWN_MAX * 2).collect()
+    let misleads = |letter: char| {
+        letter.is_control()
+            || matches!(letter, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    text.chars().map(|letter| if misleads(letter) { ' ' } else { letter }).take(SHOWN_MAX * 2).collect()
 }
 
 /// What is known of a box's ledger.

@@ -266,4 +266,5 @@ fn a_line_of_another_version_is_told_and_waits() {
 fn what_a_box_says_is_fit_to_be_shown() {
     let fault = Fault::new(Flag::Lied, PageCursor::default(), format!("\u{1b}[2J{}", "x".repeat(10_000)));
     assert!(fault.detail.len() < 1_000 && !fault.detail.contains('\u{1b}'));
+    assert_eq!(shown("a\u{202e}b\u{2066}c\u{200b}d\u{200f}e\u{2069}ü"), "a b c d e ü");
 }
