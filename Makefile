@@ -14,7 +14,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := build
-.PHONY: build model run test clients focus nginx bench image image-test overload packages sources
+.PHONY: build model run test clients focus nginx prometheus bench image image-test overload packages sources
 
 PACKAGES := clang cmake curl g++ git libclang-dev pkg-config python3-pip unzip
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
@@ -105,22 +105,26 @@ focus: packages
 	$(FOCUS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $(FOCUS_PINS)
 	cp $(FOCUS_PINS) $(FOCUS)/installed.txt
 
-# An nginx to fetch models from: Debian's, unpacked and not installed, so that no service is started.
-NGINX := target/nginx
+# An nginx to fetch models from, Prometheus and its promtool: Debian's, unpacked and not installed, so that no service is
+# started; beside their places, and moved there once whole.
+nginx: PROGRAM := usr/sbin/nginx
+prometheus: PROGRAM := usr/bin/promtool
 
-nginx: packages
-	@if [ -x $(NGINX)/usr/sbin/nginx ]; then exit 0; fi
-	echo "unpacking Debian's nginx into $(NGINX)"
+nginx prometheus: packages
+	@if [ -x target/$@/$(PROGRAM) ]; then exit 0; fi
+	echo "unpacking Debian's $@ into target/$@"
 	fresh=$$(mktemp -d)
 	trap 'rm -rf "$$fresh"' EXIT
 	chmod 755 "$$fresh"
-	(cd "$$fresh" && { apt-get download -qq nginx 2>/dev/null || { $(SUDO) apt-get update -qq; apt-get download -qq nginx; }; })
-	rm -rf $(NGINX)
-	dpkg-deb --extract "$$fresh"/nginx_*.deb $(NGINX)
+	(cd "$$fresh" && { apt-get download -qq $@ 2>/dev/null || { $(SUDO) apt-get update -qq; apt-get download -qq $@; }; })
+	mkdir -p target
+	rm -rf target/$@.new target/$@
+	dpkg-deb --extract "$$fresh"/$@_*.deb target/$@.new
+	mv target/$@.new target/$@
 
 # One test at a time: the end-to-end suites each own the machine's cgroups, and llama.cpp wants both cores.
-test: PACKAGES += bmap-tools cpio dosfstools e2fsprogs fdisk gdisk minisign mtools prometheus python3-venv
-test: build model focus clients nginx
+test: PACKAGES += bmap-tools cpio dosfstools e2fsprogs fdisk gdisk minisign mtools python3-venv
+test: build model focus clients nginx prometheus
 	@$(with_liburing)
 	step() { echo "==> $$*"; "$$@"; }
 	step $(CARGO) fmt --all --check

@@ -53,6 +53,13 @@ pub fn program(name: &str) -> PathBuf {
     path
 }
 
+/// `prometheus` or `promtool`, as `make prometheus` unpacks them.
+pub fn prometheus(program: &str) -> PathBuf {
+    let path = root().join("target/prometheus/usr/bin").join(program);
+    assert!(path.is_file(), "{} is not there: run `make prometheus`", path.display());
+    path
+}
+
 /// The default model.
 pub fn model() -> PathBuf {
     let path = root().join("models/SmolLM2-135M-Instruct.Q4_1.gguf");

@@ -8,7 +8,7 @@ use std::{
     io::Write,
     process::{Command, Stdio},
 };
-use tests::{Client, Ember, Function, assistant, chat, until};
+use tests::{Client, Ember, Function, assistant, chat, tree, until};
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0";
 
@@ -46,9 +46,9 @@ impl Page {
 fn lint(client: &Client) {
     let page = client.with_header("accept", "text/plain;version=0.0.4").get("/metrics").expect(200);
     assert_eq!(page.header("content-type"), "text/plain; version=0.0.4; charset=utf-8");
-    let mut promtool = Command::new("promtool");
+    let mut promtool = Command::new(tree::prometheus("promtool"));
     promtool.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut promtool = promtool.spawn().expect("promtool, of the Debian package prometheus");
+    let mut promtool = promtool.spawn().expect("start promtool");
     promtool.stdin.take().unwrap().write_all(&page.body).unwrap();
     let output = promtool.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);

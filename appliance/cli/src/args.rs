@@ -156,7 +156,7 @@ pub(crate) enum Fleet {
         /// What the box is called
         name: BoxName,
         /// Another name or address that it is reached by, as Prometheus does; repeat for several
-        #[arg(long, value_name = "HOST")]
+        #[arg(long, value_name = "HOST", value_parser = appliance_fleet::host)]
         host: Vec<String>,
         #[command(flatten)]
         listing: Listing,

@@ -60,6 +60,9 @@ pub(crate) enum Error {
     /// What came of each box has been printed.
     #[error("{failed} of {boxes} boxes were not pulled to their end")]
     Pull { failed: usize, boxes: usize, unreached: bool },
+    /// The file is written, without them.
+    #[error("left out, since they never told by which prices they charge: {}", boxes.join(", "))]
+    NoPrices { boxes: Vec<String> },
     #[error("the server refused: {message} ({status})")]
     Refused { status: u16, code: Option<String>, message: String },
     #[error("the answer broke off: {0}")]

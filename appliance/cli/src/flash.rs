@@ -5,6 +5,7 @@ use crate::{
     error::Error,
     output,
 };
+use appliance_fleet::check_enrolment;
 use firmware_flash::{Disk, Guard, Image, Job, Kind, Report, Step, Target, block_map, disks, flash};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
@@ -77,7 +78,9 @@ fn disk_json(disk: &Disk) -> Value {
 /// A `machine.toml` that the box would not take is refused here.
 fn read_config(path: &Path) -> Result<String, Error> {
     let text = fs::read_to_string(path).map_err(|source| Error::Read { path: path.into(), source })?;
-    match firmware_init::check_machine(&text) {
+    match firmware_init::check_machine(&text, |ca, certificate, key| {
+        check_enrolment(ca, certificate, key).map_err(|error| error.to_string())
+    }) {
         Ok(()) => Ok(text),
         Err(reason) => Err(Error::Manifest(format!("`{}`: {reason}", path.display()))),
     }
@@ -182,6 +185,7 @@ fn style(template: &str) -> ProgressStyle {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::SystemTime;
 
     #[test]
     fn bars_go_through_all_steps() {
@@ -201,5 +205,20 @@ mod tests {
         fs::write(file.path(), "hostnam = \"box-1\"\n").unwrap();
         let error = read_config(file.path()).unwrap_err().to_string();
         assert!(error.contains("line 1, column 1") && error.contains("hostnam"), "{error}");
+    }
+
+    #[test]
+    fn what_a_fleet_enrolled_is_taken_and_refused_with_a_line_less() {
+        let fleet = tempfile::tempdir().unwrap();
+        let enrolled =
+            appliance_fleet::enrol(fleet.path(), &"shop-7".parse().unwrap(), &[], SystemTime::now()).unwrap();
+        let text = read_config(&enrolled.machine_toml).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for at in text.lines().enumerate().filter(|(_, line)| line.len() == 64).map(|(number, _)| number) {
+            let rest: Vec<_> = text.lines().enumerate().filter(|(number, _)| *number != at).collect();
+            fs::write(file.path(), rest.into_iter().map(|(_, line)| format!("{line}\n")).collect::<String>()).unwrap();
+            let error = read_config(file.path()).unwrap_err().to_string();
+            assert!(error.contains("[telemetry]"), "without line {at}: {error}");
+        }
     }
 }

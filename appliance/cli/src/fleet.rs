@@ -8,11 +8,12 @@ use crate::{
 };
 use appliance_fleet::{
     Address, BoxName, By, Discovery, Enrolled, Member, Outcome, Progress, Pulled, Roster, Settings, Standing, Store,
-    Sums, Usage, enrol, pull, targets, unix_ms,
+    Sums, Usage, certificate_days, enrol, pull, renew_client, targets, unix_ms,
 };
 use appliance_price::calendar;
 use appliance_report::Focus;
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
 use serde_json::json;
 use std::{
     collections::BTreeMap,
@@ -26,6 +27,8 @@ use std::{
 const FOLDER: &str = "ember-fleet";
 const FOLDER_VARIABLE: &str = "EMBER_FLEET";
 const DATABASE: &str = "fleet.db";
+/// Most that a box may tell in one pull: more than it gives in 15 minutes, 240 pages of 48 KiB a minute.
+const BOX_BYTES_MAX: u64 = 256 << 20;
 
 pub(crate) fn command(args: FleetArgs, ca: Option<PathBuf>) -> Result<(), Error> {
     let named = || env::var_os(FOLDER_VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from);
@@ -128,7 +131,17 @@ fn pulled(roster: &Roster, database: &Path, command: &FleetPull) -> Result<(), E
     if members.is_empty() {
         return Err(Error::Usage(format!("no box in `{}`: ember fleet add NAME ADDRESS", roster.folder().display())));
     }
-    let settings = Settings { at_once: command.jobs as usize, box_time: Duration::from_millis(command.timeout) };
+    // A pull is of use without: it says itself when the certificate has run out.
+    match renew_client(roster.folder(), SystemTime::now()) {
+        Ok(true) => output::note("renewed the fleet's client certificate; Prometheus reads it again by itself"),
+        Ok(false) => {}
+        Err(error) => output::note(&format!("the fleet's client certificate is not renewed: {error}")),
+    }
+    let settings = Settings {
+        at_once: command.jobs as usize,
+        box_time: Duration::from_millis(command.timeout),
+        box_bytes_max: BOX_BYTES_MAX,
+    };
     let bar = ProgressBar::new(members.len() as u64).with_style(style());
     let (shown, mut records) = (bar.clone(), 0);
     let pulled = pull(roster, members, database, settings, move |progress| match progress {
@@ -218,8 +231,23 @@ fn report(roster: &Roster, database: &Path, listing: Listing) -> Result<(), Erro
     for member in roster.members() {
         standings.entry(member.name.to_string()).or_insert_with(|| never(&member.name));
     }
-    let rows: Vec<_> = standings.into_values().collect();
-    output::print(listing, &json!(rows), || Ok(health(&rows)))
+    let (folder, now) = (roster.folder(), SystemTime::now());
+    let days = |standing: &Standing| certificate_days(folder, Some(&standing.name.parse().ok()?), now);
+    let rows: Vec<_> = standings.into_values().map(|standing| Health { days: days(&standing), standing }).collect();
+    output::print(listing, &json!(rows), || {
+        let client = certificate_days(folder, None, now);
+        let client = client.map(|days| format!("\nthe fleet's client certificate holds for {days} days"));
+        Ok(health(&rows) + &client.unwrap_or_default())
+    })
+}
+
+/// How a box stands, and the certificate that it was given.
+#[derive(Serialize)]
+struct Health {
+    #[serde(flatten)]
+    standing: Standing,
+    #[serde(rename = "certificate_days")]
+    days: Option<u64>,
 }
 
 fn never(name: &BoxName) -> Standing {
@@ -242,9 +270,9 @@ fn never(name: &BoxName) -> Standing {
 }
 
 /// A table, and what is wrong in words below it.
-fn health(rows: &[Standing]) -> String {
+fn health(rows: &[Health]) -> String {
     let or_none = |text: Option<String>| text.unwrap_or_else(|| output::NONE.to_owned());
-    let cells = rows.iter().map(|row| {
+    let cells = rows.iter().map(|Health { standing: row, days }| {
         [
             row.name.clone(),
             seen(Some(row)),
@@ -252,13 +280,14 @@ fn health(rows: &[Standing]) -> String {
             or_none(row.functions.map(|count| count.to_string())),
             or_none(row.disk_free_bytes.map(output::bytes)),
             or_none(row.skew_ms.map(|ms| format!("{ms} ms"))),
+            or_none(days.map(|days| format!("{days} d"))),
             row.records.to_string(),
             flags(Some(row)),
         ]
     });
-    let header = ["BOX", "SEEN", "VERSION", "FUNCTIONS", "DISK FREE", "CLOCK OFF", "RECORDS", "FLAGS"];
+    let header = ["BOX", "SEEN", "VERSION", "FUNCTIONS", "DISK FREE", "CLOCK OFF", "CERT", "RECORDS", "FLAGS"];
     let mut text = output::table(header, cells);
-    for row in rows {
+    for Health { standing: row, .. } in rows {
         for flag in &row.flags {
             let (name, at, detail) = (&row.name, &flag.at, &flag.detail);
             let (since, times) = (calendar::in_words(flag.since_unix_ms), flag.times);
@@ -279,11 +308,17 @@ fn accept(store: &mut Store, name: &BoxName) -> Result<(), Error> {
     Ok(())
 }
 
-/// Writes the file beside its place, and moves it there when it is whole.
+/// Writes the file beside its place, and moves it there when it is whole. A box that never told prices is left out and named:
+/// what its amounts are in is not known.
 fn exported(store: &Store, export: &FleetExport) -> Result<(), Error> {
-    let (mut csv, mut count, mut rows) = (String::new(), 0_u64, 0);
+    let (mut csv, mut count, mut rows, mut priceless) = (String::new(), 0_u64, 0, Vec::new());
     for standing in store.standings()? {
-        let book = store.book(&standing.name)?.unwrap_or_default();
+        let Some(book) = store.book(&standing.name)? else {
+            let mut any = false;
+            store.records(&standing.name, from(export.span.since), |_| any = true)?;
+            priceless.extend(any.then_some(standing.name));
+            continue;
+        };
         let mut focus = Focus::of_region(&book, &export.account, &standing.name);
         store.records(&standing.name, from(export.span.since), |record| {
             focus.add(record);
@@ -301,7 +336,8 @@ fn exported(store: &Store, export: &FleetExport) -> Result<(), Error> {
     let value = json!({ "file": export.out, "rows": rows, "requests": count });
     output::print(export.span.listing, &value, || {
         Ok(format!("{rows} rows of {count} requests: {}", export.out.display()))
-    })
+    })?;
+    if priceless.is_empty() { Ok(()) } else { Err(Error::NoPrices { boxes: priceless }) }
 }
 
 fn serve(address: SocketAddr, folder: &Path) -> Result<(), Error> {
@@ -332,9 +368,10 @@ mod tests {
         };
         let name = "shop-7".parse().unwrap();
         let text = health(&[
-            Standing { flags: vec![flag], ..never(&name) },
-            Standing { error: Some("tls: no".into()), ..never(&name) },
+            Health { standing: Standing { flags: vec![flag], ..never(&name) }, days: Some(31) },
+            Health { standing: Standing { error: Some("tls: no".into()), ..never(&name) }, days: None },
         ]);
+        assert!(text.contains("31 d"), "{text}");
         assert!(text.contains("shop-7: rolled_back at 1:900 since 1970-01-01"), "{text}");
         assert!(text.contains("(3 times): its ledger ends before") && text.ends_with("shop-7: tls: no"), "{text}");
     }

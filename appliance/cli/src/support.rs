@@ -20,10 +20,11 @@ use sandbox_kernel::{machine::kernel_release, memory::host_bytes};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
-    fs::OpenOptions,
-    io::Write,
+    fs::{self, OpenOptions},
+    io::{self, Write},
     os::unix::fs::OpenOptionsExt,
-    thread,
+    path::Path,
+    process, thread,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -48,15 +49,25 @@ pub(crate) fn support(target: Result<Target, Error>, support: &Support) -> Resul
         "server": part(server),
     });
     let text = format!("{bundle:#}\n");
-    let written = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&support.out);
-    written
-        .and_then(|mut file| file.write_all(text.as_bytes()))
-        .map_err(|source| Error::Write { path: support.out.clone(), source })?;
+    write_private(&support.out, &text).map_err(|source| Error::Write { path: support.out.clone(), source })?;
     output::note(&format!(
         "`{}` holds no keys, no prompts and no names of keys or projects; read it before you send it",
         support.out.display()
     ));
     Ok(())
+}
+
+/// Writes a file that only its owner reads, also where another was.
+fn write_private(path: &Path, text: &str) -> io::Result<()> {
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push(format!(".{}", process::id()));
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
+    let written = file.write_all(text.as_bytes()).and_then(|()| fs::rename(&fresh, path));
+    if written.is_err() {
+        // What it was to become is not there either way.
+        let _ = fs::remove_file(&fresh);
+    }
+    written
 }
 
 fn machine() -> Value {
@@ -119,6 +130,7 @@ fn of_nobody(line: &str, numbers: &mut BTreeMap<String, usize>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn keys_and_projects_are_numbers_and_functions_keep_their_names() {
@@ -127,6 +139,19 @@ mod tests {
         let expected = "ember_budgets 3\nspent{of=\"key:1\",period=\"month\"} 1\nspent{of=\"project:2\"} 2\n\
                         left{of=\"key:1\"} 3\nspent{of=\"function:assistant\"} 4\n";
         assert_eq!(nameless(metrics), expected);
+    }
+
+    #[test]
+    fn nobody_else_reads_what_is_written_also_where_a_file_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("support.json");
+        fs::write(&path, "old").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        write_private(&path, "new").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(write_private(folder.path(), "over a folder").is_err());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
     }
 
     #[test]

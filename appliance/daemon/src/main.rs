@@ -33,7 +33,9 @@ use std::{panic::catch_unwind, process::ExitCode};
 
 fn main() -> ExitCode {
     if firmware_init::is_init() {
-        return firmware_init::run();
+        return firmware_init::run(|ca, certificate, key| {
+            appliance_edge::authority::check_enrolment(ca, certificate, key).map_err(|error| error.to_string())
+        });
     }
     let arguments = match arguments::parse() {
         Ok(arguments) => arguments,

@@ -21,10 +21,7 @@ use crate::{
     tls::{self, Pair, SERVERS_OWN},
 };
 use appliance_config::ServeConfig;
-use appliance_edge::{
-    Certificates,
-    authority::{Identity, ServerNames, Signer, issue_client, needs_renewal},
-};
+use appliance_edge::authority::{Identity, ServerNames, Signer, check_enrolment, issue_client, needs_renewal};
 use serde::{Deserialize, Serialize};
 use std::{
     fs,
@@ -127,7 +124,10 @@ impl Enrolled {
         };
         let pair = Pair::new(folder, "server", PRIVATE);
         let server = pair.read()?.ok_or_else(|| unusable("server.pem or server.key is missing".to_owned()))?;
-        Certificates::load(&server.certificate_pem, &server.key_pem).map_err(|error| unusable(error.to_string()))?;
+        let path = folder.join("ca.pem");
+        let authority_pem = fleet_authority(&path, "the fleet's CA")?;
+        check_enrolment(&authority_pem, &server.certificate_pem, &server.key_pem)
+            .map_err(|error| unusable(error.to_string()))?;
         pair.protect()?;
         let path = folder.join(NAME);
         let name = files::read(&path).map_err(|source| Failure::io("read", &path, source))?.unwrap_or_default();
@@ -136,7 +136,6 @@ impl Enrolled {
         if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(is_name) {
             return Err(unusable("`name` holds no box's name".to_owned()));
         }
-        let authority_pem = fleet_authority(&folder.join("ca.pem"), "the fleet's CA")?;
         Ok(Some(Self { authority_pem, server, name }))
     }
 }

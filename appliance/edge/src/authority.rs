@@ -12,7 +12,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::{Duration, SystemTime},
 };
-use x509_parser::{extensions::GeneralName, pem::parse_x509_pem};
+use x509_parser::{certificate::X509Certificate, extensions::GeneralName, pem::parse_x509_pem};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const AUTHORITY_LIFE: Duration = Duration::from_secs(3653 * 24 * 3600);
@@ -91,6 +91,15 @@ pub fn check_authority(pem: &str) -> Result<(), AuthorityError> {
     crate::tls::roots(pem).map(drop).map_err(unreadable)
 }
 
+/// Whether what a box is given by its fleet is of use to it: the fleet's CA, and the box's certificate with its key.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_enrolment(authority_pem: &str, certificate_pem: &str, key_pem: &str) -> Result<(), AuthorityError> {
+    check_authority(authority_pem)?;
+    crate::Certificates::load(certificate_pem, key_pem).map(drop).map_err(unreadable)
+}
+
 /// A key that a box signs with what it says of itself: Ed25519.
 #[derive(Debug)]
 pub struct Signer(KeyPair);
@@ -133,10 +142,24 @@ pub fn is_signed(public: &[u8], message: &[u8], signature: &[u8]) -> bool {
 pub fn needs_renewal(certificate_pem: &str, names: &ServerNames, now: SystemTime) -> Result<bool, AuthorityError> {
     let (_, pem) = parse_x509_pem(certificate_pem.as_bytes()).map_err(unreadable)?;
     let certificate = pem.parse_x509().map_err(unreadable)?;
-    let ends = SystemTime::UNIX_EPOCH + Duration::from_secs(certificate.validity().not_after.timestamp().max(0) as u64);
+    let ends = end(&certificate);
     let alternatives = certificate.subject_alternative_name().map_err(unreadable)?;
     let held = alternatives.map_or(&[][..], |extension| &extension.value.general_names);
     Ok(now + SERVER_RENEWAL > ends || !names.are_in(held))
+}
+
+/// Whole days that a certificate still holds; none left is 0.
+///
+/// # Errors
+/// It is no certificate.
+pub fn days_left(certificate_pem: &str, now: SystemTime) -> Result<u64, AuthorityError> {
+    let (_, pem) = parse_x509_pem(certificate_pem.as_bytes()).map_err(unreadable)?;
+    let left = end(&pem.parse_x509().map_err(unreadable)?).duration_since(now).unwrap_or_default();
+    Ok(left.as_secs() / DAY.as_secs())
+}
+
+fn end(certificate: &X509Certificate<'_>) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(certificate.validity().not_after.timestamp().max(0) as u64)
 }
 
 /// What clients may call the server by.
@@ -264,6 +287,30 @@ mod tests {
     }
 
     #[test]
+    fn an_enrolment_is_whole_and_its_key_fits() {
+        let now = SystemTime::now();
+        let authority = make_authority("fleet", now).unwrap();
+        let [server, other] =
+            ["shop-7", "shop-8"].map(|name| issue_server(&authority, &ServerNames::none().and(name), now).unwrap());
+        let (ca, certificate, key) = (&authority.certificate_pem, &server.certificate_pem, &server.key_pem);
+        check_enrolment(ca, certificate, key).unwrap();
+        let less = |pem: &str| {
+            let lines: Vec<_> =
+                pem.lines().enumerate().filter(|(number, _)| *number != 2).map(|(_, line)| line).collect();
+            lines.join("\n")
+        };
+        for (what, ca, certificate, key) in [
+            ("a CA with a line missing", &less(ca), certificate, key),
+            ("a certificate with a line missing", ca, &less(certificate), key),
+            ("a key with a line missing", ca, certificate, &less(key)),
+            ("another's key", ca, certificate, &other.key_pem),
+            ("no CA", &String::new(), certificate, key),
+        ] {
+            assert!(check_enrolment(ca, certificate, key).is_err(), "{what}");
+        }
+    }
+
+    #[test]
     fn a_certificate_is_renewed_late_in_life_and_when_a_name_is_new() {
         let now = SystemTime::UNIX_EPOCH + 20_000 * DAY;
         let authority = make_authority("test", now).unwrap();
@@ -271,6 +318,8 @@ mod tests {
         let pem = issue_server(&authority, &names, now).unwrap().certificate_pem;
         let needed = |names: &ServerNames, days: u32| needs_renewal(&pem, names, now + days * DAY).unwrap();
         assert!(!needed(&names, 0) && !needed(&names, 264) && needed(&names, 266));
+        let left = |days: u32| days_left(&pem, now + days * DAY).unwrap();
+        assert_eq!([0, 100, 396, 400].map(left), [396, 296, 0, 0]);
         assert!(!needed(&ServerNames::new("edge", Ipv4Addr::LOCALHOST.into(), &[]), 0), "fewer names are fine");
         assert!(needed(&ServerNames::new("other", LISTEN, &[]), 0));
         assert!(!needed(&ServerNames::new("edge", Ipv6Addr::UNSPECIFIED.into(), &[]), 0));

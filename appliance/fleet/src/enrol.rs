@@ -12,10 +12,10 @@
 
 use crate::{
     BoxName,
-    roster::{RosterError, replace},
+    roster::{RosterError, lock, replace},
 };
 use appliance_edge::authority::{
-    AuthorityError, Identity, ServerNames, issue_client, issue_server, make_authority, needs_renewal,
+    AuthorityError, Identity, ServerNames, days_left, issue_client, issue_server, make_authority, needs_renewal,
 };
 use std::{
     fs, io,
@@ -62,6 +62,7 @@ pub enum EnrolError {
 /// # Errors
 /// [`EnrolError`].
 pub fn enrol(fleet: &Path, name: &BoxName, hosts: &[String], now: SystemTime) -> Result<Enrolled, EnrolError> {
+    let _lock = lock(fleet)?;
     let folder = fleet.join("boxes").join(name.as_str());
     make_folder(&folder.join("fleet"))?;
     let (authority, made_authority) = authority(fleet, now)?;
@@ -77,6 +78,32 @@ pub fn enrol(fleet: &Path, name: &BoxName, hosts: &[String], now: SystemTime) ->
     Ok(Enrolled { folder: own, machine_toml, made_authority })
 }
 
+/// Renews the certificate that the fleet's client shows, where it is due and the CA's key is here. Whether it did.
+///
+/// # Errors
+/// [`EnrolError`].
+pub fn renew_client(fleet: &Path, now: SystemTime) -> Result<bool, EnrolError> {
+    if !fleet.join("ca.key").exists() || client_is_current(fleet, now)? {
+        return Ok(false);
+    }
+    let _lock = lock(fleet)?;
+    match read_pair(fleet, "ca")? {
+        (Some(certificate_pem), Some(key_pem)) => {
+            ensure_client(fleet, &Identity { certificate_pem, key_pem }, false, now)
+        }
+        _ => Ok(false),
+    }
+}
+
+/// Whole days for which what the fleet issued holds: its client's certificate, or a box's; none where there is none.
+pub fn certificate_days(fleet: &Path, of: Option<&BoxName>, now: SystemTime) -> Option<u64> {
+    let path = match of {
+        Some(name) => fleet.join("boxes").join(name.as_str()).join("fleet/server.pem"),
+        None => fleet.join("client.pem"),
+    };
+    days_left(&fs::read_to_string(path).ok()?, now).ok()
+}
+
 /// The fleet's CA, and whether it had to be made.
 fn authority(fleet: &Path, now: SystemTime) -> Result<(Identity, bool), EnrolError> {
     match read_pair(fleet, "ca")? {
@@ -90,15 +117,20 @@ fn authority(fleet: &Path, now: SystemTime) -> Result<(Identity, bool), EnrolErr
     }
 }
 
-fn ensure_client(fleet: &Path, authority: &Identity, made: bool, now: SystemTime) -> Result<(), EnrolError> {
-    let current = match read_pair(fleet, "client")? {
+/// Whether one had to be made.
+fn ensure_client(fleet: &Path, authority: &Identity, made: bool, now: SystemTime) -> Result<bool, EnrolError> {
+    if !made && client_is_current(fleet, now)? {
+        return Ok(false);
+    }
+    write_pair(fleet, "client", &issue_client(authority, CLIENT, now)?)?;
+    Ok(true)
+}
+
+fn client_is_current(fleet: &Path, now: SystemTime) -> Result<bool, RosterError> {
+    Ok(match read_pair(fleet, "client")? {
         (Some(certificate), Some(_)) => !needs_renewal(&certificate, &ServerNames::none(), now).unwrap_or(true),
         _ => false,
-    };
-    match current && !made {
-        true => Ok(()),
-        false => Ok(write_pair(fleet, "client", &issue_client(authority, CLIENT, now)?)?),
-    }
+    })
 }
 
 fn machine_section(name: &BoxName, authority: &Identity, server: &Identity) -> String {
@@ -136,7 +168,7 @@ fn read_pair(folder: &Path, name: &str) -> Result<(Option<String>, Option<String
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
+    use std::{os::unix::fs::PermissionsExt, thread, time::Duration};
 
     #[test]
     fn one_authority_for_all_boxes_and_private_keys_stay_private() {
@@ -158,6 +190,41 @@ mod tests {
             assert_eq!(fs::metadata(fleet.join(key)).unwrap().permissions().mode() & 0o777, 0o600, "{key}");
         }
         assert!(read("boxes/shop-7/machine.toml").contains("BEGIN PRIVATE KEY"));
+    }
+
+    #[test]
+    fn who_enrols_at_once_makes_one_authority() {
+        let folder = tempfile::tempdir().unwrap();
+        let names: Vec<_> = (0..8).map(|number| format!("shop-{number}")).collect();
+        let made = thread::scope(|scope| {
+            let run = |name: &String| enrol(folder.path(), &name.parse().unwrap(), &[], SystemTime::now()).unwrap();
+            let running: Vec<_> = names.iter().map(|name| scope.spawn(move || run(name))).collect();
+            let ended = running.into_iter().map(|thread| thread.join().unwrap());
+            ended.filter(|enrolled| enrolled.made_authority).count()
+        });
+        assert_eq!(made, 1);
+        let read = |path: &str| fs::read_to_string(folder.path().join(path)).unwrap();
+        for name in &names {
+            assert_eq!(read(&format!("boxes/{name}/fleet/ca.pem")), read("ca.pem"), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_clients_certificate_is_renewed_late_in_its_life_where_the_ca_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let (fleet, shop) = (folder.path(), "shop-7".parse().unwrap());
+        let now = SystemTime::now();
+        let later = |days: u32| now + days * Duration::from_secs(24 * 3600);
+        assert!(!renew_client(&fleet.join("none"), now).unwrap() && !fleet.join("none").exists());
+        enrol(fleet, &shop, &[], now).unwrap();
+        assert!(!renew_client(fleet, later(200)).unwrap());
+        assert_eq!(certificate_days(fleet, None, later(300)), Some(96));
+        fs::rename(fleet.join("ca.key"), fleet.join("elsewhere")).unwrap();
+        assert!(!renew_client(fleet, later(300)).unwrap(), "the CA's key is elsewhere");
+        fs::rename(fleet.join("elsewhere"), fleet.join("ca.key")).unwrap();
+        assert!(renew_client(fleet, later(300)).unwrap() && !renew_client(fleet, later(300)).unwrap());
+        let days = [None, Some(&shop)].map(|of| certificate_days(fleet, of, later(300)));
+        assert_eq!(days, [Some(396), Some(96)], "a box's is renewed by who enrols it again");
     }
 
     #[test]

@@ -7,7 +7,8 @@
 //!    begins at the cursor, `previous` is the chain value ──▶ goes on
 //!                          `previous` is another ──────────▶ forked: this ledger has another past
 //!    begins at a later segment, which follows ─────────────▶ goes on
-//!                               which does not follow ─────▶ goes on, with a gap: what lies between was removed unseen
+//!                               which does not follow ─────▶ goes on, with a gap: what lies between was removed unseen;
+//!                                                            without, where its owner has just accepted it as it is
 //!    begins anywhere else ─────────────────────────────────▶ lied
 //!    each line: checksum, chain value, content, place ─────▶ else lied, or unreadable: of a version that is not known here
 //! ```
@@ -27,6 +28,8 @@ use std::fmt;
 
 /// Most lines of a page; the box's own limit is in bytes, and no line is shorter than its proofs.
 const PAGE_LINES_MAX: usize = 1024;
+/// Longest page, bytes of lines. A box's own limit is 48 KiB.
+const LINES_BYTES_MAX: usize = 64 << 10;
 /// Most letters of what a box says that are shown.
 const SHOWN_MAX: usize = 120;
 
@@ -114,9 +117,13 @@ impl Fault {
     }
 }
 
-/// What a box says, fit to be shown: short, and without control characters.
+/// What a box says, fit to be shown: short, without control characters and what turns or hides the letters around it.
 pub(crate) fn shown(text: &str) -> String {
-    text.chars().map(|letter| if letter.is_control() { ' ' } else { letter }).take(SHOWN_MAX * 2).collect()
+    let misleads = |letter: char| {
+        letter.is_control()
+            || matches!(letter, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    text.chars().map(|letter| if misleads(letter) { ' ' } else { letter }).take(SHOWN_MAX * 2).collect()
 }
 
 /// What is known of a box's ledger.
@@ -200,7 +207,8 @@ fn begins_well(known: &Known, page: &SignedPage) -> Result<Option<Fault>, Fault>
     let removed = || {
         Fault::new(Flag::Gap, known.cursor, format!("lines up to {} were removed before they were pulled", page.from))
     };
-    Ok((!follows).then(removed))
+    let accepted = known.generation > 0 && known.cursor == PageCursor::default();
+    Ok((!follows && !accepted).then(removed))
 }
 
 type Lines = (Vec<(PageCursor, Entry)>, PageCursor, Chain);
@@ -209,8 +217,9 @@ type Lines = (Vec<(PageCursor, Entry)>, PageCursor, Chain);
 fn read_lines(page: &SignedPage) -> Result<Lines, Fault> {
     let (mut at, mut chain) = (page.from.0, page.previous);
     let fault = |flag, at: Position, detail: String| Fault::new(flag, PageCursor(at), detail);
-    if page.lines.len() > PAGE_LINES_MAX {
-        return Err(fault(Flag::Lied, at, format!("a page of {} lines", page.lines.len())));
+    let bytes = page.bytes();
+    if page.lines.len() > PAGE_LINES_MAX || bytes > LINES_BYTES_MAX {
+        return Err(fault(Flag::Lied, at, format!("a page of {} lines and {bytes} bytes", page.lines.len())));
     }
     let mut ended = Vec::new();
     let mut line = String::new();

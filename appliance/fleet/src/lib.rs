@@ -27,10 +27,11 @@ mod session;
 mod store;
 mod usage;
 
+pub use appliance_edge::authority::check_enrolment;
 pub use discovery::{Discovery, targets};
-pub use enrol::{EnrolError, Enrolled, enrol};
+pub use enrol::{EnrolError, Enrolled, certificate_days, enrol, renew_client};
 pub use follow::{FLAG_KINDS, Fault, Flag, Followed, Known, follow};
-pub use name::{Address, BoxName};
+pub use name::{Address, BoxName, host};
 pub use pull::{Outcome, Progress, PullError, Pulled, Settings, pull};
 pub use roster::{BOXES_MAX, Member, Roster, RosterError};
 pub use store::{FlagRow, Seen, Standing, Store, StoreError};

@@ -1,7 +1,8 @@
 //! What boxes are called, and where they are.
 
+use appliance_edge::authority::ServerNames;
 use serde::{Deserialize, Serialize};
-use std::{fmt, str::FromStr};
+use std::{fmt, net::IpAddr, str::FromStr};
 
 const NAME_BYTES_MAX: usize = 63;
 const HOST_BYTES_MAX: usize = 253;
@@ -122,9 +123,32 @@ impl From<Address> for String {
     }
 }
 
+/// Takes an IP address or host name that a certificate can hold, for clap.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn host(text: &str) -> Result<String, String> {
+    let is_held = ServerNames::none().and(text) != ServerNames::none();
+    let is_number = text.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
+    match is_held && (!is_number || text.parse::<IpAddr>().is_ok()) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("`{text}` is neither an IP address nor a host name, both without scheme and port")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hosts_are_what_a_certificate_can_hold() {
+        for good in ["192.0.2.7", "2001:db8::7", "Shop-7.lan", "a"] {
+            assert_eq!(host(good).as_deref(), Ok(good));
+        }
+        for bad in ["", "192.0.2.7:9443", "https://a", "192.0.2.300", "[2001:db8::7]", "0.0.0.0", "a_b", "a/b", "a b"] {
+            assert!(host(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn names_are_host_names() {

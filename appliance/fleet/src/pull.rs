@@ -25,7 +25,7 @@ use serde_json::Value;
 use std::{
     cell::RefCell,
     collections::{BTreeMap, VecDeque},
-    io,
+    io, mem,
     path::Path,
     rc::Rc,
     time::Duration,
@@ -35,7 +35,7 @@ use tokio::time::{sleep, timeout};
 /// Longest page: lines of 48 KiB as JSON writes them, six bytes a byte at worst.
 const PAGE_BYTES_MAX: usize = 512 << 10;
 const INVENTORY_BYTES_MAX: usize = 1 << 20;
-/// Most pages of a box in one pull, about 1 GB: its own limit of pages a minute, for more than an hour.
+/// Most pages of a box in one pull: its own limit of pages a minute, for more than an hour.
 const PAGES_MAX: u32 = 20_000;
 /// Connections to a box in a row that give nothing new.
 const TRIES_MAX: u32 = 3;
@@ -56,6 +56,8 @@ pub struct Settings {
     pub at_once: usize,
     /// How long one box has.
     pub box_time: Duration,
+    /// Most bytes of its ledger that one box may tell, less than a page more; the next pull goes on there.
+    pub box_bytes_max: u64,
 }
 
 /// How the pull of a box has ended.
@@ -66,7 +68,8 @@ pub enum Outcome {
     Complete,
     /// It did not answer, or not to the end; the next pull goes on there.
     Unreached(String),
-    /// What it said was not taken.
+    /// What it said was not taken, or was taken to its end and has something wrong with it: a gap, a record told again otherwise,
+    /// a clock that is off.
     Flagged {
         /// What is wrong.
         flag: Flag,
@@ -166,10 +169,19 @@ struct Work {
 }
 
 /// What was taken of a box so far.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Tally {
     records: u64,
     pages: u32,
+    bytes: u64,
+    /// The gravest of what it was flagged for and goes on with.
+    flagged: Option<Fault>,
+}
+
+impl Tally {
+    fn flag(&mut self, fault: Option<Fault>) {
+        self.flagged = self.flagged.take().into_iter().chain(fault).min_by_key(|fault| fault.flag);
+    }
 }
 
 /// Why a box is done before its end.
@@ -219,7 +231,7 @@ impl Work {
     async fn box_to_its_end(&self, member: &Member) -> Result<Pulled, StoreError> {
         let tally = RefCell::new(Tally::default());
         let ended = timeout(self.settings.box_time, self.tries(member, &tally)).await;
-        let Tally { records, pages } = *tally.borrow();
+        let Tally { records, pages, flagged, .. } = tally.take();
         let late = || {
             Err(Stop::Hopeless(format!(
                 "not at its end after {} s and {pages} pages",
@@ -227,19 +239,17 @@ impl Work {
             )))
         };
         let (now, mut store) = (unix_ms(), self.store.borrow_mut());
-        let outcome = match ended.unwrap_or_else(|_| late()) {
-            Ok(()) => Outcome::Complete,
+        let of =
+            |fault: Fault| Outcome::Flagged { flag: fault.flag, detail: format!("at {}: {}", fault.at, fault.detail) };
+        let (outcome, error) = match ended.unwrap_or_else(|_| late()) {
+            Ok(()) => (flagged.map_or(Outcome::Complete, of), None),
             Err(Stop::Store(error)) => return Err(error),
-            Err(Stop::Broken(reason) | Stop::Hopeless(reason)) => Outcome::Unreached(reason),
+            Err(Stop::Broken(reason) | Stop::Hopeless(reason)) => (Outcome::Unreached(reason.clone()), Some(reason)),
             Err(Stop::Fault(fault)) => {
                 store.flag(&member.name, &fault, now)?;
-                Outcome::Flagged { flag: fault.flag, detail: format!("at {}: {}", fault.at, fault.detail) }
+                let error = format!("{} at {}: {}", fault.flag, fault.at, fault.detail);
+                (of(fault), Some(error))
             }
-        };
-        let error = match &outcome {
-            Outcome::Complete => None,
-            Outcome::Unreached(reason) => Some(reason.clone()),
-            Outcome::Flagged { flag, detail } => Some(format!("{flag} {detail}")),
         };
         store.tried(&member.name, error.as_deref(), now)?;
         Ok(Pulled { name: member.name.clone(), records, pages, outcome })
@@ -264,54 +274,64 @@ impl Work {
 
     async fn connection(&self, member: &Member, tally: &RefCell<Tally>) -> Result<(), Stop> {
         let mut session = Session::open(&self.roster, member).await?;
-        self.look(member, &mut session).await?;
+        let mut told = Some(self.look(member, &mut session, tally).await?);
         loop {
             let known = self.store.borrow().known(&member.name)?;
             let answer = patient(&mut session, &format!("{LEDGER}{}", known.cursor), PAGE_BYTES_MAX).await?;
-            let page = page_of(&known, &answer).map_err(Stop::Fault)?;
+            let page = page_of(&known, &answer)?;
             let followed = follow(member.name.as_str(), &known, &page).map_err(Stop::Fault)?;
-            let pages = self.taken(member, &known, &followed, tally)?;
+            // Not before a page has proved whose they are, and before anything that they are the prices of.
+            let prices = told.take().unwrap_or_default();
+            if let Some(fault) = self.store.borrow_mut().priced(&member.name, prices)? {
+                return Err(Stop::Fault(fault));
+            }
+            self.taken(member, &known, &followed, tally)?;
             if !followed.more {
                 return Ok(());
             }
-            if pages >= PAGES_MAX {
-                return Err(Stop::Hopeless(format!("not at its end after {pages} pages")));
+            let mut tally = tally.borrow_mut();
+            tally.bytes += page.bytes() as u64;
+            if tally.pages >= PAGES_MAX || tally.bytes >= self.settings.box_bytes_max {
+                let Tally { pages, bytes, .. } = *tally;
+                return Err(Stop::Hopeless(format!("not at its end after {pages} pages, {bytes} bytes")));
             }
         }
     }
 
-    /// Takes a page in; how many that makes.
+    /// Takes a page in.
     fn taken(
         &self,
         member: &Member,
         known: &Known,
         followed: &Followed,
         tally: &RefCell<Tally>,
-    ) -> Result<u32, StoreError> {
+    ) -> Result<(), StoreError> {
         let mut store = self.store.borrow_mut();
-        let fresh = store.take(&member.name, known, followed, unix_ms())?;
+        let (fresh, flagged) = store.take(&member.name, known, followed, unix_ms())?;
         if !followed.more {
             store.unflag(&member.name, Flag::Unreadable)?;
         }
         let mut tally = tally.borrow_mut();
+        tally.flag(flagged);
         tally.records += fresh;
         tally.pages += u32::from(followed.more);
         (self.progress.borrow_mut())(Progress::Page(&member.name, fresh));
-        Ok(tally.pages)
+        Ok(())
     }
 
-    /// Asks a box how it stands.
-    async fn look(&self, member: &Member, session: &mut Session) -> Result<(), Stop> {
+    /// Asks a box how it stands; by which prices it says that it charges.
+    async fn look(&self, member: &Member, session: &mut Session, tally: &RefCell<Tally>) -> Result<Vec<Prices>, Stop> {
         let answer = patient(session, INVENTORY, INVENTORY_BYTES_MAX).await?;
         if !answer.status.is_success() {
             return Err(Stop::Broken(format!("its inventory is refused with status {}", answer.status.as_u16())));
         }
         let now = unix_ms();
         let known = self.store.borrow().known(&member.name)?;
-        let seen = serde_json::from_slice::<Inventory>(&answer.body).map_err(|error| {
+        let mut inventory = serde_json::from_slice::<Inventory>(&answer.body).map_err(|error| {
             Stop::Fault(Fault::new(Flag::Lied, known.cursor, format!("its inventory is none: {error}")))
         })?;
-        let seen = seen.seen(now);
+        let prices = mem::take(&mut inventory.prices);
+        let seen = inventory.seen(now);
         let mut store = self.store.borrow_mut();
         store.seen(&member.name, &seen, now)?;
         if seen.skew_ms.unsigned_abs() > SKEW_MAX_MS {
@@ -320,10 +340,13 @@ impl Work {
                 seen.skew_ms.unsigned_abs() / 1_000,
                 if seen.skew_ms > 0 { "ahead of" } else { "behind" }
             );
-            Ok(store.flag(&member.name, &Fault::new(Flag::Clock, known.cursor, detail), now)?)
+            let fault = Fault::new(Flag::Clock, known.cursor, detail);
+            store.flag(&member.name, &fault, now)?;
+            tally.borrow_mut().flag(Some(fault));
         } else {
-            Ok(store.unflag(&member.name, Flag::Clock)?)
+            store.unflag(&member.name, Flag::Clock)?;
         }
+        Ok(prices)
     }
 }
 
@@ -340,14 +363,16 @@ async fn patient(session: &mut Session, path: &str, bytes_max: usize) -> Result<
 }
 
 /// The page of an answer to a question for what follows `known`, or what the answer says of the box's ledger.
-fn page_of(known: &Known, answer: &Answer) -> Result<SignedPage, Fault> {
-    let fault = |flag, detail: String| Err(Fault::new(flag, known.cursor, detail));
+fn page_of(known: &Known, answer: &Answer) -> Result<SignedPage, Stop> {
+    let fault = |flag, detail: String| Err(Stop::Fault(Fault::new(flag, known.cursor, detail)));
     let began = known.cursor != PageCursor(Position::default());
     match answer.status.as_u16() {
         200 => serde_json::from_slice(&answer.body)
             .or_else(|error| fault(Flag::Lied, format!("its page is none: {error}"))),
         409 => fault(Flag::RolledBack, "its ledger ends before what was pulled of it".to_owned()),
         400 if began => fault(Flag::Forked, "no line of its ledger ends where one did".to_owned()),
+        // A fault that passes, and of which nothing was said that could be a lie.
+        status @ 500.. => Err(Stop::Broken(format!("status {status} for a page of its ledger"))),
         status => fault(Flag::Lied, format!("status {status} for a page of its ledger")),
     }
 }
@@ -386,7 +411,6 @@ impl Inventory {
             functions: self.functions.len() as u64,
             disk_free_bytes: self.disk.map(|disk| disk.free_bytes),
             started_ms: self.boots.last().map(|boot| boot.unix_ms),
-            prices: self.prices,
         }
     }
 }
@@ -402,13 +426,18 @@ mod tests {
         let known = Known { cursor: PageCursor(Position { segment: 1, offset: 9 }), ..Known::default() };
         let fault = |known: &Known, status: u16| {
             let status = StatusCode::from_u16(status).unwrap();
-            page_of(known, &Answer { status, retry_after_s: None, body: Bytes::from_static(b"[]") }).unwrap_err().flag
+            match page_of(known, &Answer { status, retry_after_s: None, body: Bytes::from_static(b"[]") }) {
+                Err(Stop::Fault(fault)) => Some(fault.flag),
+                Err(Stop::Broken(_)) => None,
+                other => panic!("{other:?}"),
+            }
         };
         assert_eq!(
-            [409, 400, 500, 200].map(|status| fault(&known, status)),
-            [Flag::RolledBack, Flag::Forked, Flag::Lied, Flag::Lied]
+            [409, 400, 404, 200].map(|status| fault(&known, status)),
+            [Flag::RolledBack, Flag::Forked, Flag::Lied, Flag::Lied].map(Some)
         );
-        assert_eq!(fault(&Known::default(), 400), Flag::Lied, "nothing was pulled that could be forked");
+        assert_eq!(fault(&Known::default(), 400), Some(Flag::Lied), "nothing was pulled that could be forked");
+        assert_eq!([500, 502, 504].map(|status| fault(&known, status)), [None; 3], "asked again with the next pull");
     }
 
     #[test]

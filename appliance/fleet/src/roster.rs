@@ -5,9 +5,13 @@
 //!  ├── boxes.json              name, address, and whom to trust where that is not the fleet's CA
 //!  ├── ca.pem, ca.key          the fleet's CA, made with the first enrolment
 //!  ├── client.pem, client.key  shown to boxes by `pull`, and by Prometheus
+//!  ├── lock                    held by who changes any of these
 //!  ├── boxes/NAME/             what a box is given: enrol.rs
 //!  └── fleet.db                what was pulled: store.rs
 //! ```
+//!
+//! Invariant: who changes something holds the lock from before it reads what is there until the change is on the disk, so that
+//! no change of two at once is lost. Readers need none: each file is replaced whole.
 
 use crate::{Address, BoxName};
 use serde::{Deserialize, Serialize};
@@ -131,13 +135,15 @@ impl Roster {
     /// # Errors
     /// [`RosterError`].
     pub fn put(&mut self, member: Member) -> Result<(), RosterError> {
-        self.members.retain(|other| other.name != member.name);
-        if self.members.len() >= BOXES_MAX {
-            return Err(RosterError::Full);
-        }
-        let at = self.members.partition_point(|other| other.name < member.name);
-        self.members.insert(at, member);
-        self.write()
+        self.change(|roster| {
+            roster.members.retain(|other| other.name != member.name);
+            if roster.members.len() >= BOXES_MAX {
+                return Err(RosterError::Full);
+            }
+            let at = roster.members.partition_point(|other| other.name < member.name);
+            roster.members.insert(at, member);
+            Ok(())
+        })
     }
 
     /// Takes a box out, and keeps the roster. What was pulled of it stays.
@@ -146,8 +152,11 @@ impl Roster {
     /// [`RosterError`].
     pub fn remove(&mut self, name: &BoxName) -> Result<(), RosterError> {
         self.member(name)?;
-        self.members.retain(|member| member.name != *name);
-        self.write()
+        self.change(|roster| {
+            roster.member(name)?;
+            roster.members.retain(|member| member.name != *name);
+            Ok(())
+        })
     }
 
     /// The files of CA, certificate and key that are used for a box.
@@ -156,19 +165,39 @@ impl Roster {
         [or(&member.ca, "ca.pem"), or(&member.cert, "client.pem"), or(&member.key, "client.key")]
     }
 
+    /// Changes what is there now, which may be another than when it was read, and keeps it.
+    fn change(&mut self, change: impl FnOnce(&mut Self) -> Result<(), RosterError>) -> Result<(), RosterError> {
+        let _lock = lock(&self.folder)?;
+        let mut roster = Self::open(&self.folder)?;
+        change(&mut roster)?;
+        roster.write()?;
+        *self = roster;
+        Ok(())
+    }
+
     fn write(&self) -> Result<(), RosterError> {
-        fs::create_dir_all(&self.folder).map_err(|source| RosterError::Io {
-            action: "make",
-            path: self.folder.clone(),
-            source,
-        })?;
         let document = Document { boxes: self.members.clone() };
         let text = serde_json::to_string_pretty(&document).expect("text and numbers") + "\n";
         replace(&self.folder.join(FILE), text.as_bytes(), 0o644)
     }
 }
 
-/// Writes a file beside its place, and moves it there when it is whole and on the disk.
+/// Makes the fleet's folder, and waits until nobody else changes what is in it; held until it is dropped.
+pub(crate) fn lock(folder: &Path) -> Result<File, RosterError> {
+    let failed = |action, path: &Path| {
+        let path = path.to_owned();
+        move |source| RosterError::Io { action, path, source }
+    };
+    fs::create_dir_all(folder).map_err(failed("make", folder))?;
+    let path = folder.join("lock");
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+    let file = file.map_err(failed("open", &path))?;
+    file.lock().map_err(failed("lock", &path))?;
+    Ok(file)
+}
+
+/// Writes a file beside its place, and moves it there when it is whole and on the disk. Under the lock: the place beside it is
+/// the same for all.
 pub(crate) fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), RosterError> {
     let mut fresh = path.as_os_str().to_owned();
     fresh.push(".new");
@@ -180,12 +209,14 @@ pub(crate) fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Roster
     written
         .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
         .and_then(|()| fs::rename(&fresh, path))
+        .and_then(|()| File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all())
         .map_err(|source| RosterError::Io { action: "write", path: path.to_owned(), source })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::thread;
 
     fn member(name: &str) -> Member {
         Member { name: name.parse().unwrap(), address: "a:1".parse().unwrap(), ca: None, cert: None, key: None }
@@ -207,7 +238,26 @@ mod tests {
         assert_eq!(again, roster);
         assert_eq!(again.members(), [member("a"), given.clone()]);
         assert_eq!(again.credentials(&given), ["/ca".into(), folder.join("client.pem"), folder.join("client.key")]);
-        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "nothing is left beside it");
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 2, "nothing is left beside it and the lock");
+    }
+
+    #[test]
+    fn what_many_change_at_once_is_all_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let names: Vec<_> = (0..24).map(|number| format!("shop-{number:02}")).collect();
+        thread::scope(|scope| {
+            for name in &names {
+                let folder = folder.path();
+                scope.spawn(move || {
+                    let mut roster = Roster::open(folder).unwrap();
+                    roster.put(member(name)).unwrap();
+                    roster.put(member(&format!("{name}-gone"))).unwrap();
+                    roster.remove(&format!("{name}-gone").parse().unwrap()).unwrap();
+                });
+            }
+        });
+        let roster = Roster::open(folder.path()).unwrap();
+        assert!(roster.members().iter().map(|member| member.name.as_str()).eq(names.iter().map(String::as_str)));
     }
 
     #[test]

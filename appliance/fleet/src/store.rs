@@ -57,6 +57,12 @@ pub enum StoreError {
         /// What it said.
         source: rusqlite::Error,
     },
+    /// There is no room for more of it.
+    #[error("no room for the database `{}`: its disk is full; nothing of the last page was taken", path.display())]
+    Full {
+        /// The file.
+        path: PathBuf,
+    },
     /// Another version made it.
     #[error("database `{}` is of version {found}, and this `ember` reads {VERSION}", path.display())]
     Version {
@@ -68,6 +74,16 @@ pub enum StoreError {
     /// Another pull has taken in more of the box meanwhile; nothing was taken.
     #[error("another pull goes on with this box")]
     Moved,
+}
+
+impl StoreError {
+    /// What SQLite said of the file at `path`.
+    fn of(path: &Path, source: rusqlite::Error) -> Self {
+        match source.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::DiskFull) => Self::Full { path: path.to_owned() },
+            _ => Self::Sql { path: path.to_owned(), source },
+        }
+    }
 }
 
 /// How a box stood when it was last asked.
@@ -83,8 +99,6 @@ pub struct Seen {
     pub disk_free_bytes: Option<u64>,
     /// When it last started, by its clock, ms since the Unix epoch.
     pub started_ms: Option<u64>,
-    /// The prices that its records were charged by.
-    pub prices: Vec<Prices>,
 }
 
 /// A box as the database has it.
@@ -151,7 +165,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let failed = |source| StoreError::Sql { path: path.to_owned(), source };
+        let failed = |source| StoreError::of(path, source);
         let sql = Connection::open(path).map_err(failed)?;
         match prepare(&sql).map_err(failed)? {
             VERSION => Ok(Self { sql, path: path.to_owned() }),
@@ -176,14 +190,20 @@ impl Store {
         Ok(row.optional().map_err(self.fault())?.unwrap_or_default())
     }
 
-    /// Takes in what a page gave, in one transaction with where it ended; returns how many records were new. `before` is what was
-    /// known when the page was asked for. A record that is there with another content stays, and the box is flagged.
+    /// Takes in what a page gave, in one transaction with where it ended; returns how many records were new, and for what the box
+    /// was flagged. `before` is what was known when the page was asked for. A record that is there with another content stays.
     ///
     /// # Errors
     /// [`StoreError::Moved`] where `before` is no longer what is known; nothing was taken.
-    pub fn take(&mut self, name: &BoxName, before: &Known, page: &Followed, now_ms: u64) -> Result<u64, StoreError> {
+    pub fn take(
+        &mut self,
+        name: &BoxName,
+        before: &Known,
+        page: &Followed,
+        now_ms: u64,
+    ) -> Result<(u64, Option<Fault>), StoreError> {
         let path = self.path.clone();
-        let failed = |source| StoreError::Sql { path: path.clone(), source };
+        let failed = |source| StoreError::of(&path, source);
         let transaction = self.sql.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
         ensure(&transaction, name).map_err(failed)?;
         if !advance(&transaction, name, before, &page.known).map_err(failed)? {
@@ -194,7 +214,7 @@ impl Store {
             note(&transaction, name, fault, now_ms).map_err(failed)?;
         }
         transaction.commit().map_err(failed)?;
-        Ok(fresh)
+        Ok((fresh, contradicted.or_else(|| page.gap.clone())))
     }
 
     /// Flags a box.
@@ -225,11 +245,10 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn seen(&mut self, name: &BoxName, seen: &Seen, now_ms: u64) -> Result<(), StoreError> {
-        let prices = serde_json::to_string(&seen.prices).expect("numbers and text");
         self.change(|sql| {
             ensure(sql, name)?;
             let update = "UPDATE boxes SET seen_ms = ?2, skew_ms = ?3, version = ?4, functions = ?5,
-                disk_free_bytes = ?6, started_ms = ?7, prices = ?8 WHERE name = ?1";
+                disk_free_bytes = ?6, started_ms = ?7 WHERE name = ?1";
             let values = params![
                 name.as_str(),
                 int(now_ms),
@@ -238,10 +257,35 @@ impl Store {
                 int(seen.functions),
                 seen.disk_free_bytes.map(int),
                 seen.started_ms.map(int),
-                prices
             ];
             sql.execute(update, values).map(drop)
         })
+    }
+
+    /// Keeps the prices that a box told, once a page has proved whose they are and before its records are taken. Prices that make
+    /// no book are passed over. Returns the fault where they are in another currency than what was kept of the box: then they
+    /// are refused, since amounts would be summed as what they are not.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn priced(&mut self, name: &BoxName, prices: Vec<Prices>) -> Result<Option<Fault>, StoreError> {
+        let text = serde_json::to_string(&prices).expect("numbers and text");
+        let Ok(told) = Book::new(prices) else { return Ok(None) };
+        let mut contradicted = None;
+        self.change(|sql| {
+            let known = book(sql, name.as_str())?.map(|book| book.currency());
+            let other = known.filter(|known| *known != told.currency());
+            if let (Some(known), true) = (other, has_records(sql, name)?) {
+                let detail = format!("it charges in {}, and did in {known}; that stays", told.currency());
+                let at =
+                    sql.query_row("SELECT cursor FROM boxes WHERE name = ?1", [name.as_str()], |row| row.get(0))?;
+                contradicted = Some(Fault::new(Flag::Contradicted, cursor_of(at), detail));
+                return Ok(());
+            }
+            ensure(sql, name)?;
+            sql.execute("UPDATE boxes SET prices = ?2 WHERE name = ?1", params![name.as_str(), text]).map(drop)
+        })?;
+        Ok(contradicted)
     }
 
     /// Notes that a pull of a box has ended at `now_ms`, and why where it was not at its end.
@@ -352,22 +396,18 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn book(&self, name: &str) -> Result<Option<Book>, StoreError> {
-        let query = "SELECT prices FROM boxes WHERE name = ?1";
-        let text = self.sql.query_row(query, [name], |row| row.get::<_, Option<String>>(0)).optional();
-        let text = text.map_err(self.fault())?.flatten();
-        let versions = text.and_then(|text| serde_json::from_str::<Vec<Prices>>(&text).ok());
-        Ok(versions.and_then(|versions| Book::new(versions).ok()))
+        book(&self.sql, name).map_err(self.fault())
     }
 
     fn change(&mut self, change: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<()>) -> Result<(), StoreError> {
         let path = &self.path;
-        let failed = |source| StoreError::Sql { path: path.clone(), source };
+        let failed = |source| StoreError::of(path, source);
         let transaction = self.sql.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
         change(&transaction).and_then(|()| transaction.commit()).map_err(failed)
     }
 
     fn fault(&self) -> impl Fn(rusqlite::Error) -> StoreError + '_ {
-        |source| StoreError::Sql { path: self.path.clone(), source }
+        |source| StoreError::of(&self.path, source)
     }
 }
 
@@ -389,6 +429,17 @@ fn prepare(sql: &Connection) -> rusqlite::Result<i64> {
         made?;
     }
     version()
+}
+
+fn book(sql: &Connection, name: &str) -> rusqlite::Result<Option<Book>> {
+    let query = "SELECT prices FROM boxes WHERE name = ?1";
+    let text = sql.query_row(query, [name], |row| row.get::<_, Option<String>>(0)).optional()?.flatten();
+    let versions = text.and_then(|text| serde_json::from_str::<Vec<Prices>>(&text).ok());
+    Ok(versions.and_then(|versions| Book::new(versions).ok()))
+}
+
+fn has_records(sql: &Transaction<'_>, name: &BoxName) -> rusqlite::Result<bool> {
+    sql.query_row("SELECT EXISTS(SELECT 1 FROM records WHERE box = ?1)", [name.as_str()], |row| row.get(0))
 }
 
 fn ensure(sql: &Transaction<'_>, name: &BoxName) -> rusqlite::Result<()> {

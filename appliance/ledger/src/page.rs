@@ -32,7 +32,8 @@ pub(crate) struct Extent {
 /// Reads the page at `from`.
 ///
 /// # Errors
-/// [`QueryError::Cursor`], [`QueryError::Beyond`], or [`QueryError::Index`] where the disk fails or is damaged.
+/// [`QueryError::Cursor`], [`QueryError::Beyond`], [`QueryError::Restarted`] where a segment was just removed, or
+/// [`QueryError::Index`] where the disk fails or is damaged.
 pub(crate) fn read(folder: &Path, extent: Extent, from: Position) -> Result<Page, QueryError> {
     let Extent { oldest, end } = extent;
     if from > end {
@@ -52,10 +53,14 @@ pub(crate) fn read(folder: &Path, extent: Extent, from: Position) -> Result<Page
     page(&file, length, from, None)
 }
 
-/// A segment, and up to where it holds lines that are on the disk.
+/// A segment, and up to where it holds lines that are on the disk. One before the last may have been removed since it was said
+/// which are kept: who asks again is told of those that are.
 fn open(folder: &Path, segment: u64, end: Position) -> Result<(File, u32), QueryError> {
     let path = folder.join(name(segment));
-    let file = File::open(&path).map_err(|error| failed(format!("{}: {error}", path.display())))?;
+    let file = File::open(&path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound if segment < end.segment => QueryError::Restarted,
+        _ => failed(format!("{}: {error}", path.display())),
+    })?;
     if segment == end.segment {
         return Ok((file, end.offset));
     }
@@ -173,6 +178,19 @@ mod tests {
         let page = read(folder.path(), extent, Position { segment: 1, offset: 9 }).unwrap();
         assert_eq!(Position::unpacked(page.from), Position { segment: 3, offset: 0 });
         assert_ne!(page.previous, Chain::default(), "its head says what came before");
+    }
+
+    #[test]
+    fn what_is_removed_while_it_is_asked_for_is_to_be_asked_again() {
+        let (folder, extent) = ledger(200);
+        std::fs::remove_file(folder.path().join(name(1))).unwrap();
+        assert_eq!(read(folder.path(), extent, Position::default()), Err(QueryError::Restarted));
+        std::fs::remove_file(folder.path().join(name(extent.end.segment))).unwrap();
+        let last = Position { segment: extent.end.segment, offset: 0 };
+        assert!(
+            matches!(read(folder.path(), extent, last), Err(QueryError::Index { .. })),
+            "this one is never removed"
+        );
     }
 
     #[test]

@@ -210,8 +210,8 @@ pub enum QueryError {
     /// Too many questions wait for an answer. Ask again later.
     #[error("the ledger has too many questions to answer")]
     Busy,
-    /// The ledger was started again meanwhile. Ask again.
-    #[error("the ledger was started again")]
+    /// The ledger was started again meanwhile, or removed a segment. Ask again.
+    #[error("the ledger was started again, or has removed what was asked for")]
     Restarted,
     /// The ledger is gone, and the supervisor with it.
     #[error("the ledger is gone")]

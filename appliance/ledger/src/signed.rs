@@ -68,6 +68,11 @@ pub struct SignedPage {
 }
 
 impl SignedPage {
+    /// Bytes of its lines.
+    pub fn bytes(&self) -> usize {
+        self.lines.iter().map(|line| line.len() + 1).sum()
+    }
+
     /// A page of the box `name`, whose `key` is told with it, not signed yet.
     pub fn unsigned(name: &str, key: &[u8], page: Page) -> Self {
         let Page { from, next, previous, chain, lines } = page;

@@ -1,10 +1,11 @@
 //! The steps in their order, the service's life, and the end.
 
 use crate::{
+    CheckFleet,
     console::say,
     disks::{self, DATA, ESP},
     error::InitError,
-    machine,
+    machine::{self, Telemetry},
     modules::Modules,
     mounts, network, root,
 };
@@ -22,6 +23,7 @@ use std::{
     env,
     fs::{self, OpenOptions},
     io::{self, Write},
+    net::SocketAddr,
     os::unix::fs::OpenOptionsExt,
     path::Path,
     process::{Command, ExitCode},
@@ -37,9 +39,9 @@ const SERVICE_DATA: &str = "/data/ember";
 
 /// Everything, from the kernel's first process to a machine that is off or starts again. Returns only where it cannot end
 /// the machine, upon which the kernel panics, and starts it again.
-pub fn run() -> ExitCode {
+pub fn run(fleet: CheckFleet) -> ExitCode {
     let moved = env::args().nth(1).is_some_and(|argument| argument == root::MOVED);
-    let how = if moved { live() } else { root::leave_initramfs().map(|()| RebootMode::RB_AUTOBOOT) };
+    let how = if moved { live(fleet) } else { root::leave_initramfs().map(|()| RebootMode::RB_AUTOBOOT) };
     let how = how.unwrap_or_else(|error| {
         say(format_args!("cannot start: {error}"));
         thread::sleep(LAST_WORDS);
@@ -51,14 +53,15 @@ pub fn run() -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn live() -> Result<RebootMode, InitError> {
+fn live(fleet: CheckFleet) -> Result<RebootMode, InitError> {
     let began = Instant::now();
     mounts::mount_all()?;
     let mut modules = Modules::read()?;
     modules.load();
     disks::mount_both()?;
     say(format_args!("{} modules, disks are there after {} ms", modules.loaded(), began.elapsed().as_millis()));
-    let machine = machine::read(&Path::new(ESP).join("machine.toml"), &Path::new(DATA).join("machine.toml.last-good"));
+    let (current, last_good) = (Path::new(ESP).join("machine.toml"), Path::new(DATA).join("machine.toml.last-good"));
+    let machine = machine::read(&current, &last_good, fleet);
     sethostname(&machine.hostname).map_err(InitError::kernel("the hostname"))?;
 
     let signals = SigSet::from_iter([Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGPWR]);
@@ -72,12 +75,22 @@ fn live() -> Result<RebootMode, InitError> {
     }
     let mut service = Command::new("/init");
     service.args(["serve", "--data", SERVICE_DATA, "--listen"]).arg(machine.listen.to_string()).env("NO_COLOR", "1");
-    if let Some(telemetry) = &machine.telemetry {
-        telemetry.place(Path::new(SERVICE_DATA)).map_err(InitError::io("what the fleet gave"))?;
-        service.arg("--telemetry-listen").arg(telemetry.listen.to_string());
+    if let Some(address) = machine.telemetry.as_ref().and_then(|telemetry| placed(telemetry, Path::new(SERVICE_DATA))) {
+        service.arg("--telemetry-listen").arg(address.to_string());
     }
     let service = service.spawn().map_err(InitError::io("emberd serve"))?;
     Ok(watch(Pid::from_raw(service.id() as i32), signals))
+}
+
+/// Where telemetry is answered, once what the fleet gave is in its place. A box serves without, as on a full disk.
+fn placed(telemetry: &Telemetry, data: &Path) -> Option<SocketAddr> {
+    match telemetry.place(data) {
+        Ok(()) => Some(telemetry.listen),
+        Err(error) => {
+            say(format_args!("telemetry is left out: {error}"));
+            None
+        }
+    }
 }
 
 /// A box that has a key keeps it.
@@ -133,4 +146,21 @@ fn shut_down() {
         let _ = umount2(place, MntFlags::MNT_DETACH);
     }
     sync();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_placed_leaves_telemetry_out() {
+        let text = || "x".to_owned();
+        let listen = SocketAddr::from(([0, 0, 0, 0], 9443));
+        let telemetry = Telemetry { listen, name: text(), ca: text(), certificate: text(), key: text() };
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(placed(&telemetry, folder.path()), Some(listen));
+        let file = folder.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert_eq!(placed(&telemetry, &file), None, "a file is no folder");
+    }
 }

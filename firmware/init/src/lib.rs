@@ -27,12 +27,16 @@ mod root;
 
 pub use boot::run;
 
+/// Says what is wrong with a fleet's CA, a box's certificate and its key, each PEM. Given by who is called: nothing here knows
+/// certificates.
+pub type CheckFleet = fn(ca: &str, certificate: &str, key: &str) -> Result<(), String>;
+
 /// Whether a box would take `text` as its `machine.toml`.
 ///
 /// # Errors
 /// What is wrong with it, and where.
-pub fn check_machine(text: &str) -> Result<(), String> {
-    machine::Machine::parse(text).map(drop)
+pub fn check_machine(text: &str, fleet: CheckFleet) -> Result<(), String> {
+    machine::Machine::parse(text, fleet).map(drop)
 }
 
 /// Whether this process is the machine's first.

@@ -15,18 +15,22 @@
 //! key = "…"
 //! ```
 //!
-//! A file that is wrong never keeps a box from starting: what was right the last time is used, and the console says what
+//! A file that is wrong, also in what the fleet gave, never keeps a box from starting: what was right the last time is used, and the console says what
 //! is wrong and where.
 
-use crate::console::say;
+use crate::{CheckFleet, console::say};
 use serde::{Deserialize, Deserializer, de::Error as _};
 use std::{
     fs::{self, OpenOptions},
     io::{self, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::Path,
 };
+
+/// Longest name and longest PEM, as emberd has them.
+const NAME_BYTES_MAX: usize = 253;
+const PEM_BYTES_MAX: usize = 60 << 10;
 
 /// What the box is told.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -68,15 +72,46 @@ impl Telemetry {
         fs::create_dir_all(&folder)?;
         let Self { name, ca, certificate, key, .. } = self;
         for (file, text) in [("server.key", key), ("server.pem", certificate), ("ca.pem", ca), ("name", name)] {
-            let path = folder.join(file);
-            let fresh = path.with_extension("new");
-            let mut open = OpenOptions::new();
-            let mut open = open.write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
-            open.write_all(format!("{}\n", text.trim()).as_bytes()).and_then(|()| open.sync_all())?;
-            fs::rename(&fresh, &path)?;
+            let (path, text) = (folder.join(file), format!("{}\n", text.trim()));
+            // What is there already needs no room on a disk that may be full.
+            if fs::read_to_string(&path).ok().as_ref() != Some(&text) {
+                write_private(&path, &text)?;
+            }
         }
         Ok(())
     }
+
+    /// What emberd would refuse is refused here, where another file can take its place.
+    fn check(&self, requests: SocketAddr, fleet: CheckFleet) -> Result<(), String> {
+        let Self { listen, name, ca, certificate, key } = self;
+        let everywhere = |address: &SocketAddr| address.ip().is_unspecified();
+        if listen.port() == requests.port()
+            && (listen.ip() == requests.ip() || everywhere(listen) || everywhere(&requests))
+        {
+            return Err(format!("telemetry.listen is {listen}, where requests are answered: {requests}"));
+        }
+        let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
+        if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(fits) {
+            return Err(format!("telemetry.name is {name:?}; it may have small letters, digits, - and ."));
+        }
+        if [ca, certificate, key].iter().any(|pem| pem.len() > PEM_BYTES_MAX) {
+            return Err(format!("[telemetry] has a text longer than {PEM_BYTES_MAX} bytes"));
+        }
+        fleet(ca, certificate, key).map_err(|reason| format!("ca, certificate or key of [telemetry]: {reason}"))
+    }
+}
+
+/// Writes a file that only root reads: whole, or not at all.
+fn write_private(path: &Path, text: &str) -> io::Result<()> {
+    let fresh = path.with_extension("new");
+    // One that is left from before may have another mode.
+    match fs::remove_file(&fresh) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
+    file.write_all(text.as_bytes()).and_then(|()| file.sync_all())?;
+    fs::rename(&fresh, path)
 }
 
 fn telemetry_listen() -> SocketAddr {
@@ -119,7 +154,7 @@ impl<'de> Deserialize<'de> for Prefixed {
 }
 
 impl Machine {
-    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str, fleet: CheckFleet) -> Result<Self, String> {
         let machine: Self = toml::from_str(text).map_err(|error| error.to_string())?;
         let name = &machine.hostname;
         let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
@@ -129,31 +164,36 @@ impl Machine {
         if machine.admin_key.as_ref().is_some_and(|key| key.is_empty() || !key.bytes().all(|b| b.is_ascii_graphic())) {
             return Err("admin_key is a key as `ember key create` prints it".to_owned());
         }
-        Ok(machine)
+        match &machine.telemetry {
+            Some(telemetry) => telemetry.check(machine.listen, fleet).map(|()| machine),
+            None => Ok(machine),
+        }
     }
 }
 
 /// Reads `current`; where it is wrong, `last_good`. What was right is kept as `last_good`.
-pub(crate) fn read(current: &Path, last_good: &Path) -> Machine {
+pub(crate) fn read(current: &Path, last_good: &Path, fleet: CheckFleet) -> Machine {
     let Ok(text) = fs::read_to_string(current) else { return Machine::default() };
-    match Machine::parse(&text) {
+    match Machine::parse(&text, fleet) {
         Ok(machine) => {
-            if fs::read_to_string(last_good).ok().as_deref() != Some(&text) {
-                keep(&text, last_good);
-            }
+            keep(&text, last_good);
             machine
         }
         Err(reason) => {
             say(format_args!("machine.toml is wrong, the last good one is used: {reason}"));
             let last = fs::read_to_string(last_good).ok();
-            last.and_then(|text| Machine::parse(&text).ok()).unwrap_or_default()
+            last.and_then(|text| Machine::parse(&text, fleet).ok()).unwrap_or_default()
         }
     }
 }
 
+/// It may hold keys: nobody but root reads it, also where an earlier version wrote it.
 fn keep(text: &str, last_good: &Path) {
-    let fresh = last_good.with_extension("new");
-    if let Err(error) = fs::write(&fresh, text).and_then(|()| fs::rename(&fresh, last_good)) {
+    let is_private = fs::metadata(last_good).is_ok_and(|file| file.mode() & 0o077 == 0);
+    if is_private && fs::read_to_string(last_good).ok().as_deref() == Some(text) {
+        return;
+    }
+    if let Err(error) = write_private(last_good, text) {
         say(format_args!("machine.toml cannot be kept as the last good one: {error}"));
     }
 }
@@ -161,21 +201,32 @@ fn keep(text: &str, last_good: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    /// In place of certificates.
+    fn fits(ca: &str, certificate: &str, key: &str) -> Result<(), String> {
+        let broken = [ca, certificate, key].contains(&"broken");
+        if broken { Err("no certificate".to_owned()) } else { Ok(()) }
+    }
+
+    fn parse(text: &str) -> Result<Machine, String> {
+        Machine::parse(text, fits)
+    }
 
     #[test]
     fn a_machine_reads() {
         let text = "hostname = \"box-1\"\n[network]\naddress = \"192.168.1.7/24\"\ngateway = \"192.168.1.1\"\n";
-        let machine = Machine::parse(text).unwrap();
+        let machine = parse(text).unwrap();
         let network = machine.network.unwrap();
         assert_eq!((network.address.prefix, network.gateway), (24, Some("192.168.1.1".parse().unwrap())));
-        assert_eq!(Machine::parse("").unwrap(), Machine::default());
+        assert_eq!(parse("").unwrap(), Machine::default());
     }
 
     #[test]
     fn a_fleet_is_read_whole_or_not_at_all() {
         let text = "[telemetry]\nname = \"shop-7\"\nca = \"a\"\ncertificate = \"b\"\n";
-        assert!(Machine::parse(text).unwrap_err().contains("key"));
-        let telemetry = Machine::parse(&format!("{text}key = \"c\"")).unwrap().telemetry.unwrap();
+        assert!(parse(text).unwrap_err().contains("key"));
+        let telemetry = parse(&format!("{text}key = \"c\"")).unwrap().telemetry.unwrap();
         assert_eq!((telemetry.listen.port(), telemetry.name.as_str(), telemetry.key.as_str()), (9443, "shop-7", "c"));
         let data = tempfile::tempdir().unwrap();
         for _ in 0..2 {
@@ -185,6 +236,53 @@ mod tests {
             .map(|file| fs::read_to_string(data.path().join("telemetry/fleet").join(file)).unwrap());
         assert_eq!(placed, ["shop-7\n", "a\n", "b\n", "c\n"]);
         assert_eq!(fs::read_dir(data.path().join("telemetry/fleet")).unwrap().count(), 4);
+        // Nothing is written that is there already: there would be no room for it on a full disk.
+        fs::create_dir(data.path().join("telemetry/fleet/server.new")).unwrap();
+        telemetry.place(data.path()).unwrap();
+        Telemetry { key: "d".into(), ..telemetry }.place(data.path()).unwrap_err();
+    }
+
+    #[test]
+    fn what_emberd_would_refuse_of_a_fleet_is_refused_and_the_last_good_one_used() {
+        let section = |name: &str, ca: &str, key: &str| {
+            format!("[telemetry]\nname = \"{name}\"\nca = \"{ca}\"\ncertificate = \"b\"\nkey = \"{key}\"\n")
+        };
+        let good = section("shop-7.north", "a", "c");
+        parse(&good).unwrap();
+        for (wrong, expected) in [
+            (section("Shop-7", "a", "c"), "telemetry.name"),
+            (section("", "a", "c"), "telemetry.name"),
+            (section("shop-7", "broken", "c"), "no certificate"),
+            (section("shop-7", "a", "broken"), "no certificate"),
+            (section("shop-7", &"a".repeat(PEM_BYTES_MAX + 1), "c"), "longer than"),
+            (format!("{good}listen = \"0.0.0.0:8443\""), "telemetry.listen"),
+            (format!("{good}listen = \"192.0.2.7:8443\""), "telemetry.listen"),
+        ] {
+            let error = parse(&wrong).unwrap_err();
+            assert!(error.contains(expected), "{wrong}: {error}");
+            let folder = tempfile::tempdir().unwrap();
+            let (current, last) = (folder.path().join("machine.toml"), folder.path().join("last.toml"));
+            for text in [&good, &wrong] {
+                fs::write(&current, text).unwrap();
+                assert_eq!(read(&current, &last, fits).telemetry.unwrap().name, "shop-7.north");
+            }
+            assert_eq!(fs::read_to_string(&last).unwrap(), good);
+        }
+        parse(&format!("listen = \"192.0.2.8:8443\"\n{good}listen = \"192.0.2.7:8443\"")).unwrap();
+    }
+
+    #[test]
+    fn what_is_kept_is_roots_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let (current, last) = (folder.path().join("machine.toml"), folder.path().join("last.toml"));
+        fs::write(&current, "hostname = \"box-1\"").unwrap();
+        let mode = || fs::metadata(&last).unwrap().mode() & 0o777;
+        read(&current, &last, fits);
+        assert_eq!(mode(), 0o600);
+        // Of an earlier version, which kept it for all to read.
+        fs::set_permissions(&last, fs::Permissions::from_mode(0o644)).unwrap();
+        read(&current, &last, fits);
+        assert_eq!(mode(), 0o600);
     }
 
     #[test]
@@ -195,7 +293,7 @@ mod tests {
             ("[network]\naddress = \"192.168.1.7\"", "192.168.1.7/24"),
             ("[network]\naddress = \"192.168.1.7/33\"", "192.168.1.7/24"),
         ] {
-            let error = Machine::parse(text).unwrap_err();
+            let error = parse(text).unwrap_err();
             assert!(error.contains(expected), "{text}: {error}");
         }
     }
@@ -204,10 +302,10 @@ mod tests {
     fn a_wrong_file_gives_way_to_the_last_good_one() {
         let folder = tempfile::tempdir().unwrap();
         let (current, last) = (folder.path().join("machine.toml"), folder.path().join("last.toml"));
-        assert_eq!(read(&current, &last), Machine::default());
+        assert_eq!(read(&current, &last, fits), Machine::default());
         fs::write(&current, "hostname = \"box-1\"").unwrap();
-        assert_eq!(read(&current, &last).hostname, "box-1");
+        assert_eq!(read(&current, &last, fits).hostname, "box-1");
         fs::write(&current, "hostname = ").unwrap();
-        assert_eq!(read(&current, &last).hostname, "box-1");
+        assert_eq!(read(&current, &last, fits).hostname, "box-1");
     }
 }

@@ -4,7 +4,8 @@
 mod prometheus;
 mod shop;
 
-use appliance_fleet::{Flag, Standing, Store};
+use appliance_edge::authority::{Identity, issue_client};
+use appliance_fleet::{Flag, Outcome, Roster, Settings, Standing, Store};
 use appliance_ledger::signed::PageCursor;
 use appliance_types::Record;
 use serde_json::{Value, json};
@@ -16,7 +17,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 use tests::{Client, Ember, Function, Random, Run, chat, tree, until};
 
@@ -265,6 +266,116 @@ fn who_lies_forks_or_comes_back_from_an_old_disk_is_told_and_changes_nothing() {
 }
 
 #[test]
+fn amounts_are_never_summed_as_another_currency() {
+    let (owner, mall) = (Owner::new(), Mall::open());
+    let mut shops = owner.shops(&mall, 3, 5);
+    shops.iter().for_each(|shop| shop.charges_in(Some("EUR")));
+    shops[2].charges_in(None);
+    owner.run(&["pull"]).ok();
+    let before = owner.json(&["usage"]);
+    let currencies: Vec<_> = before.as_array().unwrap().iter().map(|row| row["currency"].as_str().unwrap()).collect();
+    assert_eq!(currencies, ["EUR", "EUR", ""]);
+
+    // One has another key, one its own: neither changes what its amounts are in, and nothing is taken in as that.
+    shops[0].lose_its_key();
+    for shop in &mut shops[..2] {
+        shop.charges_in(Some("USD"));
+        shop.serve(3);
+    }
+    let pulled = owner.run(&["pull"]);
+    assert_eq!(pulled.code, 1, "{}", pulled.stdout);
+    assert_eq!(
+        [owner.flag_words("shop-00"), owner.flag_words("shop-01"), owner.flag_words("shop-02")],
+        [vec![Flag::Rekeyed], vec![Flag::Contradicted], vec![]]
+    );
+    assert_eq!(owner.json(&["usage"]), before);
+
+    // What never told its prices is in no file, and that is said.
+    let file = owner.folder().join("focus.csv");
+    let exported = owner.run(&["export", "--format", "focus", "--out", file.to_str().unwrap()]);
+    assert_eq!(exported.code, 1);
+    assert!(exported.stderr.contains("shop-02") && !exported.stderr.contains("shop-01"), "{}", exported.stderr);
+    let csv = fs::read_to_string(&file).unwrap();
+    assert!(
+        csv.contains("shop-01") && csv.contains("EUR") && !csv.contains("shop-02") && !csv.contains("USD"),
+        "{csv}"
+    );
+}
+
+#[test]
+fn a_pull_that_flagged_a_box_is_no_success() {
+    let (owner, mall) = (Owner::new(), Mall::open());
+    let mut shops = owner.shops(&mall, 2, 300);
+    shops[0].clock_is_off(3_600_000);
+    shops[1].forgets();
+    let pulled = owner.run(&["pull", "--json"]);
+    let rows: Value = serde_json::from_str(&pulled.stdout).unwrap();
+    let flags = [0, 1].map(|row| rows[row]["outcome"]["flagged"]["flag"].as_str());
+    assert_eq!((pulled.code, flags), (1, [Some("clock"), Some("gap")]), "{rows}");
+    owner.has_all_of(&shops[..1]);
+    assert!(owner.standing("shop-01").error.is_none() && rows[1]["records"].as_u64() > Some(0), "it is at its end");
+    shops[0].clock_is_off(0);
+    owner.run(&["pull"]).ok();
+    assert_eq!(owner.flag_words("shop-01"), [Flag::Gap], "somebody has to look");
+    owner.run(&["accept", "shop-01"]).ok();
+    owner.run(&["pull"]).ok();
+    assert_eq!(owner.flag_words("shop-01"), []);
+}
+
+#[test]
+fn what_a_box_tells_in_a_pull_is_bounded_and_the_next_goes_on() {
+    let (owner, mall) = (Owner::new(), Mall::open());
+    let shops = owner.shops(&mall, 1, 300);
+    let settings = Settings { at_once: 1, box_time: Duration::from_secs(60), box_bytes_max: 1 };
+    let pull = || {
+        let roster = Roster::open(&owner.folder()).unwrap();
+        let members = roster.members().to_vec();
+        appliance_fleet::pull(&roster, members, &owner.folder().join("fleet.db"), settings, |_| {}).unwrap().remove(0)
+    };
+    let first = pull();
+    assert!(
+        first.pages == 1 && matches!(&first.outcome, Outcome::Unreached(why) if why.contains("bytes")),
+        "{first:?}"
+    );
+    until("it is pulled page by page", || (pull().outcome == Outcome::Complete).then_some(()));
+    owner.has_all_of(&shops);
+}
+
+#[test]
+fn a_pull_renews_the_certificate_that_it_shows() {
+    let owner = Owner::new();
+    owner.enrol("shop-7");
+    owner.run(&["add", "shop-7", "https://127.0.0.1:1"]).ok();
+    let path = |name: &str| owner.folder().join(name);
+    let read = |name: &str| fs::read_to_string(path(name)).unwrap();
+    let authority = Identity { certificate_pem: read("ca.pem"), key_pem: read("ca.key") };
+    let old = SystemTime::now() - Duration::from_secs(300 * 24 * 3600);
+    let client = issue_client(&authority, "fleet", old).unwrap();
+    fs::write(path("client.pem"), &client.certificate_pem).unwrap();
+    fs::write(path("client.key"), &client.key_pem).unwrap();
+    let report = || owner.run(&["report"]).ok();
+    assert!(report().contains("client certificate holds for 96 days") && report().contains("396 d"), "{}", report());
+    owner.run(&["pull"]).refused();
+    assert!(report().contains("client certificate holds for 396 days"), "{}", report());
+    let shown = [read("client.pem"), read("client.key")];
+    owner.run(&["pull"]).refused();
+    assert_eq!([read("client.pem"), read("client.key")], shown, "once");
+}
+
+#[test]
+fn a_fault_that_passes_is_no_lie() {
+    let (owner, mall) = (Owner::new(), Mall::open());
+    let shops = owner.shops(&mall, 1, 5);
+    shops[0].lie(Lie::Failing);
+    let pulled = owner.run(&["pull", "--json"]);
+    assert!(pulled.code == 69 && pulled.stdout.contains("status 500"), "{}", pulled.stdout);
+    assert_eq!(owner.flag_words("shop-00"), []);
+    shops[0].lie(Lie::None);
+    owner.run(&["pull"]).ok();
+    owner.has_all_of(&shops);
+}
+
+#[test]
 fn nobody_is_taken_for_another_box() {
     let (owner, mall) = (Owner::new(), Mall::open());
     let shops = owner.shops(&mall, 2, 5);
@@ -342,6 +453,8 @@ fn what_makes_no_sense_is_refused_before_anything_is_touched() {
     let owner = Owner::new();
     for wrong in [
         &["enrol", "Shop 7"][..],
+        &["enrol", "shop-7", "--host", "192.0.2.7:9443"],
+        &["enrol", "shop-7", "--host", "https://192.0.2.7"],
         &["add", "shop-7", "http://127.0.0.1:1"],
         &["pull", "--jobs", "0"],
         &["usage", "--by", "colour"],

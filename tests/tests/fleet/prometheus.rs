@@ -9,6 +9,7 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     process::{Child, Command, Stdio},
+    time::Duration,
 };
 use tests::{Ember, Run, tree, until};
 
@@ -48,6 +49,7 @@ fn base(name: &str) -> String {
 /// The body of a small plain answer, if there is one.
 fn get(address: SocketAddr, path: &str) -> Option<Value> {
     let mut stream = TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
     stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: x\r\n\r\n").as_bytes()).ok()?;
     let mut reply = String::new();
     stream.read_to_string(&mut reply).ok()?;
@@ -78,12 +80,13 @@ fn a_real_prometheus_finds_and_scrapes_the_boxes() {
     let url = ready.trim().strip_prefix("ready ").unwrap_or_else(|| panic!("{ready}"));
     let folder = owner.folder();
     let config = format!(
-        "global: {{ scrape_interval: 1s }}\nscrape_configs:\n  - job_name: ember\n    scheme: https\n    tls_config: {{ ca_file: {0}/ca.pem, cert_file: {0}/client.pem, key_file: {0}/client.key }}\n    http_sd_configs: [{{ url: {url}/, refresh_interval: 1s }}]\n",
+        "global: {{ scrape_interval: 1s }}\nscrape_configs:\n  - job_name: ember\n    scheme: https\n    tls_config: {{ ca_file: {0}/ca.pem, cert_file: {0}/client.pem, key_file: {0}/client.key }}\n    http_sd_configs: [{{ url: {url}/, refresh_interval: 1s }}]\n    sample_limit: 50000\n    label_limit: 32\n    body_size_limit: 16MB\n",
         folder.display()
     );
     fs::write(folder.join("prometheus.yml"), config).unwrap();
-    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
-    let mut prometheus = Command::new("prometheus");
+    // Free until Prometheus takes it: nothing else here asks for a port of this address.
+    let port = TcpListener::bind((Ipv4Addr::new(127, 0, 0, 254), 0)).unwrap().local_addr().unwrap();
+    let mut prometheus = Command::new(tree::prometheus("prometheus"));
     prometheus.arg(format!("--config.file={}", folder.join("prometheus.yml").display()));
     prometheus.arg(format!("--storage.tsdb.path={}", folder.join("prometheus").display()));
     let _prometheus = start(prometheus.arg(format!("--web.listen-address={port}")));
@@ -111,7 +114,7 @@ fn a_real_prometheus_finds_and_scrapes_the_boxes() {
 #[test]
 fn the_alerting_rules_hold() {
     let promtool = |arguments: &[&str]| {
-        let run = Run::of(Command::new("promtool").args(arguments).current_dir(tree::root()));
+        let run = Run::of(Command::new(tree::prometheus("promtool")).args(arguments).current_dir(tree::root()));
         assert_eq!(run.code, 0, "promtool {arguments:?}: {}{}", run.stdout, run.stderr);
     };
     promtool(&["check", "rules", ALERTS]);
@@ -143,6 +146,6 @@ fn the_dashboard_asks_what_prometheus_understands() {
     });
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(file.path(), format!("groups:\n- name: panels\n  rules:\n{}", rules.collect::<String>())).unwrap();
-    let run = Run::of(Command::new("promtool").args(["check", "rules"]).arg(file.path()));
+    let run = Run::of(Command::new(tree::prometheus("promtool")).args(["check", "rules"]).arg(file.path()));
     assert_eq!(run.code, 0, "{}{}", run.stdout, run.stderr);
 }

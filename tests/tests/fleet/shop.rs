@@ -14,7 +14,7 @@ use appliance_ledger::{
 use appliance_listener::{Shown, Teller};
 use appliance_runtime::{available_cores, run_per_core, spawn};
 use appliance_types::{Entry, Outcome, Record, RequestId, Stage};
-use http::Response;
+use http::{Response, StatusCode};
 use serde_json::{Map, Value, json};
 use std::{
     fs,
@@ -74,15 +74,18 @@ pub(crate) enum Lie {
     Unsigned,
     /// What it sends is no page at all: JSON as deep as it is long.
     Nonsense,
+    /// It does not lie, and fails: 500 for each page.
+    Failing,
 }
 
-const LIES: [Lie; 5] = [Lie::None, Lie::Cost, Lie::LeftOut, Lie::Unsigned, Lie::Nonsense];
+const LIES: [Lie; 6] = [Lie::None, Lie::Cost, Lie::LeftOut, Lie::Unsigned, Lie::Nonsense, Lie::Failing];
 
 /// What is wrong with a shop, while it runs.
 #[derive(Debug)]
 struct Mood {
     lie: AtomicU8,
     skew_ms: AtomicI64,
+    currency: Mutex<Option<&'static str>>,
 }
 
 /// A box.
@@ -117,7 +120,11 @@ impl Shop {
             wire: Wire::open(number),
             folder: folder.to_owned(),
             mall: mall.clone(),
-            mood: Arc::new(Mood { lie: AtomicU8::new(0), skew_ms: AtomicI64::new(0) }),
+            mood: Arc::new(Mood {
+                lie: AtomicU8::new(0),
+                skew_ms: AtomicI64::new(0),
+                currency: Mutex::new(Some("USD")),
+            }),
             given: given.to_owned(),
             open: None,
             boot: number << 32,
@@ -227,6 +234,15 @@ impl Shop {
         self.start();
     }
 
+    /// Loses the oldest segment of its ledger, as by retention.
+    pub(crate) fn forgets(&mut self) {
+        self.stop();
+        let segments = fs::read_dir(self.folder.join("ledger")).unwrap().map(|file| file.unwrap().path());
+        let oldest = segments.filter(|path| is_segment(path)).min().unwrap();
+        fs::remove_file(oldest).unwrap();
+        self.start();
+    }
+
     /// Loses its telemetry folder, and makes a key anew.
     pub(crate) fn lose_its_key(&mut self) {
         self.stop();
@@ -236,6 +252,11 @@ impl Shop {
 
     pub(crate) fn lie(&self, lie: Lie) {
         self.mood.lie.store(lie as u8, Ordering::Relaxed);
+    }
+
+    /// Charges in this from now on; tells no prices without.
+    pub(crate) fn charges_in(&self, currency: Option<&'static str>) {
+        *self.mood.currency.lock().unwrap() = currency;
     }
 
     pub(crate) fn clock_is_off(&self, ms: i64) {
@@ -253,10 +274,15 @@ pub(crate) struct Disk {
     ends: Vec<Record>,
 }
 
+/// Copies segments. All else is made of them, and comes and goes while a ledger is open.
 fn copy(from: &Path, to: &Path) {
-    for file in fs::read_dir(from).unwrap().flatten() {
-        fs::copy(file.path(), to.join(file.file_name())).unwrap();
+    for path in fs::read_dir(from).unwrap().map(|file| file.unwrap().path()).filter(|path| is_segment(path)) {
+        fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
     }
+}
+
+fn is_segment(path: &Path) -> bool {
+    path.extension().is_some_and(|kind| kind == "log")
 }
 
 struct Counter(Arc<Mood>);
@@ -267,9 +293,19 @@ impl Shown for Counter {
     }
 
     async fn inventory(&self) -> Map<String, Value> {
-        let Value::Object(map) = json!({ "version": "0.1.0", "functions": [{}], "disk": { "free_bytes": 7 } }) else {
+        let Value::Object(mut map) = json!({ "version": "0.1.0", "functions": [{}], "disk": { "free_bytes": 7 } })
+        else {
             unreachable!("it is an object")
         };
+        let currency = *self.0.currency.lock().unwrap();
+        let tokens = json!({ "tokens_in_1k": 0, "tokens_cached_1k": 0, "tokens_out_1k": 0 });
+        let prices = currency.map(|currency| {
+            json!({
+                "version": 1, "effective_unix_ms": 0, "request": 200, "gib_second": 16_667, "cpu_second": 0,
+                "tokens": tokens, "batch": tokens, "bill_wake": true, "currency": currency,
+            })
+        });
+        map.insert("prices".to_owned(), prices.into_iter().collect());
         map
     }
 
@@ -296,6 +332,9 @@ impl Handler for Face {
             ReplyBody::Full(bytes) if of_the_ledger && lie != Lie::None && head.status == 200 => {
                 let mut head = head;
                 head.headers.remove("content-length");
+                if lie == Lie::Failing {
+                    head.status = StatusCode::INTERNAL_SERVER_ERROR;
+                }
                 Response::from_parts(head, ReplyBody::Full(self.falsify(&bytes, lie).into()))
             }
             body => Response::from_parts(head, body),
@@ -307,7 +346,7 @@ impl Face {
     fn falsify(&self, bytes: &[u8], lie: Lie) -> Vec<u8> {
         let mut page: SignedPage = serde_json::from_slice(bytes).unwrap();
         match lie {
-            Lie::None => {}
+            Lie::None | Lie::Failing => {}
             Lie::Cost => {
                 page.lines.iter_mut().for_each(|line| *line = line.replace("\"cost_nanos\":", "\"cost_nanos\":9"))
             }

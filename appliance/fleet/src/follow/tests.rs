@@ -219,6 +219,18 @@ fn what_does_not_prove_itself_is_a_lie() {
 }
 
 #[test]
+fn a_page_is_no_longer_than_a_box_makes_them() {
+    let mut ledger = Ledger::new();
+    while ledger.page(PageCursor::default(), 1024).bytes() <= 64 << 10 {
+        ledger.entry(Stage::Open, 1);
+    }
+    let whole = ledger.page(PageCursor::default(), 1024);
+    assert_eq!(flag(&Known::default(), &whole), Some(Flag::Lied));
+    let less = ledger.page(PageCursor::default(), whole.lines.len() - 1);
+    assert_eq!(flag(&Known::default(), &less), None);
+}
+
+#[test]
 fn another_key_is_another_box() {
     let (ledger, known) = begun();
     let stranger = Ledger { signer: Signer::load(&Signer::make().unwrap()).unwrap(), ..ledger };
@@ -236,6 +248,9 @@ fn what_was_removed_unseen_is_a_gap_that_is_gone_over() {
     assert_eq!((gap.flag, gap.at), (Flag::Gap, known.cursor));
     let (_, at_the_end) = pulled(&ledger, Known::default(), 9).unwrap();
     assert_eq!(followed.known, at_the_end);
+    let begun = |generation| Known { generation, ..Known::default() };
+    let gap = |generation| follow("shop-7", &begun(generation), &ledger.page(third, 9)).unwrap().gap;
+    assert!(gap(0).is_some() && gap(1).is_none(), "who accepted it has seen what there is");
 }
 
 #[test]
@@ -251,4 +266,5 @@ fn a_line_of_another_version_is_told_and_waits() {
 fn what_a_box_says_is_fit_to_be_shown() {
     let fault = Fault::new(Flag::Lied, PageCursor::default(), format!("\u{1b}[2J{}", "x".repeat(10_000)));
     assert!(fault.detail.len() < 1_000 && !fault.detail.contains('\u{1b}'));
+    assert_eq!(shown("a\u{202e}b\u{2066}c\u{200b}d\u{200f}e\u{2069}ü"), "a b c d e ü");
 }

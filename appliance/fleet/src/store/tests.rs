@@ -44,7 +44,7 @@ fn records_and_cursor_go_together_and_once() {
     let before = one.known(&name()).unwrap();
     assert_eq!(before, Known::default());
     let first = page(&before, &[entry(1, 10), entry(2, 20)]);
-    assert_eq!(one.take(&name(), &before, &first, 5).unwrap(), 2);
+    assert_eq!(one.take(&name(), &before, &first, 5).unwrap(), (2, None));
     assert!(matches!(two.take(&name(), &before, &first, 5), Err(StoreError::Moved)), "another pull was first");
     assert_eq!(two.known(&name()).unwrap(), first.known);
     assert_eq!((costs(&two), two.standings().unwrap()[0].records), ((2, 30), 2));
@@ -60,7 +60,8 @@ fn what_is_told_again_otherwise_stays_and_is_flagged() {
     let first = page(&Known::default(), &[entry(1, 10)]);
     store.take(&name(), &Known::default(), &first, 5).unwrap();
     let again = page(&first.known, &[entry(1, 10), entry(1, 99), entry(2, 1)]);
-    assert_eq!(store.take(&name(), &first.known, &again, 7).unwrap(), 1);
+    let (fresh, flagged) = store.take(&name(), &first.known, &again, 7).unwrap();
+    assert_eq!((fresh, flagged.unwrap().flag), (1, Flag::Contradicted));
     assert_eq!(costs(&store), (2, 11));
     let flags = &store.standings().unwrap()[0].flags;
     assert_eq!((flags.len(), flags[0].flag, flags[0].since_unix_ms), (1, Flag::Contradicted, 7));
@@ -102,14 +103,48 @@ fn a_flag_keeps_its_first_sight_and_ends_with_its_generation() {
 fn how_a_box_stood_is_kept() {
     let folder = tempfile::tempdir().unwrap();
     let mut store = store(&folder);
-    let seen = Seen { version: "1".into(), skew_ms: -7, prices: vec![Prices::default()], ..Seen::default() };
+    let seen = Seen { version: "1".into(), skew_ms: -7, ..Seen::default() };
     store.seen(&name(), &seen, 5).unwrap();
     store.tried(&name(), Some("gone"), 6).unwrap();
+    store.priced(&name(), vec![Prices::default()]).unwrap();
     let standing = store.standings().unwrap().remove(0);
     assert_eq!((standing.version.as_deref(), standing.skew_ms, standing.seen_unix_ms), (Some("1"), Some(-7), Some(5)));
     assert_eq!((standing.error.as_deref(), standing.tried_unix_ms), (Some("gone"), Some(6)));
     assert_eq!(store.book("shop-7").unwrap(), Some(Book::default()));
     assert_eq!(store.book("other").unwrap(), None);
+}
+
+#[test]
+fn prices_in_another_currency_than_what_was_kept_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = store(&folder);
+    let prices =
+        |currency: &str, version| vec![Prices { currency: currency.parse().unwrap(), version, ..Prices::default() }];
+    let currency = |store: &Store| store.book("shop-7").unwrap().unwrap().currency().to_string();
+    store.tried(&name(), None, 1).unwrap();
+    store.priced(&name(), prices("USD", 1)).unwrap();
+    assert_eq!(store.priced(&name(), prices("EUR", 1)).unwrap(), None, "nothing was charged yet");
+    let known = Known::default();
+    store.take(&name(), &known, &page(&known, &[entry(1, 10)]), 3).unwrap();
+    let fault = store.priced(&name(), prices("USD", 2)).unwrap().unwrap();
+    assert_eq!((fault.flag, currency(&store).as_str()), (Flag::Contradicted, "EUR"));
+    store.accept(&name()).unwrap();
+    assert!(store.priced(&name(), prices("USD", 2)).unwrap().is_some(), "what is there is EUR whoever accepts");
+    assert_eq!(store.priced(&name(), vec![]).unwrap(), None);
+    assert_eq!(store.priced(&name(), prices("EUR", 2)).unwrap(), None);
+    let book = store.book("shop-7").unwrap().unwrap();
+    assert!(book.version(2).is_some() && currency(&store) == "EUR");
+}
+
+#[test]
+fn a_full_disk_is_no_fault_of_a_box() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = store(&folder);
+    store.sql.pragma_update(None, "max_page_count", 12).unwrap();
+    let many: Vec<_> = (0..200).map(|number| entry(number, 1)).collect();
+    let error = store.take(&name(), &Known::default(), &page(&Known::default(), &many), 5).unwrap_err();
+    assert!(matches!(error, StoreError::Full { .. }), "{error}");
+    assert_eq!((store.known(&name()).unwrap(), costs(&store)), (Known::default(), (0, 0)), "nothing of it was taken");
 }
 
 #[test]
