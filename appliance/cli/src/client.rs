@@ -52,12 +52,8 @@ impl Client {
     }
 
     pub(crate) fn connect_with(target: &Target, roots: Vec<Certificate<'static>>) -> Self {
-        let tls = TlsConfig::builder()
-            .root_certs(RootCerts::Specific(Arc::new(roots)))
-            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .build();
         let config = Agent::config_builder()
-            .tls_config(tls)
+            .tls_config(trusting(roots))
             .https_only(true)
             .proxy(None)
             .max_redirects(0)
@@ -191,6 +187,14 @@ fn certificate_fault(error: &ureq::Error) -> Option<String> {
         _ => return None,
     };
     matches!(fault, rustls::Error::InvalidCertificate(_)).then(|| fault.to_string())
+}
+
+/// TLS that trusts these roots and no others.
+pub(crate) fn trusting(roots: Vec<Certificate<'static>>) -> TlsConfig {
+    TlsConfig::builder()
+        .root_certs(RootCerts::Specific(Arc::new(roots)))
+        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .build()
 }
 
 /// The certificates in a file.

@@ -9,19 +9,20 @@
 //! certificates (`SSL_CERT_FILE`, else Debian's), and http proves nothing, so that it needs a digest. Left out: a host that
 //! lies with a straight face. Only a digest tells, which is checked behind this.
 
-use crate::{client::certificates, error::Error};
+use crate::{
+    client::{certificates, trusting},
+    error::Error,
+};
 use std::{
     env,
     io::{self, Read},
     path::PathBuf,
-    sync::Arc,
     thread,
     time::Duration,
 };
 use ureq::{
     Agent, Body, BodyReader,
     http::{HeaderMap, Response, header},
-    tls::{RootCerts, TlsConfig},
 };
 
 const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
@@ -196,12 +197,8 @@ fn agent(is_secure: bool) -> Result<Agent, Error> {
     } else {
         Vec::new()
     };
-    let tls = TlsConfig::builder()
-        .root_certs(RootCerts::Specific(Arc::new(roots)))
-        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .build();
     let config = Agent::config_builder()
-        .tls_config(tls)
+        .tls_config(trusting(roots))
         .https_only(is_secure)
         .max_redirects(REDIRECTS_MAX)
         .http_status_as_error(false)
