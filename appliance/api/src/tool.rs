@@ -282,12 +282,17 @@ pub(crate) struct Calls {
     inside: bool,
     /// Whether text was shown.
     has_text: bool,
+    /// Whether any was since the last call.
+    has_text_since: bool,
+    /// Space behind a call, which belongs to the text that follows, if any does.
+    space: String,
     made: usize,
 }
 
 impl Calls {
     pub(crate) fn new(offer: Arc<Offer>) -> Self {
-        Self { offer, held: String::new(), inside: false, has_text: false, made: 0 }
+        let (held, space) = Default::default();
+        Self { offer, held, inside: false, has_text: false, has_text_since: false, space, made: 0 }
     }
 
     /// Takes a piece of text.
@@ -360,18 +365,25 @@ impl Calls {
     fn make(&mut self, call: Made, said: &mut Vec<Said>) {
         if self.offer.parallel || self.made == 0 {
             self.made += 1;
+            self.has_text_since = false;
+            self.space.clear();
             said.push(Said::Call(call));
         }
     }
 
     fn say(&mut self, text: String, said: &mut Vec<Said>) {
-        let blank = text.trim().is_empty();
-        let between = blank && (self.made > 0 || !self.has_text && self.inside);
-        if text.is_empty() || between || (self.made > 0 && !self.offer.parallel) {
+        let (blank, has_called) = (text.trim().is_empty(), self.made > 0);
+        if text.is_empty() || (has_called && !self.offer.parallel) {
             return;
         }
-        self.has_text = true;
-        said.push(Said::Text(text));
+        if blank && has_called && !self.has_text_since {
+            return self.space.push_str(&text);
+        }
+        if blank && !self.has_text && self.inside {
+            return;
+        }
+        (self.has_text, self.has_text_since) = (true, true);
+        said.push(Said::Text(std::mem::take(&mut self.space) + &text));
     }
 
     /// Bare calls, one after the other.
@@ -473,6 +485,8 @@ mod tests {
             check(text, text, &[]);
         }
         check(&format!("Say {F}"), &format!("Say {F}"), &[]);
+        let (call, made) = (format!("<tool_call>{F}</tool_call>"), r#"f({"x": 1})"#);
+        check(&format!("{call}\n so it is \n{call} \n"), "\n so it is \n", &[made, made]);
     }
 
     #[test]
