@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Invariants: the leases of busy and waking instances never exceed the cores, no runner is told of more than its lease, and
-//! the cores of no two leases overlap while they do not exceed them. An idle instance stays where it was, so that who is
-//! alone is never moved. Left out: what a wake itself computes (the decoding of a stored image, a cold load), which takes
+//! the cores of no two leases overlap while they do not exceed them. An idle instance may be on all, so that who is alone
+//! is never moved. Left out: what a wake itself computes (the decoding of a stored image, a cold load), which takes
 //! milliseconds and, where it is cold, the threads that the function may have; and which thread is on which core of a lease.
 
 use super::{Effect, Scheduler, Timer};
@@ -25,7 +25,7 @@ use std::{collections::VecDeque, time::Instant};
 pub(super) struct Cores {
     /// What it holds while it is busy.
     pub(super) lease: u32,
-    /// Which those are; while it is idle, which they were.
+    /// Which those are; while it is idle, all.
     pub(super) on: CoreSet,
     /// What its runner was told last, or was loaded with.
     pub(super) told: u32,
@@ -86,6 +86,15 @@ impl Scheduler {
             cores.on.clone_from(&on);
             self.effects.push(Effect::Cores { instance: id, cores: on });
         }
+    }
+
+    /// An instance at rest is let onto all cores, so that it is there when it begins on several of them: its runner hears of
+    /// them sooner than the warden moves its threads.
+    pub(super) fn widen(&mut self, id: InstanceId) {
+        let all: CoreSet = (0..self.cores).collect();
+        let Some(instance) = self.instances.get_mut(&id).filter(|instance| instance.cores.on != all) else { return };
+        instance.cores.on.clone_from(&all);
+        self.effects.push(Effect::Cores { instance: id, cores: all });
     }
 
     fn tell(&mut self, id: InstanceId, count: u32) {

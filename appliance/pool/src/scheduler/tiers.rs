@@ -2,7 +2,7 @@
 //!
 //! Invariant: a function with an instance, or a wake, is not held; one without either is held or stored.
 
-use super::{Begun, Effect, Failed, FunctionName, Heard, Instance, Scheduler, Timer, Wake, WakeId};
+use super::{Begun, Effect, Failed, FunctionName, Heard, Instance, Scheduler, Seen, Timer, Wake, WakeId};
 use sandbox_wire::warden::{Awake, InstanceId, WardenError};
 use std::{sync::Arc, time::Instant};
 
@@ -67,6 +67,7 @@ impl Scheduler {
             woke_in,
             running: Vec::new(),
             begun: Begun::default(),
+            seen: Seen::default(),
             idle_stop: None,
             ending: false,
             dies_by: None,
@@ -94,6 +95,7 @@ impl Scheduler {
         }
         let name = instance.function.clone();
         self.deafen(id);
+        self.widen(id);
         let due = now + self.holding(&name).running;
         self.clear_idle(id);
         self.instances.get_mut(&id).expect("looked up above").idle_stop = Some(due);
