@@ -176,6 +176,24 @@ fn functions_go_down_by_themselves() {
     ember.stop();
 }
 
+#[test]
+fn what_a_cold_wake_left_is_tried_once_nobody_computes_and_written_again() {
+    let ember = Ember::serving(&assistant());
+    to_cold(&ember, "assistant");
+    let request = story("assistant");
+    let first = chat_in("cold", &ember, &request);
+    let written = |times| {
+        let count = || ember.log().matches("snapshot written").count();
+        until(&format!("it is written {times} times"), || (count() == times).then_some(()));
+    };
+    written(1);
+    to_parked(&ember, "assistant");
+    written(2);
+    to_stored(&ember, "assistant");
+    assert_eq!(chat_in("stored", &ember, &request), first);
+    ember.stop();
+}
+
 /// Functions in a tier that `ember ps` shows.
 fn listed(ember: &Ember, tier: &str) -> Vec<String> {
     let rows = ember.run(&["ps", "--json"]).json();

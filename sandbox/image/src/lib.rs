@@ -44,4 +44,4 @@ pub use memory::Memory;
 pub use park::{Parked, RawSink, park};
 pub use restore::{Ahead, Data, Restore, Restored};
 pub use steps::Step;
-pub use touch::written;
+pub use touch::{Touches, written};

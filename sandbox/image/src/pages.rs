@@ -68,6 +68,13 @@ impl Pagemap {
         Ok(pages)
     }
 
+    /// For each page of a range of whole pages, whether the process has it mapped, or had and it was swapped out.
+    pub(crate) fn touched(&self, range: &Range<u64>) -> Result<impl Iterator<Item = bool> + use<>, CaptureError> {
+        let words = self.words(range.start, (range.end - range.start) / PAGE_BYTES)?;
+        let touched = |word: [u8; 8]| u64::from_ne_bytes(word) & (PRESENT | SWAPPED) != 0;
+        Ok((0..words.len() / 8).map(move |at| touched(words.as_chunks::<8>().0[at])))
+    }
+
     fn words(&self, address: u64, count: u64) -> Result<Vec<u8>, CaptureError> {
         let mut words = vec![0; count as usize * 8];
         let read = self.file.read_exact_at(&mut words, address / PAGE_BYTES * 8);

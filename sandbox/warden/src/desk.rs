@@ -110,7 +110,7 @@ impl Desk {
     fn work(
         &mut self,
         id: u64,
-        work: impl FnOnce(&Shared) -> Result<Reply, WardenError> + Send + 'static,
+        work: impl FnOnce(&Arc<Shared>) -> Result<Reply, WardenError> + Send + 'static,
     ) -> Result<Option<Reply>, WardenError> {
         let permit = Permit::take(&self.snapshots, SNAPSHOTS_MAX)?;
         let shared = Arc::clone(&self.shared);
@@ -232,7 +232,7 @@ fn take_and_write(
 }
 
 /// Holds a function's snapshot in memory.
-fn park(shared: &Shared, spec: &RunnerSpec) -> Result<SnapshotEntry, WardenError> {
+fn park(shared: &Arc<Shared>, spec: &RunnerSpec) -> Result<SnapshotEntry, WardenError> {
     let identity = instance::identity(shared, spec)?;
     let model = shared.store.model(&spec.model)?;
     let found = shared.snapshots.find(&identity, &Needed { program: &shared.program, model: &model }).unwrap_or_else(

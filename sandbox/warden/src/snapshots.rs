@@ -69,8 +69,17 @@ pub(crate) struct Ready {
     pub(crate) model: ModelInfo,
     /// What an instance needs of its own before any request, bytes.
     pub(crate) needs_bytes: u64,
-    /// Memory that its trial wrote to, once it was tried.
-    pub(crate) written: OnceLock<Vec<Span>>,
+    /// What its trial showed, once it was tried.
+    pub(crate) tried: OnceLock<Tried>,
+}
+
+/// What a trial shows of a snapshot's memory.
+#[derive(Clone, Debug)]
+pub(crate) struct Tried {
+    /// What it wrote to.
+    pub(crate) written: Vec<Span>,
+    /// Pages, in the order in which it touched them; none once its file has that order.
+    pub(crate) first_touch: Vec<u64>,
 }
 
 /// What is noted in a snapshot's file.
@@ -79,19 +88,19 @@ struct Note {
     model: ModelInfo,
     /// See [`Ready::needs_bytes`].
     needs_bytes: u64,
-    /// See [`Ready::written`].
+    /// See [`Tried::written`].
     written: Option<Vec<Span>>,
 }
 
 impl Ready {
     /// A captured runner that had told this.
     pub(crate) fn new(parked: Parked, raw: Vec<Arc<RawFile>>, model: ModelInfo, needs_bytes: u64) -> Self {
-        Self { parked, raw, model, needs_bytes, written: OnceLock::new() }
+        Self { parked, raw, model, needs_bytes, tried: OnceLock::new() }
     }
 
     /// What a file of it holds, besides its pages.
     fn capture(&self) -> io::Result<Capture> {
-        let written = self.written.get().cloned();
+        let written = self.tried.get().map(|tried| tried.written.clone());
         let note = Note { model: self.model.clone(), needs_bytes: self.needs_bytes, written };
         let note = encode_packet(&note, NOTE_BYTES_MAX).map_err(io::Error::other)?;
         Ok(Capture { note, ..self.parked.capture() })
@@ -260,13 +269,21 @@ impl Snapshots {
         slot.held.as_ref().filter(|ready| ready.parked.image.identity == *identity).map(Arc::clone)
     }
 
+    /// The turn of a snapshot that is in memory.
+    pub(crate) fn turn_of(&self, ready: &Arc<Ready>) -> Option<Turn> {
+        let place = self.place(ready.function());
+        let slot = lock(&place);
+        slot.held.as_ref().filter(|held| Arc::ptr_eq(held, ready)).map(|_| Turn(slot.turn))
+    }
+
     /// Reads a function's file to its end, and has what its runner will need read behind it.
     fn read(&self, identity: &Identity, needed: Option<&Needed<'_>>) -> Result<Ready, FileError> {
         let ahead = needed.map(|needed| |file: &File, image: &Image| needed.read_ahead(file, image));
         let parked = snapshot_file::read(&self.path(&identity.function), &self.key, identity, &self.cores, ahead)?;
         let Note { model, needs_bytes, written } = decode_packet(&parked.image.note)?;
         let raw = self.raw.files(&parked.image.extents)?;
-        Ok(Ready { parked, raw, model, needs_bytes, written: written.map(OnceLock::from).unwrap_or_default() })
+        let tried = written.map(|written| Tried { written, first_touch: Vec::new() });
+        Ok(Ready { parked, raw, model, needs_bytes, tried: tried.map(OnceLock::from).unwrap_or_default() })
     }
 
     /// Whether a function's file is whole, authentic and of this identity.
@@ -313,8 +330,8 @@ impl Snapshots {
         raw::sync(&ready.raw)?;
         self.raw.sync()?;
         let incoming = self.folder.join(format!("{INCOMING}{}", self.incoming.fetch_add(1, Ordering::Relaxed)));
-        let first_touch: Vec<_> = ready.written.get().into_iter().flatten().map(|span| span.address).collect();
-        let options = EncodeOptions { first_touch: &first_touch, ..EncodeOptions::default() };
+        let first_touch = ready.tried.get().map_or(&[][..], |tried| &tried.first_touch);
+        let options = EncodeOptions { first_touch, ..EncodeOptions::default() };
         Incoming::write(incoming, &self.key, ready.capture()?, &ready.parked, &options)
     }
 

@@ -93,14 +93,16 @@ impl Spares {
 }
 
 /// Restores a spare of a function whose snapshot is in memory. What fails here fails again, and is told, at the next wake.
-pub(crate) fn prepare(shared: &Shared, spec: &RunnerSpec) {
+pub(crate) fn prepare(shared: &Arc<Shared>, spec: &RunnerSpec) {
     let Ok(identity) = instance::identity(shared, spec) else { return };
     let Some(ready) = shared.snapshots.held(&identity) else { return };
     // A trial computes, and would take cores from those who are asked.
-    if !shared.registry.is_any_running()
-        && let Err(reason) = trial::run(shared, spec, &ready)
-    {
-        return taking::retire(shared, &spec.function, reason);
+    if !shared.registry.is_any_running() {
+        match trial::run(shared, spec, &ready) {
+            Ok(true) => taking::keep_tried(shared, &ready),
+            Ok(false) => {}
+            Err(reason) => return taking::retire(shared, &spec.function, reason),
+        }
     }
     let _one_at_a_time = shared.spares.restoring.lock().unwrap_or_else(PoisonError::into_inner);
     let is_held = || shared.snapshots.held(&identity).is_some_and(|held| Arc::ptr_eq(&held, &ready));

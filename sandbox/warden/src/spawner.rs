@@ -197,7 +197,7 @@ impl Maker {
             data: Data::Shared(ready.parked.data.as_fd()),
             ahead: (ahead != Ahead::Nothing).then_some(image::Ahead {
                 model: ahead == Ahead::DataAndModel,
-                written: ready.written.get().map_or(&[], Vec::as_slice),
+                written: ready.tried.get().map_or(&[], |tried| &tried.written),
             }),
             device: &DEVICE,
             raw: &raw,

@@ -2,10 +2,15 @@
 //!
 //! ```text
 //!  runner at rest ──stopped, captured, copied──▶ Ready ──▶ held in memory
-//!        │ goes on at once                         └─────▶ encoded and written, when cores are idle
+//!        │ goes on at once                         └─────▶ encoded and written, when cores are idle; again, once it was tried
 //! ```
 
-use crate::{identity::DEVICE, raw::Keeper, shared::Shared, snapshots::Ready};
+use crate::{
+    identity::DEVICE,
+    raw::Keeper,
+    shared::Shared,
+    snapshots::{Ready, Turn},
+};
 use appliance_types::FunctionName;
 use sandbox_image::{Files, Held, park};
 use sandbox_kernel::{cgroup::Cgroup, spawn::Child};
@@ -60,6 +65,17 @@ pub(crate) fn take(
 pub(crate) fn keep(shared: &Arc<Shared>, ready: Arc<Ready>) {
     let turn = shared.snapshots.next(ready.function(), Some(Arc::clone(&ready)));
     shared.spares.end_of(shared, ready.function());
+    write(shared, ready, turn);
+}
+
+/// Writes a snapshot again that has been tried since, with what that showed, if it is held still.
+pub(crate) fn keep_tried(shared: &Arc<Shared>, ready: &Arc<Ready>) {
+    if let Some(turn) = shared.snapshots.turn_of(ready) {
+        write(shared, Arc::clone(ready), turn);
+    }
+}
+
+fn write(shared: &Arc<Shared>, ready: Arc<Ready>, turn: Turn) {
     let writer = Arc::clone(shared);
     let write = move || {
         let function = ready.function().clone();

@@ -1,20 +1,21 @@
 //! A trial: a snapshot answers a request that nobody made, before anybody relies on it.
 //!
 //! ```text
-//!  Ready ──restore──▶ instance ──a fixed request──▶ its answer, thrown away ──▶ pages it wrote to ──▶ Ready.written
+//!  Ready ──restore──▶ instance ──a fixed request──▶ its answer, thrown away ──▶ pages it touched ──▶ Ready.tried
 //!                         └── crashed, silent, talks nonsense: the snapshot is of no use            └──▶ its spares, its file
 //! ```
 //! So a snapshot that was tried is one that has worked, and its spares have the memory that a first request writes to before
-//! it comes. Invariant: what is tried has seen no tenant, and ends here.
+//! it comes, while its file has the memory in the order in which it was touched. Invariant: what is tried has seen no tenant, and ends here.
 
 use crate::{
     instance::{self, RestoreFailure, Woken},
     loading::{LoadError, refused},
     shared::Shared,
-    snapshots::Ready,
+    snapshots::{Ready, Tried},
     spawner::Ahead,
 };
 use appliance_types::Task;
+use sandbox_image::Touches;
 use sandbox_snapshot::image::{PAGE_BYTES, Span};
 use sandbox_wire::{
     frame::Decoder,
@@ -22,7 +23,12 @@ use sandbox_wire::{
     warden::{ExitCause, Purpose, RunnerSpec},
 };
 use std::{
-    sync::Arc,
+    convert::Infallible,
+    sync::{
+        Arc,
+        mpsc::{self, RecvTimeoutError},
+    },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -35,48 +41,65 @@ const TOKENS: u32 = 3;
 /// When a runner gives up by itself, and when it is given up.
 const RUNNER_TIMEOUT: Duration = Duration::from_secs(10);
 const TIMEOUT: Duration = Duration::from_secs(20);
+/// How often it is looked at what was touched: what a step of a small model touches is told apart from the next one's.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
 /// Most that a spare writes to ahead of need, in pieces and pages.
 const SPANS_MAX: usize = 1024;
 const BYTES_MAX: u64 = 32 << 20;
 
 /// Tries a snapshot that was not tried before, if there is room for an instance. A trial that cannot be had, or that the end
-/// of this process cuts short, says nothing against it.
+/// of this process cuts short, says nothing against it. Gives whether it was tried now.
 ///
 /// # Errors
 /// Why the snapshot must not be used.
-pub(crate) fn run(shared: &Shared, spec: &RunnerSpec, ready: &Arc<Ready>) -> Result<(), String> {
-    if ready.written.get().is_some() {
-        return Ok(());
+pub(crate) fn run(shared: &Shared, spec: &RunnerSpec, ready: &Arc<Ready>) -> Result<bool, String> {
+    if ready.tried.get().is_some() {
+        return Ok(false);
     }
     let begun = Instant::now();
-    let Ok(lease) = shared.registry.reserve(spec, Purpose::Trial, begun) else { return Ok(()) };
+    let Ok(lease) = shared.registry.reserve(spec, Purpose::Trial, begun) else { return Ok(false) };
     let mut woken = match instance::restored(shared, lease, spec, ready, Ahead::Nothing) {
         Ok(woken) => woken,
         Err(RestoreFailure::Unusable(reason)) => return Err(reason),
         Err(RestoreFailure::Closed(error)) => {
             tracing::debug!(function = %spec.function, %error, "not tried");
-            return Ok(());
+            return Ok(false);
         }
     };
     let tried = attempt(&mut woken, ready, spec.task);
     let cause = woken.discard(shared);
-    let written = match tried {
-        Ok(written) => written,
-        Err(_) if cause == ExitCause::Stopped => return Ok(()),
+    let tried = match tried {
+        Ok(tried) => tried,
+        Err(_) if cause == ExitCause::Stopped => return Ok(false),
         Err(LoadError::Ended) => return Err(format!("its trial: {cause}")),
         Err(error) => return Err(format!("its trial: {error}")),
     };
-    let (took, pages) = (begun.elapsed(), written.iter().map(|span| span.bytes / PAGE_BYTES).sum::<u64>());
-    tracing::debug!(function = %spec.function, ?took, pages, spans = written.len(), "tried");
+    let written = tried.written.iter().map(|span| span.bytes / PAGE_BYTES).sum::<u64>();
+    let (took, touched, spans) = (begun.elapsed(), tried.first_touch.len(), tried.written.len());
+    tracing::debug!(function = %spec.function, ?took, touched, written, spans, "tried");
     // Another thread may have been faster.
-    let _ = ready.written.set(written);
-    Ok(())
+    Ok(ready.tried.set(tried).is_ok())
 }
 
-fn attempt(woken: &mut Woken, ready: &Ready, task: Task) -> Result<Vec<Span>, LoadError> {
-    woken.ask(&request(task), Instant::now() + TIMEOUT, understand)?;
-    let written = sandbox_image::written(woken.process(), &ready.parked.image).map_err(refused)?;
-    Ok(within_limits(written))
+fn attempt(woken: &mut Woken, ready: &Ready, task: Task) -> Result<Tried, LoadError> {
+    let (process, image) = (woken.process(), &ready.parked.image);
+    let touches = Touches::new(process, image).map_err(refused)?;
+    let (answering, answered) = mpsc::channel::<Infallible>();
+    let first_touch = thread::scope(|scope| {
+        let watched = scope.spawn(move || watch(touches, &answered));
+        let asked = woken.ask(&request(task), Instant::now() + TIMEOUT, understand);
+        drop(answering);
+        asked.and_then(|()| watched.join().map_err(|_| refused("nobody saw what it touched")))
+    })?;
+    let written = sandbox_image::written(process, image).map_err(refused)?;
+    Ok(Tried { written: within_limits(written), first_touch })
+}
+
+/// What is touched until there is an answer, in order; of one that has gone, until then.
+fn watch(mut touches: Touches, answered: &mpsc::Receiver<Infallible>) -> Vec<u64> {
+    while touches.look().is_ok() && answered.recv_timeout(LOOK_EVERY) == Err(RecvTimeoutError::Timeout) {}
+    drop(touches.look());
+    touches.order()
 }
 
 /// Waits for the last message. What it says does not matter, as long as it is an answer.

@@ -1,8 +1,8 @@
 //! A restored process goes on exactly where the captured one was.
 
 use crate::harness::{How, Life, PROGRAM, Subject, capture};
-use sandbox_image::{Ahead, Data, Memory, NoDevice, park, written};
-use sandbox_snapshot::image::{Image, MappingKind};
+use sandbox_image::{Ahead, Data, Memory, NoDevice, Touches, park, written};
+use sandbox_snapshot::image::{Extent, Image, MappingKind, Source, Span};
 use std::{collections::BTreeSet, fs, os::fd::AsFd};
 
 #[test]
@@ -68,6 +68,39 @@ fn what_will_be_written_to_is_its_own_ahead_of_need() {
     assert_eq!(pages(&spare), touched);
     assert_eq!(spare.line.ask_all(), expected);
     spare.end();
+}
+
+#[test]
+fn what_is_touched_is_told_in_the_order_in_which_it_was() {
+    let subject = Subject::start();
+    let parked = subject.park();
+    let mut restored = subject.restore(&parked.image, Data::Shared(parked.data.as_fd())).unwrap();
+    let watch = || Touches::new(restored.child.pid(), &parked.image).unwrap();
+    let (mut first, mut touches) = (watch(), watch());
+    first.look().unwrap();
+    touches.look().unwrap();
+    let own = |life: &Life| written(life.child.pid(), &parked.image).unwrap();
+    let at_rest = own(&restored);
+    restored.line.ask_all();
+    touches.look().unwrap();
+    let order = touches.order();
+    let all: BTreeSet<_> = order.iter().copied().collect();
+    assert_eq!(all.len(), order.len(), "each page once");
+    let brought = |address| {
+        let of_data = |e: &&Extent| {
+            matches!(e.source, Source::Compressed { .. }) && (e.address..e.span().end()).contains(&address)
+        };
+        parked.image.extents.iter().find(of_data).is_some()
+    };
+    assert!(all.iter().all(|page| brought(*page)), "pages of the image's data only");
+    let pages = |spans: &[Span]| spans.iter().flat_map(|s| (s.address..s.end()).step_by(4096)).collect::<BTreeSet<_>>();
+    let (before, after) = (pages(&at_rest), pages(&own(&restored)));
+    let later: Vec<_> = after.difference(&before).filter(|page| brought(**page)).collect();
+    assert!(!later.is_empty() && later.iter().all(|page| all.contains(page)), "what was written to is among them");
+    assert!(all.iter().any(|page| !after.contains(page)), "and so is what was only read");
+    let first = first.order();
+    assert!(first.len() < order.len() && order.starts_with(&first), "what was there at the first look comes first");
+    restored.end();
 }
 
 #[test]

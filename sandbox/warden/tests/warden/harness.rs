@@ -96,11 +96,15 @@ impl Warden {
         }
     }
 
-    /// Waits for the snapshot that a cold wake leaves behind.
-    pub(crate) fn settle(&self) {
-        while !self.snapshot().exists() {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+    /// Waits for the snapshot that a cold wake leaves behind, and until nobody is at work on it: no instance is up.
+    pub(crate) fn settle(&mut self) {
+        self.until(|warden| warden.snapshot().exists() && !warden.is_at_work());
+    }
+
+    fn is_at_work(&self) -> bool {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.process.id())).unwrap().flatten();
+        let names = threads.filter_map(|thread| fs::read_to_string(thread.path().join("comm")).ok());
+        names.into_iter().any(|name| name.starts_with("snapshot") || name.starts_with("instance"))
     }
 
     /// Waits for nothing to be left of any instance, spares too.

@@ -158,7 +158,7 @@ fn a_snapshot_that_fails_its_trial_is_not_kept() {
 fn a_trial_that_is_cut_short_says_nothing_against_its_snapshot() {
     let mut warden = Warden::start();
     let runner = warden.try_wake("drowsy", MEMORY).unwrap();
-    warden.settle();
+    warden.until(|warden| warden.snapshot().exists());
     assert_eq!(warden.stop(runner.awake.instance), Ok(Reply::Stopped));
     // The trial, which nobody answers.
     warden.until(|warden| warden.groups() == warden.cgroups().len());
