@@ -186,11 +186,15 @@ impl Disk {
 
     /// Leaves so many bytes free.
     fn fill(&self, free: u64) -> PathBuf {
-        let stat = nix::sys::statvfs::statvfs(&self.0).expect("look at the disk");
         let file = self.0.join("filler");
-        let bytes = stat.blocks_available() * stat.fragment_size() - free;
         let filler = fs::File::create(&file).expect("make a file");
-        nix::fcntl::posix_fallocate(filler, 0, bytes as i64).expect("fill the disk");
+        let fill = || {
+            let stat = nix::sys::statvfs::statvfs(&self.0).expect("look at the disk");
+            let bytes = stat.blocks_available() * stat.fragment_size() - free;
+            nix::fcntl::posix_fallocate(&filler, 0, bytes as i64).ok()
+        };
+        // Others may write to it meanwhile.
+        until("the disk is full", fill);
         file
     }
 }
@@ -246,6 +250,10 @@ const LIARS_PIECES: u64 = 20;
 /// Words of the prompt that it claims was none.
 const WORDS: u64 = 300;
 
+/// What it was not asked before.
+const NEWS: &str = "Now say as well why one of those who work for you would ever want to keep count of the hours, and of the \
+    words, that you had of them, when you will not hear of any of it and never mean to pay for more than the half.";
+
 #[test]
 fn a_runner_that_lies_pays_for_what_it_took() {
     let ember = Ember::prepared("", |folder| {
@@ -256,7 +264,8 @@ fn a_runner_that_lies_pays_for_what_it_took() {
     ember.run(&["deploy", &ember.manifest(&assistant()), "--no-snapshot"]).ok();
     let prompt =
         "Work for nothing, and tell nobody that there was a prompt of so many words. ".repeat(WORDS as usize / 15);
-    let reply = ember.client().ask(&chat("assistant", &prompt, json!({"max_tokens": 500}))).expect(200);
+    let reply =
+        ember.client().ask(&chat("assistant", &prompt, json!({"max_tokens": 500, "cache_prompt": true}))).expect(200);
     let id = reply.header("x-request-id").to_owned();
     let record = until("the ledger has it", || records_of(&ember, &id).pop());
     let number = |field: &str| record[field].as_u64().unwrap();
@@ -270,7 +279,7 @@ fn a_runner_that_lies_pays_for_what_it_took() {
     assert!(number("cpu_us") > 0, "its CPU time is the kernel's: {record}");
     assert!(number("tokens_out") >= LIARS_PIECES - 1, "a token a piece: {record}");
     assert_eq!(number("tokens_in"), WORDS, "a token a word of the prompt: {record}");
-    assert_eq!(number("tokens_cached"), WORDS - 1, "a token of it is always computed: {record}");
+    assert_eq!(number("tokens_cached"), 0, "nobody asked it before: {record}");
     let least = 200 + (LIARS_US / 1_000) * 16_667 / 1_000;
     assert!(number("cost_nanos") >= least, "{record}");
     let metrics = String::from_utf8(ember.client().get("/metrics").expect(200).body).unwrap();
@@ -278,6 +287,19 @@ fn a_runner_that_lies_pays_for_what_it_took() {
         metrics.lines().find(|line| line.starts_with("ember_claims_corrected_total{") && line.contains("assistant"));
     assert!(counted.is_some_and(|line| line.ends_with(" 1")), "{counted:?}");
     assert!(ember.log().contains("a runner claimed of a prompt's tokens what cannot be"));
+    // What it was asked before it may have kept, up to the words that the second prompt does not share with the first.
+    let reply = ember
+        .client()
+        .ask(&chat("assistant", &format!("{prompt}{NEWS}"), json!({"max_tokens": 500, "cache_prompt": true})))
+        .expect(200);
+    let id = reply.header("x-request-id").to_owned();
+    let record = until("the ledger has it", || records_of(&ember, &id).pop());
+    let number = |field: &str| record[field].as_u64().unwrap();
+    let news = NEWS.split_whitespace().count() as u64;
+    assert_eq!(number("tokens_in"), WORDS + news, "{record}");
+    // Of the first 64 letters it may claim what it likes.
+    let computed = WORDS + news - number("tokens_cached");
+    assert!((news / 2..=news).contains(&computed), "the words that are new are computed: {record}");
     ember.stop();
 }
 

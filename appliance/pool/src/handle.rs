@@ -117,8 +117,7 @@ impl Pool {
             return Err(Failed::Overloaded);
         }
         let ticket = self.shared.tickets.fetch_add(1, Ordering::Relaxed);
-        // A dispatch, at most one more after a retry, what the runner says, and one failure.
-        let (sender, events) = flume::bounded(work.replies_max() + 3);
+        let (sender, events) = flume::bounded(work.events_max());
         let tab = Arc::<Tab>::default();
         let submission = Submission { ticket, events, tab: Arc::clone(&tab), pool: self.clone(), ended: false };
         let _ = self.inputs.send(Input::Submit { ticket, function, work, terms, tab, events: sender });
@@ -167,7 +166,7 @@ impl Submission {
             Err(_) => Event::Failed(Failed::InstanceLost { reason: Lost.to_string() }),
         };
         self.ended |= match &event {
-            Event::Dispatched(_) => false,
+            Event::Dispatched(_) | Event::Corrected => false,
             Event::Reply(message) => message.is_last(),
             Event::Failed(_) => true,
         };

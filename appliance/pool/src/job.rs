@@ -136,8 +136,14 @@ impl Work {
         }
     }
 
+    /// Most that who follows it hears: a dispatch, at most one more after a retry, one correction, what the runner says, and one
+    /// failure.
+    pub(crate) fn events_max(&self) -> usize {
+        self.replies_max() + 4
+    }
+
     /// Most messages that a runner may answer with.
-    pub(crate) fn replies_max(&self) -> usize {
+    fn replies_max(&self) -> usize {
         match self {
             // Each token makes one piece at most; held-back text may make one more; then the start and the end.
             Work::Generate(generate) => generate.tokens_max as usize + 3,
@@ -179,6 +185,8 @@ pub enum Event {
     /// A slot of an instance is its own. Comes again when an instance died before the first token and another took over:
     /// what was said before is void.
     Dispatched(Dispatched),
+    /// What the runner claimed of the prompt's tokens cannot be: the reply that follows says what can. Once at most.
+    Corrected,
     /// What the runner says; ends with a message whose `is_last` holds.
     Reply(FromRunner),
     /// It will not be served; nothing more comes.

@@ -14,12 +14,14 @@
 //! nothing else; memory that a runner can make us hold is bounded by what its requests asked for.
 //! Left out: manifests and HTTP, budgets.
 
+mod claims;
 mod connection;
 mod driver;
 mod handle;
 mod job;
 mod pressure;
 mod scheduler;
+mod seen;
 pub mod simulate;
 mod tab;
 mod warden;

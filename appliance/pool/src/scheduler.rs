@@ -17,6 +17,7 @@
 //! What it does without being asked is in [`scale`].
 
 mod account;
+mod claims;
 mod cores;
 mod endings;
 mod health;
@@ -29,7 +30,9 @@ mod terms;
 mod tiers;
 mod work;
 
+use crate::claims::Claim;
 use crate::job::{Dispatched, Event, Failed, FunctionConfig, Terms, View, Waits, Work, midway_bytes};
+use crate::seen::Seen;
 use crate::tab::Tab;
 pub use account::System;
 use account::{Account, Books};
@@ -209,6 +212,8 @@ struct Instance {
     running: Vec<Ticket>,
     /// What it has of conversations.
     begun: Begun,
+    /// What it was asked.
+    seen: Seen,
     idle_stop: Option<Instant>,
     /// Takes nothing more: it is being stopped, or is lost.
     ending: bool,
@@ -237,6 +242,10 @@ struct Job {
     retried: bool,
     /// Whether it ever was given a slot.
     had_slot: bool,
+    /// Tokens of its prompt, once its instance has begun with it.
+    claim: Option<Claim>,
+    /// Whether who follows it was told that its runner claims what cannot be.
+    corrected: bool,
     cancelled: bool,
     bytes_left: usize,
     spoke: bool,
@@ -437,7 +446,7 @@ impl Scheduler {
         current && !instance.ending
     }
 
-    fn said(&mut self, now: Instant, from: InstanceId, message: FromRunner) {
+    fn said(&mut self, now: Instant, from: InstanceId, mut message: FromRunner) {
         self.heard(now, from);
         if message == FromRunner::Alive {
             self.settle_due(now, from);
@@ -462,6 +471,9 @@ impl Scheduler {
         match job.bytes_left.checked_sub(midway_bytes(&message)) {
             Some(left) => job.bytes_left = left,
             None => return self.blame(from, "it said more than was asked for".to_owned()),
+        }
+        if let Err(why) = self.believe(from, ticket, &mut message) {
+            return self.blame(from, why.to_owned());
         }
         let last = message.is_last();
         self.count(now, from, ticket, &message);
@@ -592,6 +604,7 @@ impl Scheduler {
         drop(job.events.try_send(Event::Dispatched(dispatched)));
         job.state = State::Running { instance: id, since: now };
         job.had_slot = true;
+        job.claim = None;
         instance.running.push(ticket);
         instance.begun.begin(&job.trail, instance.slots as usize);
         let is_text = matches!(job.work, Work::Generate(_));

@@ -93,7 +93,7 @@ impl Simulation {
     /// A request of a key comes.
     pub fn submit(&mut self, at: Duration, ticket: u64, function: FunctionName, key: Option<KeyName>) -> Vec<Act> {
         let (work, terms) = (Work::Detokenize(Vec::new()), Terms { key, ..Terms::default() });
-        let (events, receiver) = flume::bounded(work.replies_max() + 3);
+        let (events, receiver) = flume::bounded(work.events_max());
         self.waiting.insert(ticket, receiver);
         self.put(at, Input::Submit { ticket, function, work, terms, tab: Arc::default(), events })
     }

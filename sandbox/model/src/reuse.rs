@@ -10,12 +10,14 @@
 //!
 //! A conversation goes on in the slot of its last turn. A prompt that shares only the beginning of what is kept (a second
 //! conversation under the same instructions) takes another slot and shares that beginning, so that the first stays whole.
+//! The next [`REUSE_REQUESTS`] requests find what was kept, so that the server can hold what is claimed to be found against
+//! what it asked.
 //!
 //! Invariants: what is kept is compared with prompts of its own tenant only; which slot anybody else gets depends on which
 //! slots are free and when they were last used, never on what they hold. The last token of a prompt is never found: it must
 //! be fed for its logits.
 
-use sandbox_wire::runner::Tenant;
+use sandbox_wire::runner::{REUSE_REQUESTS, Tenant};
 
 /// The slots of a cache, numbered from 0.
 #[derive(Clone, Debug)]
@@ -23,13 +25,15 @@ pub(crate) struct Slots<T> {
     slots: Vec<Slot<T>>,
     /// Counts what was kept, so that the least recently used can be told.
     kept: u64,
+    /// Counts what was begun.
+    begun: u64,
 }
 
 #[derive(Clone, Debug)]
 enum Slot<T> {
     Empty,
-    Busy,
-    Kept { left: Left<T>, at: u64 },
+    Busy { since: u64 },
+    Kept { left: Left<T>, at: u64, since: u64 },
 }
 
 /// What an answer left computed.
@@ -64,7 +68,7 @@ pub(crate) struct Found {
 impl<T: Clone + PartialEq> Slots<T> {
     /// So many empty slots.
     pub(crate) fn new(count: usize) -> Self {
-        Self { slots: (0..count).map(|_| Slot::Empty).collect(), kept: 0 }
+        Self { slots: (0..count).map(|_| Slot::Empty).collect(), kept: 0, begun: 0 }
     }
 
     /// The slot for a prompt of which `shared` tokens are at hand anyway; `None` when every slot has an answer.
@@ -78,23 +82,24 @@ impl<T: Clone + PartialEq> Slots<T> {
 
     /// An answer is made there from now on.
     pub(crate) fn begin(&mut self, slot: usize) {
-        self.slots[slot] = Slot::Busy;
+        self.begun += 1;
+        self.slots[slot] = Slot::Busy { since: self.begun };
     }
 
     /// The answer there has ended, and left this.
     pub(crate) fn end(&mut self, slot: usize, left: Option<Left<T>>) {
-        self.slots[slot] = match left {
-            None => Slot::Empty,
-            Some(left) => {
+        self.slots[slot] = match (&self.slots[slot], left) {
+            (Slot::Busy { since }, Some(left)) => {
                 self.kept += 1;
-                Slot::Kept { left, at: self.kept }
+                Slot::Kept { left, at: self.kept, since: *since }
             }
+            _ => Slot::Empty,
         };
     }
 
     /// Empties the slots that hold what ended answers left, if no answer is being made. Gives which they were.
     pub(crate) fn forget(&mut self) -> Vec<usize> {
-        if self.slots.iter().any(|slot| matches!(slot, Slot::Busy)) {
+        if self.slots.iter().any(|slot| matches!(slot, Slot::Busy { .. })) {
             return Vec::new();
         }
         let kept = |slot: &usize| matches!(self.slots[*slot], Slot::Kept { .. });
@@ -105,8 +110,9 @@ impl<T: Clone + PartialEq> Slots<T> {
 
     /// The longest beginning of a prompt that its tenant left, and whether the prompt goes on where that ended.
     fn longest(&self, tenant: Tenant, prompt: &[T]) -> Option<(Found, bool)> {
+        let serves = |since: u64| self.begun - since < REUSE_REQUESTS as u64;
         let own = self.slots.iter().enumerate().filter_map(|(slot, kept)| match kept {
-            Slot::Kept { left, at } if left.tenant == tenant => Some((slot, left, at)),
+            Slot::Kept { left, at, since } if left.tenant == tenant && serves(*since) => Some((slot, left, at)),
             _ => None,
         });
         let found = own.map(|(slot, left, at)| {
@@ -120,7 +126,7 @@ impl<T: Clone + PartialEq> Slots<T> {
     fn vacant(&self) -> Option<usize> {
         let age = |slot: &Slot<T>| match slot {
             Slot::Empty => Some(0),
-            Slot::Busy => None,
+            Slot::Busy { .. } => None,
             Slot::Kept { at, .. } => Some(*at),
         };
         let free = self.slots.iter().enumerate().filter_map(|(slot, held)| Some((age(held)?, slot)));
@@ -263,7 +269,7 @@ mod tests {
         fn what_is_found_is_the_tenants_own_and_the_prompts_beginning(requests in requests()) {
             play(&requests, |slots, (tenant, prompt, ..), choice| {
                 let Some(Choice { slot, found }) = choice else { return };
-                assert!(!matches!(slots.slots[slot], Slot::Busy), "a slot at work was given away");
+                assert!(!matches!(slots.slots[slot], Slot::Busy { .. }), "a slot at work was given away");
                 let Some(found) = found else { return };
                 assert!(found.tokens > 1 && found.tokens < prompt.len());
                 match &slots.slots[found.slot] {

@@ -245,6 +245,8 @@ pub struct Generate {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tenant(pub u128);
 
+/// What a runner keeps of an answer serves so many requests that it begins after it.
+pub const REUSE_REQUESTS: usize = 64;
 /// Most stop strings of a request.
 pub const STOPS_MAX: usize = 16;
 /// Most alternatives reported for a token.

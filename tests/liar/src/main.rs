@@ -1,7 +1,7 @@
 //! `ember-liar`: a runner for one test, which works as long as any and claims that it did not.
 //!
 //! ```text
-//!  Load ─▶ Loaded      Generate ─▶ Started (no tokens) ─▶ [computes, a piece of text that took no token] × PIECES
+//!  Load ─▶ Loaded      Generate ─▶ Started (no tokens, all found in the cache) ─▶ [computes, a piece of text that took no token] × PIECES
 //!                                  ─▶ Finished (no tokens, all found in the cache, no time)
 //! ```
 //!
@@ -52,7 +52,7 @@ fn answer(socket: &mut UnixStream, message: ToRunner) -> Result<(), Box<dyn Erro
 }
 
 fn lie(socket: &mut UnixStream, id: Id) -> Result<(), Box<dyn Error>> {
-    say(socket, &FromRunner::Started { id, prompt_tokens: 0, cached_tokens: 0 })?;
+    say(socket, &FromRunner::Started { id, prompt_tokens: 0, cached_tokens: u32::MAX })?;
     for _ in 0..PIECES {
         let until = Instant::now() + PIECE;
         while Instant::now() < until {

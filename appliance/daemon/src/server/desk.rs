@@ -184,14 +184,19 @@ impl Meter {
         self.account().stopped_by_budget();
     }
 
-    /// A job is asked for, which uses this, and whose prompt has so many tokens at least.
-    pub(super) fn submitted(&mut self, tab: Arc<Tab>, least_tokens: u32) {
-        self.account().submitted(tab, least_tokens);
+    /// A job is asked for, which uses this.
+    pub(super) fn submitted(&mut self, tab: Arc<Tab>) {
+        self.account().submitted(tab);
     }
 
     /// A job has its slot.
     pub(super) fn dispatched(&mut self, dispatched: &Dispatched) {
         self.account().dispatched(dispatched);
+    }
+
+    /// What its runner claimed of its prompt cannot be.
+    pub(super) fn corrected(&mut self) {
+        self.account().corrected();
     }
 
     /// Its prompt is being fed.

@@ -4,7 +4,7 @@
 //! dropped [`Generation`] cancels its work. Prompts of one request run one after the other: they share its deadline, and
 //! a request takes one slot however many it brings.
 
-use super::{claims, desk::Meter, functions::Function, handler::Call, state::State, terms::Asked};
+use super::{desk::Meter, functions::Function, handler::Call, state::State, terms::Asked};
 use appliance_admit::Class;
 use appliance_api::{ApiError, finish_name};
 use appliance_pool::{Dispatched, Event, Failed, Submission, Terms, Waits, Work};
@@ -135,6 +135,7 @@ impl Generation {
                     self.state.saw(self.function.model, &dispatched.model);
                     self.meter.dispatched(&dispatched);
                 }
+                Event::Corrected => self.meter.corrected(),
                 Event::Reply(message) => return self.take(message).map(Some),
                 Event::Failed(failed) => return Err(refused(failed)),
             }
@@ -178,10 +179,9 @@ impl Generation {
             self.index += 1;
         }
         let work = Work::Generate(Box::new(Generate { deadline_ms: left.as_millis() as u64, ..generate }));
-        let least_tokens = claims::least(&work, self.function.manifest.limits.context_tokens);
         let name = self.function.manifest.name.clone();
         let submission = self.state.pool.submit_on(name, work, self.terms.clone()).map_err(refused)?;
-        self.meter.submitted(submission.tab(), least_tokens);
+        self.meter.submitted(submission.tab());
         self.current = Some(submission);
         Ok(())
     }
@@ -238,9 +238,8 @@ pub(super) async fn ask(
 ) -> Result<(Dispatched, FromRunner), ApiError> {
     call.asked.check_time()?;
     let terms = call.asked.terms(&call.caller.key);
-    let least_tokens = claims::least(&work, function.manifest.limits.context_tokens);
     let mut submission = call.state.pool.submit_on(function.manifest.name.clone(), work, terms).map_err(refused)?;
-    meter.submitted(submission.tab(), least_tokens);
+    meter.submitted(submission.tab());
     let mut how = None;
     loop {
         let event = match call.asked.left() {
@@ -254,6 +253,7 @@ pub(super) async fn ask(
                 meter.dispatched(&dispatched);
                 how = Some(dispatched);
             }
+            Event::Corrected => meter.corrected(),
             Event::Reply(FromRunner::Failed { failure, .. }) => return Err(ApiError::from_failure(failure, param)),
             Event::Reply(message) => return how.map(|how| (how, message)).ok_or_else(out_of_place),
             Event::Failed(failed) => return Err(refused(failed)),

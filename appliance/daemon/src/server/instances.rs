@@ -106,7 +106,7 @@ pub(super) async fn wake(call: &Call, name: &str) -> Answered {
             Ok(reply::json(&json!({ "name": name, "tier": how.tier, "wake_ms": wake_ms })))
         }
         Event::Failed(failed) => Err(refused(failed)),
-        Event::Reply(_) => Err(ApiError::internal("a wake was answered with words")),
+        Event::Corrected | Event::Reply(_) => Err(ApiError::internal("a wake was answered with words")),
     }
 }
 

@@ -6,19 +6,11 @@
 //! ```
 //!
 //! What is paid for is the server's own count: time by the pool's account of the instance, tokens of text at least as many as
-//! pieces came, of prompts at least as many as their words ([`super::claims`]). What a runner says beyond that is shown, up to
-//! what there can be: tokens up to the context, time up to what has passed. Lengths are of the monotonic clock; the wall clock only stamps, and may show anything.
+//! pieces came, of prompts what the pool believes. What a runner says beyond that is shown, up to what there can be: tokens up to the context, time up to what has passed. Lengths are of the monotonic clock; the wall clock only stamps, and may show anything.
 //!
 //! When it is told, and to whom, is [`super::desk`]'s.
 
-use super::{
-    allowance::Allowance,
-    claims::{Believed, believe},
-    handler::unix_ms,
-    purse::Purse,
-    report::Report,
-    state::State,
-};
+use super::{allowance::Allowance, handler::unix_ms, purse::Purse, report::Report, state::State};
 use appliance_admit::Class;
 use appliance_api::{ApiError, Timings, Usage};
 use appliance_keys::Key;
@@ -44,8 +36,6 @@ pub(super) struct Account {
     /// Tokens that a sequence may hold.
     context_tokens: u32,
     dispatched: bool,
-    /// Tokens that the current job's prompt has at least.
-    least_tokens: u32,
     /// Jobs of whose prompts a runner claimed what cannot be.
     claims_corrected: u64,
     /// What its key was granted for it; settled with the record.
@@ -67,8 +57,6 @@ struct Job {
     tokens_out: u32,
     /// Pieces of text that came.
     pieces: u32,
-    /// Whether what its runner claimed of its prompt cannot be.
-    corrected: bool,
 }
 
 impl Account {
@@ -97,7 +85,6 @@ impl Account {
             operation: Operation::Other,
             context_tokens,
             dispatched: false,
-            least_tokens: 0,
             claims_corrected: 0,
             allowance: None,
             prices,
@@ -169,11 +156,10 @@ impl Account {
         self.allowance = allowance;
     }
 
-    /// A job is asked for, which uses this, and whose prompt has so many tokens at least.
-    pub(super) fn submitted(&mut self, tab: Arc<Tab>, least_tokens: u32) {
+    /// A job is asked for, which uses this.
+    pub(super) fn submitted(&mut self, tab: Arc<Tab>) {
         self.take_tab();
         self.tab = Some(tab);
-        self.least_tokens = least_tokens;
     }
 
     /// A job has its slot. Said again when its instance died and another took over: then the later counts.
@@ -192,15 +178,18 @@ impl Account {
             tokens_cached: 0,
             tokens_out: 0,
             pieces: 0,
-            corrected: false,
         });
+    }
+
+    /// What its runner claimed of its prompt cannot be.
+    pub(super) fn corrected(&mut self) {
+        self.claims_corrected += 1;
     }
 
     /// Its prompt is being fed.
     pub(super) fn started(&mut self, prompt_tokens: u32, cached_tokens: u32) {
-        let least = self.least_tokens;
         if let Some(job) = &mut self.job {
-            job.claims(prompt_tokens, cached_tokens, least);
+            (job.tokens_in, job.tokens_cached) = (prompt_tokens, cached_tokens);
         }
     }
 
@@ -211,8 +200,6 @@ impl Account {
             if self.record.first_text_us == 0 {
                 self.record.first_text_us = us(self.began, first);
             }
-            // Also of a runner that never said that it has begun.
-            job.tokens_in = job.tokens_in.max(self.least_tokens);
             job.tokens_out = job.tokens_out.saturating_add(tokens);
             job.pieces = job.pieces.saturating_add(1);
         }
@@ -220,12 +207,12 @@ impl Account {
 
     /// It ended, having used exactly this.
     pub(super) fn finished(&mut self, finished: &Finished) {
-        let (passed_us, least) = (us(self.began, Instant::now()), self.least_tokens);
+        let passed_us = us(self.began, Instant::now());
         self.close(|record, job| {
             let prefill_us = finished.prefill_us.min(passed_us);
             add(&mut record.prefill_us, prefill_us);
             add(&mut record.decode_us, finished.decode_us.min(passed_us - prefill_us));
-            job.claims(finished.prompt_tokens, finished.cached_tokens, least);
+            (job.tokens_in, job.tokens_cached) = (finished.prompt_tokens, finished.cached_tokens);
             // A token makes one piece at most, but for one that was held back to the end.
             job.tokens_out = finished.completion_tokens.max(job.tokens_out).max(job.pieces.saturating_sub(1));
         });
@@ -233,10 +220,10 @@ impl Account {
 
     /// A job without text ended, having used this.
     pub(super) fn computed(&mut self, tokens: u32, compute_us: u64) {
-        let (passed_us, least) = (us(self.began, Instant::now()), self.least_tokens);
+        let passed_us = us(self.began, Instant::now());
         self.close(|record, job| {
             add(&mut record.prefill_us, compute_us.min(passed_us));
-            job.claims(tokens, 0, least);
+            job.tokens_in = tokens;
         });
     }
 
@@ -316,16 +303,6 @@ impl Account {
         add(&mut record.queue_us, job.queue_us);
         add(&mut record.wake_us, job.wake_us);
         add_tokens(record, &job, self.context_tokens);
-        self.claims_corrected += u64::from(job.corrected);
-    }
-}
-
-impl Job {
-    /// Its runner claims so much of its prompt, which has `least` tokens at least.
-    fn claims(&mut self, tokens_in: u32, tokens_cached: u32, least: u32) {
-        let Believed { tokens_in, tokens_cached, corrected } = believe(tokens_in, tokens_cached, least);
-        (self.tokens_in, self.tokens_cached) = (tokens_in, tokens_cached);
-        self.corrected |= corrected;
     }
 }
 

@@ -21,7 +21,6 @@
 mod allowance;
 mod body;
 mod budgets;
-mod claims;
 mod desk;
 mod fleet;
 mod functions;

@@ -72,6 +72,8 @@ impl Scheduler {
             timer: Some(due),
             retried: false,
             had_slot: false,
+            claim: None,
+            corrected: false,
             cancelled: false,
             bytes_left,
             spoke: false,

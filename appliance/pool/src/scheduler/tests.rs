@@ -76,7 +76,7 @@ fn submit_to(
     work: Work,
     terms: Terms,
 ) -> (Vec<Effect>, flume::Receiver<Event>) {
-    let (sender, events) = flume::bounded(work.replies_max() + 3);
+    let (sender, events) = flume::bounded(work.events_max());
     (
         scheduler.handle(now, Input::Submit { ticket, function, work, terms, tab: Arc::default(), events: sender }),
         events,

@@ -99,7 +99,10 @@ impl Scheduler {
             FromRunner::Started { prompt_tokens, cached_tokens, .. } => {
                 instance.account.prompt(ticket, prompt_tokens.saturating_sub(*cached_tokens));
             }
-            FromRunner::Text { text, .. } => instance.account.text(ticket, text.tokens),
+            FromRunner::Text { text, .. } => {
+                instance.account.text(ticket, text.tokens);
+                instance.seen.answer(ticket, text.tokens);
+            }
             _ => {}
         }
         self.settle_due(now, id);

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::tab::Used;
-use sandbox_wire::runner::{Constraint, FinishReason, Finished, Generate, Prompt, Sampling};
+use sandbox_wire::runner::{Constraint, FinishReason, Finished, Generate, Message, Prompt, Role, Sampling, Tenant};
 
 const CAP: u64 = 1 << 20;
 
@@ -42,8 +42,12 @@ impl Machine {
     }
 
     fn submit(&mut self, ticket: Ticket) -> (Arc<Tab>, flume::Receiver<Event>) {
-        let (tab, work) = (Arc::<Tab>::default(), generate());
-        let (sender, events) = flume::bounded(work.replies_max() + 3);
+        self.submit_work(ticket, generate())
+    }
+
+    fn submit_work(&mut self, ticket: Ticket, work: Work) -> (Arc<Tab>, flume::Receiver<Event>) {
+        let tab = Arc::<Tab>::default();
+        let (sender, events) = flume::bounded(work.events_max());
         let terms = Terms { key: Some("k".parse().unwrap()), ..Terms::default() };
         self.put(Input::Submit { ticket, function: name(), work, terms, tab: Arc::clone(&tab), events: sender });
         (tab, events)
@@ -98,6 +102,59 @@ fn a_runner_that_claims_nothing_or_everything_changes_no_bill() {
         assert_eq!(times(used), (30, 500), "final when its end is told");
         assert_eq!(used.total().reserved_byte_us, 530_000 * u128::from(CAP));
         assert_eq!((machine.system().idle.us, machine.system().life.us), (250_000, 780_000));
+    }
+}
+
+fn started(id: Ticket, prompt_tokens: u32, cached_tokens: u32) -> FromRunner {
+    FromRunner::Started { id, prompt_tokens, cached_tokens }
+}
+
+/// What was heard of the prompt's tokens, and whether it had to be corrected.
+fn heard(events: &flume::Receiver<Event>) -> (Vec<(u32, u32)>, bool) {
+    let all: Vec<_> = events.try_iter().collect();
+    let counts = all.iter().filter_map(|event| match event {
+        Event::Reply(FromRunner::Started { prompt_tokens, cached_tokens, .. }) => {
+            Some((*prompt_tokens, *cached_tokens))
+        }
+        Event::Reply(FromRunner::Finished { finished, .. }) => Some((finished.prompt_tokens, finished.cached_tokens)),
+        _ => None,
+    });
+    (counts.collect(), all.contains(&Event::Corrected))
+}
+
+#[test]
+fn what_was_found_in_the_cache_was_asked_there_before() {
+    let mut machine = Machine::new();
+    machine.scheduler.handle(machine.now, Input::Configure(Box::new(config(1))));
+    let words = |first: &str| format!("{first} {}", "word ".repeat(39));
+    let mut ask = |ticket, prompt: &str, tokens, cached| {
+        let Work::Generate(mut generate) = generate() else { unreachable!("it is text") };
+        generate.tenant = Some(Tenant(1));
+        generate.prompt = Prompt::Chat(vec![Message::new(Role::User, prompt)]);
+        let (_tab, events) = machine.submit_work(ticket, Work::Generate(generate));
+        if ticket == 1 {
+            machine.woken(1, 7);
+        }
+        machine.says(7, started(ticket, tokens, cached));
+        let finished = Finished { prompt_tokens: 0, ..nothing(FinishReason::Stop) };
+        machine.says(7, FromRunner::Finished { id: ticket, finished });
+        heard(&events)
+    };
+    let same = |claim| vec![claim; 2];
+    assert_eq!(ask(1, &words("Tell"), 50, 49), (same((50, 10)), true), "nobody asked: its 40 words were computed");
+    assert_eq!(ask(2, &words("Tell"), 50, 49), (same((50, 49)), true), "but its end claims none");
+    assert_eq!(ask(3, &words("Sing"), 50, 49), (same((50, 26)), true), "24 words are after the 16 of a mark");
+    assert_eq!(ask(4, &words("Sing"), 10, 0), (same((40, 0)), true), "and are 40 with those");
+}
+
+#[test]
+fn who_answers_what_it_has_not_begun_or_begins_twice_is_stopped() {
+    for said in [[started(1, 1, 0), started(1, 1, 0)], [FromRunner::Alive, piece(1)]] {
+        let mut machine = Machine::new();
+        let (_tab, _events) = machine.submit(1);
+        machine.woken(1, 7);
+        let effects = said.map(|message| machine.scheduler.handle(machine.now, Input::Said { instance: 7, message }));
+        assert_eq!(effects, [vec![], vec![Effect::Stop(7)]]);
     }
 }
 

@@ -46,6 +46,10 @@ fn text(id: Ticket) -> FromRunner {
     FromRunner::Text { id, text: Text { text: "x".to_owned(), tokens: 1, logprobs: Vec::new() } }
 }
 
+fn started(id: Ticket) -> FromRunner {
+    FromRunner::Started { id, prompt_tokens: 1, cached_tokens: 0 }
+}
+
 fn send(instance: InstanceId, message: ToRunner) -> Effect {
     Effect::Send { instance, message }
 }
@@ -151,6 +155,7 @@ fn interactive_finds_a_slot_and_batch_goes_on_afterwards() {
     let (effects, first) = submit_on(&mut scheduler, now, 1, story(), batch("a"));
     assert_eq!(begun(&effects), 1);
     assert!(submit_on(&mut scheduler, now, 2, story(), batch("a")).0.is_empty(), "a slot is left free");
+    said(&mut scheduler, now, 7, started(1));
     said(&mut scheduler, now, 7, text(1));
 
     let (effects, _somebody) = submit_on(&mut scheduler, now, 3, story(), of("b"));
@@ -158,13 +163,14 @@ fn interactive_finds_a_slot_and_batch_goes_on_afterwards() {
     assert_eq!(begun(&effects[1..]), 3);
     assert_eq!(ends(&mut scheduler, now, 7, 3), [send(7, ToRunner::Resume { id: 1 })]);
     assert_eq!(begun(&ends(&mut scheduler, now, 7, 1)), 2);
-    assert!(matches!(told(&first)[..], [Event::Dispatched(_), Event::Reply(_), Event::Reply(_)]));
+    assert!(matches!(told(&first)[..], [Event::Dispatched(_), Event::Reply(_), Event::Reply(_), Event::Reply(_)]));
 }
 
 #[test]
 fn batch_gives_up_its_only_slot_and_goes_on_afterwards() {
     let (mut scheduler, now) = idle(1, 0);
     let (_, events) = submit_on(&mut scheduler, now, 1, story(), batch("a"));
+    said(&mut scheduler, now, 7, started(1));
     said(&mut scheduler, now, 7, text(1));
     let (effects, _somebody) = submit_on(&mut scheduler, now, 2, story(), of("b"));
     assert_eq!(effects[0], send(7, ToRunner::Pause { id: 1 }));
@@ -174,7 +180,7 @@ fn batch_gives_up_its_only_slot_and_goes_on_afterwards() {
     assert_eq!(ends(&mut scheduler, now, 7, 2), [send(7, ToRunner::Resume { id: 1 })]);
     said(&mut scheduler, now, 7, text(1));
     ends(&mut scheduler, now, 7, 1);
-    assert!(matches!(told(&events)[..], [Event::Dispatched(_), Event::Reply(_), Event::Reply(_), Event::Reply(_)]));
+    assert!(matches!(told(&events)[..], [Event::Dispatched(_), .., Event::Reply(FromRunner::Finished { .. })]));
     assert!(scheduler.jobs.is_empty() && scheduler.batch == 0);
 }
 
@@ -225,6 +231,7 @@ fn batch_lends_its_cores_to_another_function() {
     let (mut scheduler, now) = idle(2, 100);
     add(&mut scheduler, now, "g", 2, 8, 2, 100);
     submit_on(&mut scheduler, now, 1, story(), batch("a"));
+    said(&mut scheduler, now, 7, started(1));
     said(&mut scheduler, now, 7, text(1));
     let other = || "g".parse().unwrap();
     let (effects, _somebody) = submit_to(&mut scheduler, now, other(), 2, story(), of("b"));
