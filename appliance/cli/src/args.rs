@@ -75,6 +75,10 @@ pub(crate) enum Command {
         /// The function
         function: FunctionName,
     },
+    /// Have load balancers send this box nothing new; who calls is still answered
+    Drain(Drain),
+    /// Have load balancers send this box requests again
+    Resume,
     /// What functions wake from
     #[command(subcommand)]
     Snapshot(Snapshot),
@@ -116,6 +120,15 @@ pub(crate) enum Command {
         #[arg(value_name = "DIR")]
         folder: PathBuf,
     },
+}
+
+#[derive(Debug, ArgGroup)]
+pub(crate) struct Drain {
+    /// Return when no request runs or waits any more; fail after this time
+    #[arg(long, value_name = "TIME", value_parser = duration_ms)]
+    pub(crate) wait: Option<u64>,
+    #[command(flatten)]
+    pub(crate) listing: Listing,
 }
 
 #[derive(Debug, ArgGroup)]

@@ -14,6 +14,7 @@ mod budget;
 mod client;
 mod deploy;
 mod doctor;
+mod drain;
 mod error;
 mod fetch;
 mod flash;
@@ -64,6 +65,8 @@ fn command(args: Args) -> Result<(), Error> {
         Command::Wake { function } => instance::wake(&client()?, &function),
         Command::Park { function } => instance::park(&client()?, &function),
         Command::Stop { function } => instance::stop(&client()?, &function),
+        Command::Drain(command) => drain::drain(&client()?, &command),
+        Command::Resume => drain::resume(&client()?),
         Command::Snapshot(command) => snapshot::command(&client()?, command),
         Command::Key(key) => key::command(&client()?, key),
         Command::Budget(command) => budget::command(&client()?, command),
