@@ -35,6 +35,7 @@ mod snapshot;
 mod sse;
 mod support;
 mod target;
+mod top;
 mod update;
 mod usage;
 
@@ -62,6 +63,7 @@ fn command(args: Args) -> Result<(), Error> {
         Command::Model(model) => model::command(model, client),
         Command::Run(run) => run::run(&client()?, &run),
         Command::Ps(listing) => instance::ps(&client()?, listing),
+        Command::Top(top) => top::top(client()?, &top),
         Command::Wake { function } => instance::wake(&client()?, &function),
         Command::Park { function } => instance::park(&client()?, &function),
         Command::Stop { function } => instance::stop(&client()?, &function),
