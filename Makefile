@@ -14,7 +14,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := build
-.PHONY: build model run test clients focus nginx prometheus bench image image-test overload packages sources
+.PHONY: build model run test clients focus nginx prometheus haproxy bench image image-test overload packages sources
 
 PACKAGES := clang cmake curl g++ git libclang-dev pkg-config python3-pip unzip
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
@@ -105,26 +105,28 @@ focus: packages
 	$(FOCUS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $(FOCUS_PINS)
 	cp $(FOCUS_PINS) $(FOCUS)/installed.txt
 
-# An nginx to fetch models from, Prometheus and its promtool: Debian's, unpacked and not installed, so that no service is
-# started; beside their places, and moved there once whole.
+# An nginx to fetch models from, Prometheus and its promtool, HAProxy and its libraries: Debian's, unpacked and not installed,
+# so that no service is started; beside their places, and moved there once whole.
 nginx: PROGRAM := usr/sbin/nginx
 prometheus: PROGRAM := usr/bin/promtool
+haproxy: PROGRAM := usr/sbin/haproxy
+haproxy: LIBRARIES := liblua5.3-0 libopentracing1 libopentracing-c-wrapper0
 
-nginx prometheus: packages
+nginx prometheus haproxy: packages
 	@if [ -x target/$@/$(PROGRAM) ]; then exit 0; fi
 	echo "unpacking Debian's $@ into target/$@"
 	fresh=$$(mktemp -d)
 	trap 'rm -rf "$$fresh"' EXIT
 	chmod 755 "$$fresh"
-	(cd "$$fresh" && { apt-get download -qq $@ 2>/dev/null || { $(SUDO) apt-get update -qq; apt-get download -qq $@; }; })
+	(cd "$$fresh" && { apt-get download -qq $@ $(LIBRARIES) 2>/dev/null || { $(SUDO) apt-get update -qq; apt-get download -qq $@ $(LIBRARIES); }; })
 	mkdir -p target
 	rm -rf target/$@.new target/$@
-	dpkg-deb --extract "$$fresh"/$@_*.deb target/$@.new
+	for package in "$$fresh"/*.deb; do dpkg-deb --extract "$$package" target/$@.new; done
 	mv target/$@.new target/$@
 
 # One test at a time: the end-to-end suites each own the machine's cgroups, and llama.cpp wants both cores.
-test: PACKAGES += bmap-tools cpio dosfstools e2fsprogs fdisk gdisk minisign mtools python3-venv
-test: build model focus clients nginx prometheus
+test: PACKAGES += bmap-tools cpio dosfstools e2fsprogs fdisk gdisk iproute2 minisign mtools python3-venv
+test: build model focus clients nginx prometheus haproxy
 	@$(with_liburing)
 	step() { echo "==> $$*"; "$$@"; }
 	step $(CARGO) fmt --all --check

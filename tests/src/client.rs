@@ -124,6 +124,21 @@ impl Client {
         Ok(Stream::new(response))
     }
 
+    /// Posts JSON with `stream: true`.
+    ///
+    /// # Errors
+    /// What came in place of a stream.
+    pub fn try_open(&self, path: &str, request: &Value) -> Result<Stream, String> {
+        let mut request = request.clone();
+        request["stream"] = true.into();
+        let body = request.to_string();
+        let response = self.run("POST", path, &[("content-type", "application/json")], body.as_bytes());
+        match response.map_err(|error| error.to_string())? {
+            response if response.status() == 200 => Ok(Stream::new(response)),
+            response => Err(format!("{:?}", whole(response))),
+        }
+    }
+
     /// Asks for a chat; the error when no whole reply came.
     pub fn try_ask(&self, request: &Value) -> Result<Reply, ureq::Error> {
         let body = request.to_string();

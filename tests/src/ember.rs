@@ -7,7 +7,7 @@
 //!             └──▶ kill ──────────────┘                                   SIGKILL of the supervisor
 //! ```
 //!
-//! A test that ends without `stop` has failed: then what runs is ended anyhow and emberd's log is printed.
+//! Several at once share a [`Turn`]. A test that ends without `stop` has failed: then what runs is ended anyhow and emberd's log is printed.
 
 use crate::{Client, Function, Process, Raw, Role, Run, remains::Remains, tree, wait::HANG, wait::until};
 use nix::{
@@ -22,6 +22,7 @@ use std::{
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    sync::Arc,
     sync::mpsc::{self, Receiver},
     thread,
 };
@@ -37,7 +38,15 @@ pub struct Launch {
     pub launcher: Vec<String>,
     /// Flags of `emberd serve`.
     pub flags: Vec<String>,
+    /// Where requests are answered; none: on a free port of this machine's loopback.
+    pub listen: Option<SocketAddr>,
+    /// The turn of several that run at once; none: it takes its own.
+    pub turn: Option<Turn>,
 }
+
+/// The machine, as long as nobody else runs an Ember on it.
+#[derive(Clone, Debug)]
+pub struct Turn(#[expect(dead_code, reason = "held, never read")] Arc<File>);
 
 /// A running Ember.
 pub struct Ember {
@@ -47,7 +56,7 @@ pub struct Ember {
     supervisor: Supervisor,
     remains: Remains,
     stopped: bool,
-    _turn: File,
+    _turn: Turn,
 }
 
 struct Supervisor {
@@ -77,8 +86,9 @@ impl Ember {
         Self::begin(Launch::default(), config, prepare)
     }
 
-    fn begin(launch: Launch, config: &str, prepare: impl FnOnce(&Path)) -> Self {
-        let turn = take_turn();
+    /// Starts emberd in some way, in a folder that was made ready for it as for [`Ember::prepared`].
+    pub fn begin(launch: Launch, config: &str, prepare: impl FnOnce(&Path)) -> Self {
+        let turn = launch.turn.clone().unwrap_or_else(Turn::take);
         let folder = TempDir::with_prefix("ember-test-").expect("a temporary folder");
         prepare(folder.path());
         let remains = Remains::before();
@@ -320,7 +330,7 @@ fn spawn(folder: &Path, launch: &Launch) -> Child {
     command.arg("serve").arg("--config").arg(folder.join("emberd.toml")).arg("--data").arg(folder.join("data"));
     command
         .args(&launch.flags)
-        .args(["--listen", "127.0.0.1:0"])
+        .args(["--listen", &launch.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0))).to_string()])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(log);
@@ -332,11 +342,13 @@ fn ready(line: &str) -> SocketAddr {
     address.parse().expect("an address and a port")
 }
 
-/// Waits until no other test on this machine runs an Ember.
-fn take_turn() -> File {
-    let path = std::env::temp_dir().join("ember-tests.lock");
-    let file = File::options().create(true).write(true).truncate(false).open(&path);
-    let file = file.unwrap_or_else(|error| panic!("open {}: {error}", path.display()));
-    file.lock().expect("a lock on a local file");
-    file
+impl Turn {
+    /// Waits until no other test on this machine runs an Ember.
+    pub fn take() -> Self {
+        let path = std::env::temp_dir().join("ember-tests.lock");
+        let file = File::options().create(true).write(true).truncate(false).open(&path);
+        let file = file.unwrap_or_else(|error| panic!("open {}: {error}", path.display()));
+        file.lock().expect("a lock on a local file");
+        Self(Arc::new(file))
+    }
 }

@@ -4,7 +4,7 @@
 //! real programs: [`Ember`] is one `emberd serve` in a folder of its own, from its `ready` line to the proof that
 //! nothing of it is left.
 //!
-//! Invariants: one [`Ember`] at a time on a machine, whatever runs the tests, since runners that share cores collapse;
+//! Invariants: one test with an [`Ember`] at a time on a machine, whatever runs the tests, since runners that share cores collapse;
 //! every wait has a bound, and a bound that is met fails the test; nothing outlives a test.
 //!
 //! Left out: timings. How fast things are is for `bench`.
@@ -13,6 +13,7 @@ mod cli;
 mod client;
 mod ember;
 mod function;
+mod network;
 mod process;
 mod random;
 mod raw;
@@ -26,8 +27,9 @@ mod wait;
 
 pub use cli::Run;
 pub use client::Client;
-pub use ember::{Ember, Launch};
+pub use ember::{Ember, Launch, Turn};
 pub use function::{Function, assistant, chat};
+pub use network::Network;
 pub use process::{Process, Role};
 pub use random::Random;
 pub use raw::{Raw, is_closed, tcp};

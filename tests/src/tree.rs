@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 /// Folders that hold no work of ours.
@@ -58,6 +59,15 @@ pub fn prometheus(program: &str) -> PathBuf {
     let path = root().join("target/prometheus/usr/bin").join(program);
     assert!(path.is_file(), "{} is not there: run `make prometheus`", path.display());
     path
+}
+
+/// HAProxy, as `make haproxy` unpacks it, with the folder of its libraries in the environment.
+pub fn haproxy() -> Command {
+    let path = root().join("target/haproxy/usr/sbin/haproxy");
+    assert!(path.is_file(), "{} is not there: run `make haproxy`", path.display());
+    let mut command = Command::new(path);
+    command.env("LD_LIBRARY_PATH", root().join("target/haproxy/usr/lib/x86_64-linux-gnu"));
+    command
 }
 
 /// The default model.

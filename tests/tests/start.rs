@@ -114,7 +114,8 @@ fn a_layer_that_the_kernel_lacks_is_69_and_named() {
 
 #[test]
 fn an_insecure_sandbox_lacks_what_the_kernel_lacks_and_says_so_at_each_start() {
-    let launch = Launch { launcher: without_landlock(), flags: vec!["--insecure-sandbox".to_owned()] };
+    let launch =
+        Launch { launcher: without_landlock(), flags: vec!["--insecure-sandbox".to_owned()], ..Launch::default() };
     let mut ember = Ember::launch(launch, "").with(&assistant());
     let said = |ember: &Ember| ember.log().matches("insecure sandbox: a layer is missing").count();
     assert_eq!(said(&ember), 1);

@@ -21,6 +21,7 @@
 //! ([`memory`]).
 
 pub mod cores;
+pub mod headroom;
 pub mod limit;
 pub mod memory;
 pub mod preempt;

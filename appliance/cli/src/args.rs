@@ -60,6 +60,8 @@ pub(crate) enum Command {
     Run(Run),
     /// List instances, and functions that are parked
     Ps(Listing),
+    /// Watch what the box does, in a terminal: q quits, p pauses, s sorts, / filters
+    Top(Top),
     /// Start an instance of a function now
     Wake {
         /// The function
@@ -75,6 +77,10 @@ pub(crate) enum Command {
         /// The function
         function: FunctionName,
     },
+    /// Have load balancers send this box nothing new; who calls is still answered
+    Drain(Drain),
+    /// Have load balancers send this box requests again
+    Resume,
     /// What functions wake from
     #[command(subcommand)]
     Snapshot(Snapshot),
@@ -116,6 +122,25 @@ pub(crate) enum Command {
         #[arg(value_name = "DIR")]
         folder: PathBuf,
     },
+}
+
+#[derive(Debug, ArgGroup)]
+pub(crate) struct Top {
+    /// Print one frame as text
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// Between two looks, 500ms at least
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = interval)]
+    pub(crate) interval: u64,
+}
+
+#[derive(Debug, ArgGroup)]
+pub(crate) struct Drain {
+    /// Return when no request runs or waits any more; fail after this time
+    #[arg(long, value_name = "TIME", value_parser = duration_ms)]
+    pub(crate) wait: Option<u64>,
+    #[command(flatten)]
+    pub(crate) listing: Listing,
 }
 
 #[derive(Debug, ArgGroup)]
@@ -685,6 +710,11 @@ pub(crate) enum ExportFormat {
 
 fn amount(text: &str) -> Result<u64, String> {
     appliance_price::amount_nanos(text).ok_or_else(|| "not an amount; write decimals, as in 4.50".to_owned())
+}
+
+fn interval(text: &str) -> Result<u64, String> {
+    let ms = duration_ms(text)?;
+    if (500..=3_600_000).contains(&ms) { Ok(ms) } else { Err(format!("{text} is outside 500ms to 1h")) }
 }
 
 fn request_id(text: &str) -> Result<RequestId, &'static str> {

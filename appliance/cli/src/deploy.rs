@@ -23,10 +23,12 @@ pub(crate) fn deploy(deploy: Deploy, client: impl FnOnce() -> Result<Client, Err
     if let (Some(file), digest) = &source {
         model::add(&client, file, *digest)?;
     }
-    output::note(&format!("loading `{}` ...", manifest.name));
     let digest = format!("sha256:{}", source.1);
     let headers = [("content-type", "application/toml"), ("x-ember-model", digest.as_str())];
-    let reply = client.put_text(&path(&manifest.name, deploy.no_snapshot), &headers, &text)?;
+    let act = if deploy.no_snapshot { "loading" } else { "loading and taking a snapshot of" };
+    let message = format!("{act} `{}` ...", manifest.name);
+    let path = path(&manifest.name, deploy.no_snapshot);
+    let reply = output::waiting(&message, || client.put_text(&path, &headers, &text))?;
     if let Some(warning) = warning(&reply, &manifest.name) {
         output::note(&warning);
     }

@@ -65,6 +65,8 @@ pub(crate) enum Error {
     NoPrices { boxes: Vec<String> },
     #[error("the server refused: {message} ({status})")]
     Refused { status: u16, code: Option<String>, message: String },
+    #[error("{requests} requests still run or wait; the box is drained all the same")]
+    StillRunning { requests: u64 },
     #[error("the answer broke off: {0}")]
     BrokeOff(String),
     #[error("{url} sent what `ember` cannot read: {reason}")]
@@ -125,6 +127,9 @@ impl Error {
                 "pull again for those that were not reached; `ember fleet report` says what is wrong with the others"
                     .into(),
             ),
+            Error::StillRunning { .. } => {
+                Some("wait longer (--wait), or stop emberd: it cuts them after `drain` of its configuration".into())
+            }
             Error::Refused { status, code, .. } => refusal_hint(*status, code.as_deref()).map(Into::into),
             _ => None,
         }

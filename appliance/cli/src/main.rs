@@ -14,6 +14,7 @@ mod budget;
 mod client;
 mod deploy;
 mod doctor;
+mod drain;
 mod error;
 mod fetch;
 mod flash;
@@ -34,6 +35,7 @@ mod snapshot;
 mod sse;
 mod support;
 mod target;
+mod top;
 mod update;
 mod usage;
 
@@ -61,9 +63,12 @@ fn command(args: Args) -> Result<(), Error> {
         Command::Model(model) => model::command(model, client),
         Command::Run(run) => run::run(&client()?, &run),
         Command::Ps(listing) => instance::ps(&client()?, listing),
+        Command::Top(top) => top::top(client()?, &top),
         Command::Wake { function } => instance::wake(&client()?, &function),
         Command::Park { function } => instance::park(&client()?, &function),
         Command::Stop { function } => instance::stop(&client()?, &function),
+        Command::Drain(command) => drain::drain(&client()?, &command),
+        Command::Resume => drain::resume(&client()?),
         Command::Snapshot(command) => snapshot::command(&client()?, command),
         Command::Key(key) => key::command(&client()?, key),
         Command::Budget(command) => budget::command(&client()?, command),

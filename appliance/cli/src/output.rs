@@ -4,11 +4,17 @@
 
 use crate::{args::Listing, error::Error};
 use comfy_table::{Table, presets::NOTHING};
+use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
-use std::io::{self, Write};
+use std::{
+    io::{self, IsTerminal, Write},
+    time::Duration,
+};
 
 /// Stands where there is no value.
 pub(crate) const NONE: &str = "-";
+/// Between two pictures of something that goes on.
+const TICK: Duration = Duration::from_millis(120);
 
 /// Prints `value` as JSON where that was asked for, else as the text that `text` makes.
 pub(crate) fn print(
@@ -28,6 +34,20 @@ pub(crate) fn line(text: &str) -> Result<(), Error> {
 /// A message on stderr; one that cannot be delivered is dropped.
 pub(crate) fn note(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// Says what is waited for while `what` is done, with the time that it takes where that is a terminal.
+pub(crate) fn waiting<T>(message: &str, what: impl FnOnce() -> T) -> T {
+    if !io::stderr().is_terminal() {
+        note(message);
+        return what();
+    }
+    let style = ProgressStyle::with_template("{spinner} {msg} {elapsed}").expect("a constant template");
+    let bar = ProgressBar::new_spinner().with_style(style).with_message(message.to_owned());
+    bar.enable_steady_tick(TICK);
+    let done = what();
+    bar.finish_and_clear();
+    done
 }
 
 /// Columns under their names, parted by spaces.

@@ -22,8 +22,8 @@ pub(crate) fn command(client: &Client, command: Snapshot) -> Result<(), Error> {
     match command {
         Snapshot::Ls(listing) => ls(client, listing),
         Snapshot::Create { function, listing } => {
-            output::note(&format!("taking a snapshot of `{function}` ..."));
-            let entry = client.post(&path(&function), &json!({}))?;
+            let message = format!("taking a snapshot of `{function}` ...");
+            let entry = output::waiting(&message, || client.post(&path(&function), &json!({})))?;
             show(client, listing, &entry, "took")
         }
         Snapshot::Verify { function, listing } => {

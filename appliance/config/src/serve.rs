@@ -5,6 +5,7 @@
 //! data = "./ember-data"
 //! listen = "127.0.0.1:8443"
 //! telemetry_listen = "127.0.0.1:9443"
+//! agent_listen = "127.0.0.1:9444"
 //! telemetry_ca = "/etc/ember/fleet-ca.pem"
 //! telemetry_name = "shop-7"
 //! drain = "10s"
@@ -46,6 +47,8 @@ pub struct ServeConfig {
     pub listen: SocketAddr,
     /// Where telemetry is answered, if anywhere.
     pub telemetry_listen: Option<SocketAddr>,
+    /// Where a load balancer is told how much the box could take, if anywhere.
+    pub agent_listen: Option<SocketAddr>,
     /// File with the CA of the clients that are told telemetry; the box's own telemetry CA when absent.
     pub telemetry_ca: Option<String>,
     /// What the box is called in telemetry; its host name when absent.
@@ -109,6 +112,7 @@ const SCHEMA: Schema = &[
             "data",
             "listen",
             "telemetry_listen",
+            "agent_listen",
             "telemetry_ca",
             "telemetry_name",
             "drain",
@@ -155,6 +159,7 @@ impl Default for ServeConfig {
             data: "./ember-data".to_owned(),
             listen: SocketAddr::from(([127, 0, 0, 1], 8443)),
             telemetry_listen: None,
+            agent_listen: None,
             telemetry_ca: None,
             telemetry_name: None,
             drain_ms: 10_000,
@@ -198,6 +203,7 @@ impl ServeConfig {
             data: top.get("data", &text)?.unwrap_or(default.data),
             listen: top.get("listen", &parsed)?.unwrap_or(default.listen),
             telemetry_listen: top.get("telemetry_listen", &parsed)?,
+            agent_listen: top.get("agent_listen", &parsed)?,
             telemetry_ca: top.get("telemetry_ca", &text)?,
             telemetry_name: top.get("telemetry_name", &host)?,
             drain_ms: top.get("drain", &duration(DRAIN_MS))?.unwrap_or(default.drain_ms),
@@ -266,13 +272,14 @@ mod tests {
             .collect();
         let read = ServeConfig::parse(&documented).unwrap();
         let telemetry_listen = Some(SocketAddr::from(([127, 0, 0, 1], 9443)));
+        let agent_listen = Some(SocketAddr::from(([127, 0, 0, 1], 9444)));
         let (inference_cores, memory_bytes) = (Some(2), Some(12 << 30));
         let memory_pressure = Some("/sys/fs/cgroup/ember.slice/memory.pressure".to_owned());
         let (telemetry_ca, telemetry_name) = (Some("/etc/ember/fleet-ca.pem".into()), Some("shop-7".into()));
         let (slots, key, running) = ("/esp/EFI/Linux".into(), "/etc/ember/update.pub".into(), Some(Slot::A));
         let update = Some(UpdateConfig { slots, key, running });
         let listed = ServeConfig { telemetry_listen, telemetry_ca, telemetry_name, update, ..ServeConfig::default() };
-        assert_eq!(read, ServeConfig { inference_cores, memory_bytes, memory_pressure, ..listed });
+        assert_eq!(read, ServeConfig { agent_listen, inference_cores, memory_bytes, memory_pressure, ..listed });
     }
 
     #[test]

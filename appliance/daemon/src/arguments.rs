@@ -80,6 +80,10 @@ pub(crate) struct Flags {
     /// Where telemetry is answered.
     #[arg(long, value_name = "ADDR:PORT")]
     pub(crate) telemetry_listen: Option<SocketAddr>,
+    /// Where a load balancer is told how much this box could take: HAProxy's agent check.
+    #[arg(long, value_name = "ADDR:PORT")]
+    #[serde(default)]
+    pub(crate) agent_listen: Option<SocketAddr>,
     /// Start even where the kernel lacks Landlock, and say so. For trying Ember out; nothing else of the sandbox is given up.
     #[arg(long)]
     #[serde(default)]

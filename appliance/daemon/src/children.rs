@@ -4,7 +4,7 @@
 //! | child | user | network | working directory | holds |
 //! |---|---|---|---|---|
 //! | warden | root | own, empty | `/` | its end of the pair to the server |
-//! | server | [`SERVER_ID`] | the host's | `DIR` | listeners (telemetry's too), its end of the pair, the meter's rings, the bell, an end of the questions' socket |
+//! | server | [`SERVER_ID`] | the host's | `DIR` | listeners (telemetry's and the agent check's too), its end of the pair, the meter's rings, the bell, an end of the questions' socket |
 //! | ledger | [`LEDGER_ID`] | own, empty | `DIR/ledger` | the meter's rings, the bell's other end, the questions' other end |
 //!
 //! `DIR` may lie below a folder that these users cannot go through, so each child moves there while it is root and goes
@@ -141,6 +141,7 @@ fn serve(control: OwnedFd, mut gifts: Gifts, start: Start) -> Result<(), Failure
     server::run(ServerSetup {
         listeners: gifts.take_all(What::Listener).into_iter().map(TcpListener::from).collect(),
         telemetry_listener: gifts.take_all(What::TelemetryListener).pop().map(TcpListener::from),
+        agent_listener: gifts.take_all(What::AgentListener).pop().map(TcpListener::from),
         address: start.address,
         warden: gifts.take(What::Peer)?,
         rings: gifts.take_all(What::Ring),

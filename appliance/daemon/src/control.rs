@@ -70,6 +70,8 @@ pub(crate) enum What {
     Listener,
     /// The listening socket of telemetry.
     TelemetryListener,
+    /// The listening socket of the agent check.
+    AgentListener,
 }
 
 /// What every child is told before it begins.

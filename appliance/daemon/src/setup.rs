@@ -23,6 +23,8 @@ pub(crate) struct ServerSetup {
     pub(crate) listeners: Vec<TcpListener>,
     /// The socket that telemetry is answered on, where it is.
     pub(crate) telemetry_listener: Option<TcpListener>,
+    /// The socket that a load balancer is answered on, where it is.
+    pub(crate) agent_listener: Option<TcpListener>,
     /// The address they listen on, with the port that was picked.
     pub(crate) address: SocketAddr,
     /// The server's end of the SOCK_SEQPACKET pair to the warden; nobody else holds it. Blocking until set otherwise.

@@ -36,6 +36,7 @@ impl Source {
             data: self.flags.data.clone().unwrap_or(config.data),
             listen: self.flags.listen.unwrap_or(config.listen),
             telemetry_listen: self.flags.telemetry_listen.or(config.telemetry_listen),
+            agent_listen: self.flags.agent_listen.or(config.agent_listen),
             ..config
         })
     }

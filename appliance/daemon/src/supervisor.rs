@@ -64,7 +64,8 @@ pub(crate) fn serve(flags: &Flags, format: LogFormat, filter: &str) -> Result<()
     data.ensure_prices()?;
     tls::ensure(data.path(), config.listen.ip(), SystemTime::now())?;
     let listeners = listen(config.listen)?;
-    let telemetry = listen_for_telemetry(&config)?;
+    let telemetry = listen_alone(config.telemetry_listen)?;
+    let agent = listen_alone(config.agent_listen)?;
     ensure_telemetry(&data, &config, telemetry.as_ref())?;
     telemetry_files::note_boot(data.path(), SystemTime::now())?;
     Supervisor {
@@ -84,6 +85,7 @@ pub(crate) fn serve(flags: &Flags, format: LogFormat, filter: &str) -> Result<()
         runner,
         listeners,
         telemetry,
+        agent,
         signals,
     }
     .run()
@@ -109,6 +111,7 @@ struct Supervisor {
     address: SocketAddr,
     listeners: Vec<TcpListener>,
     telemetry: Option<TcpListener>,
+    agent: Option<TcpListener>,
     meters: Meters,
     logging: Logging,
     signals: SignalFd,
@@ -160,6 +163,7 @@ impl Supervisor {
                     // Whoever calls from now on is refused at once, and not kept waiting for nobody.
                     self.listeners.clear();
                     self.telemetry = None;
+                    self.agent = None;
                     self.handle(Event::Stop { drain: self.drain });
                 }
                 Err(errno) => return Err(Failure::Bug(format!("an unknown signal was taken: {errno}"))),
@@ -216,6 +220,7 @@ impl Supervisor {
         gifts.extend(self.meters.for_server());
         gifts.extend(self.listeners.iter().map(|listener| (What::Listener, listener.as_fd())));
         gifts.extend(self.telemetry.iter().map(|listener| (What::TelemetryListener, listener.as_fd())));
+        gifts.extend(self.agent.iter().map(|listener| (What::AgentListener, listener.as_fd())));
         self.processes.start(Role::Server, &gifts, start, &self.logging)?;
         self.await_ready = true;
         Ok(())
@@ -287,6 +292,10 @@ impl Supervisor {
             self.data.write_telemetry_address(address)?;
             tracing::info!(%address, "telemetry is answered");
         }
+        if let Some(listener) = &self.agent {
+            let address = listener.local_addr().map_err(Failure::of("look at", "the socket of the agent check"))?;
+            tracing::info!(%address, "the agent check is answered");
+        }
         tracing::info!(address = %self.address, "requests are answered");
         let mut stdout = io::stdout().lock();
         let printed = writeln!(stdout, "ready https://{}", self.address).and_then(|()| stdout.flush());
@@ -303,7 +312,7 @@ impl Supervisor {
             Err(failure) => return tracing::error!(%failure, "the configuration is kept as it was"),
         };
         if self.source.resolve().is_ok_and(|old| needs_restart(&old, &config)) {
-            tracing::warn!("`data`, `listen` and `telemetry_listen` change at a restart only");
+            tracing::warn!("`data`, `listen`, `telemetry_listen` and `agent_listen` change at a restart only");
         }
         if let Err(failure) = tls::ensure(self.data.path(), self.address.ip(), SystemTime::now()) {
             tracing::error!(%failure, "the certificates are kept as they were");
@@ -329,7 +338,8 @@ fn leave_no_cgroup(tag: &str) {
 }
 
 fn needs_restart(old: &ServeConfig, new: &ServeConfig) -> bool {
-    (&old.data, old.listen, old.telemetry_listen) != (&new.data, new.listen, new.telemetry_listen)
+    let of = |config: &ServeConfig| (config.listen, config.telemetry_listen, config.agent_listen);
+    old.data != new.data || of(old) != of(new)
 }
 
 fn report(role: Role, action: &str, done: io::Result<()>) {
@@ -391,8 +401,8 @@ fn listen(address: SocketAddr) -> Result<Vec<TcpListener>, Failure> {
 }
 
 /// One socket: whoever asks there is served beside the requests of one core.
-fn listen_for_telemetry(config: &ServeConfig) -> Result<Option<TcpListener>, Failure> {
-    let Some(address) = config.telemetry_listen else { return Ok(None) };
+fn listen_alone(address: Option<SocketAddr>) -> Result<Option<TcpListener>, Failure> {
+    let Some(address) = address else { return Ok(None) };
     let failed = || Failure::of("listen on", address.to_string());
     let listener = TcpListener::bind(address).map_err(failed())?;
     listener.set_nonblocking(true).map_err(failed())?;

@@ -295,6 +295,8 @@ pub struct View {
     pub cores: [u32; 2],
     /// Memory for functions: all, what of it is usable, what is held; bytes.
     pub memory: [u64; 3],
+    /// Of what is held, what is idle and would give way to a wake; bytes.
+    pub memory_idle: u64,
     /// Wakes since the server began, by where they found their functions.
     pub wakes: BTreeMap<Tier, WakesView>,
     /// Wakes that gave no instance.

@@ -1,6 +1,7 @@
 //! A fleet: what boxes have metered is in its database exactly once, whatever is cut, killed or restarted; who lies, forks or
 //! comes back from an old disk is told, and changes nothing that was known.
 
+mod haproxy;
 mod prometheus;
 mod shop;
 

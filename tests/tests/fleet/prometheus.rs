@@ -1,17 +1,18 @@
 //! A real Prometheus finds boxes through `ember fleet sd` and scrapes them as the fleet; the alerting rules and the dashboard that
 //! come with Ember hold.
 
-use crate::{Owner, shop::Mall};
+use crate::Owner;
 use serde_json::Value;
 use std::{
     collections::BTreeSet,
     fs,
     io::{BufRead, BufReader, Read, Write},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
+    path::Path,
     process::{Child, Command, Stdio},
     time::Duration,
 };
-use tests::{Ember, Run, tree, until};
+use tests::{Ember, Network, Run, tree, until};
 
 const ALERTS: &str = "docs/fleet/alerts.yaml";
 const DASHBOARD: &str = "docs/fleet/dashboard.json";
@@ -56,59 +57,64 @@ fn get(address: SocketAddr, path: &str) -> Option<Value> {
     serde_json::from_str(reply.split_once("\r\n\r\n")?.1).ok()
 }
 
-#[test]
-fn a_real_prometheus_finds_and_scrapes_the_boxes() {
-    let (owner, mall) = (Owner::new(), Mall::open());
-    let shops = owner.shops(&mall, 2, 1);
-    let given = owner.enrol("shop-7");
-    let ember = Ember::prepared("telemetry_listen = \"127.0.0.1:0\"\n", |folder| crate::give(&given, folder));
-    let address = fs::read_to_string(ember.data().join("telemetry/address")).unwrap();
-    owner.run(&["add", "shop-7", address.trim()]).ok();
-    for shop in &shops {
-        owner.run(&["enrol", &shop.name, "--host", "127.0.0.1", "--host", &shop.wire.address.ip().to_string()]).ok();
-    }
-    // What was enrolled anew is served after a start.
-    let mut shops = shops;
-    shops.iter_mut().for_each(|shop| {
-        shop.stop();
-        shop.start();
-    });
+/// The boxes that Prometheus reaches, by name.
+fn boxes_up(prometheus: SocketAddr) -> Option<BTreeSet<String>> {
+    let reply = get(prometheus, "/api/v1/query?query=up%3D%3D1")?;
+    let series = reply["data"]["result"].as_array()?;
+    series.iter().map(|series| series["metric"]["box"].as_str().map(str::to_owned)).collect()
+}
 
-    let mut discovery = start(&mut owner.command(&["sd", "--listen", "127.0.0.1:0"]));
-    let mut ready = String::new();
-    BufReader::new(discovery.0.stdout.take().unwrap()).read_line(&mut ready).unwrap();
-    let url = ready.trim().strip_prefix("ready ").unwrap_or_else(|| panic!("{ready}"));
-    let folder = owner.folder();
+/// Prometheus, configured as docs/fleet.md says but for its intervals.
+fn prometheus(folder: &Path, discovery: &str) -> (Running, SocketAddr) {
     let config = format!(
-        "global: {{ scrape_interval: 1s }}\nscrape_configs:\n  - job_name: ember\n    scheme: https\n    tls_config: {{ ca_file: {0}/ca.pem, cert_file: {0}/client.pem, key_file: {0}/client.key }}\n    http_sd_configs: [{{ url: {url}/, refresh_interval: 1s }}]\n    sample_limit: 50000\n    label_limit: 32\n    body_size_limit: 16MB\n",
+        "global: {{ scrape_interval: 1s }}\nscrape_configs:\n  - job_name: ember\n    scheme: https\n    tls_config: {{ ca_file: {0}/ca.pem, cert_file: {0}/client.pem, key_file: {0}/client.key }}\n    http_sd_configs: [{{ url: {discovery}/, refresh_interval: 1s }}]\n    sample_limit: 50000\n    label_limit: 32\n    body_size_limit: 16MB\n",
         folder.display()
     );
     fs::write(folder.join("prometheus.yml"), config).unwrap();
-    // Free until Prometheus takes it: nothing else here asks for a port of this address.
-    let port = TcpListener::bind((Ipv4Addr::new(127, 0, 0, 254), 0)).unwrap().local_addr().unwrap();
+    // Nobody else is in this network.
+    let address = SocketAddr::from((Network::front(), 9090));
     let mut prometheus = Command::new(tree::prometheus("prometheus"));
     prometheus.arg(format!("--config.file={}", folder.join("prometheus.yml").display()));
     prometheus.arg(format!("--storage.tsdb.path={}", folder.join("prometheus").display()));
-    let _prometheus = start(prometheus.arg(format!("--web.listen-address={port}")));
+    (start(prometheus.arg(format!("--web.listen-address={address}"))), address)
+}
 
-    let boxes_up = || {
-        let reply = get(port, "/api/v1/query?query=up%3D%3D1")?;
-        let names = reply["data"]["result"]
-            .as_array()?
-            .iter()
-            .map(|series| series["metric"]["box"].as_str().map(str::to_owned));
-        names.collect::<Option<BTreeSet<_>>>().filter(|names| names.len() == 3)
-    };
-    let names = until("Prometheus scrapes three boxes", boxes_up);
-    assert_eq!(names.into_iter().collect::<Vec<_>>(), ["shop-00", "shop-01", "shop-7"]);
-    let build = || {
-        get(port, "/api/v1/query?query=ember_build_info")?["data"]["result"][0]["metric"]["version"]
-            .as_str()
-            .map(str::to_owned)
-    };
-    assert_eq!(until("Prometheus has what the box tells", build), env!("CARGO_PKG_VERSION"));
+#[test]
+fn a_real_prometheus_finds_and_scrapes_three_boxes_over_a_network() {
+    Network::with(3, |network| {
+        let owner = Owner::new();
+        let start_box = |number: usize| {
+            let (name, address) = (format!("shop-{number}"), Network::address(number).to_string());
+            let enrolled = owner.json(&["enrol", &name, "--host", &address]);
+            let given = Path::new(enrolled["folder"].as_str().unwrap());
+            let ember = network.start(number, "", |folder| crate::give(given, folder));
+            owner.run(&["add", &name, &format!("https://{address}:9443")]).ok();
+            ember
+        };
+        let mut boxes: Vec<Ember> = (0..3).map(start_box).collect();
+        let mut discovery = start(&mut owner.command(&["sd", "--listen", "127.0.0.1:0"]));
+        let mut ready = String::new();
+        BufReader::new(discovery.0.stdout.take().unwrap()).read_line(&mut ready).unwrap();
+        let url = ready.trim().strip_prefix("ready ").unwrap_or_else(|| panic!("{ready}"));
+        let (_prometheus, address) = prometheus(&owner.folder(), url);
 
-    ember.stop();
+        let names = |count: usize| move || boxes_up(address).filter(|names| names.len() == count);
+        let found = until("Prometheus scrapes three boxes", names(3));
+        assert_eq!(found.into_iter().collect::<Vec<_>>(), ["shop-0", "shop-1", "shop-2"]);
+        let versions = || {
+            let reply = get(address, "/api/v1/query?query=ember_build_info")?;
+            let series = reply["data"]["result"].as_array()?.clone();
+            let told = |series: &Value| series["metric"]["version"].as_str().map(str::to_owned);
+            series.iter().map(told).collect::<Option<Vec<_>>>().filter(|told| told.len() == 3)
+        };
+        assert_eq!(until("Prometheus has what boxes tell", versions), [env!("CARGO_PKG_VERSION"); 3]);
+
+        boxes.pop().unwrap().stop();
+        let found = until("Prometheus misses one", names(2));
+        assert_eq!(found.into_iter().collect::<Vec<_>>(), ["shop-0", "shop-1"]);
+        owner.run(&["pull", "shop-0", "shop-1"]).ok();
+        crate::haproxy::stop(boxes);
+    });
 }
 
 #[test]

@@ -5,10 +5,11 @@
 //!          (one a core)             │       └▶ meter ─▶ desk ─▶ ring ─▶ ledger
 //!                                   ├▶ ollama's listings, functions, models, instances, snapshots, keys, updates ─▶ warden   operator's endpoints
 //!                                   ├▶ budgets, usage ─▶ purse, ledger
+//!                                   ├▶ drain
 //!                                   └▶ metrics ─▶ each core's shard, pool, warden, rings
 //! ```
 //!
-//! A fleet is answered on a socket and an edge of its own: [`fleet`].
+//! A fleet is answered on a socket and an edge of its own: [`fleet`]; a load balancer on one without: [`agent`].
 //!
 //! Life: `run` starts one executor a core, each serving its own listener; the pool's task lives on the first. It ends
 //! when the supervisor says so, or at once when the warden is gone: all instances went with it, and whoever waits is cut
@@ -18,10 +19,12 @@
 //! that its client left; nothing here runs as root or trusts a runner. Left out: limits of connections (the edge),
 //! queues and instances (the pool), shapes of requests and replies (`appliance-api`).
 
+mod agent;
 mod allowance;
 mod body;
 mod budgets;
 mod desk;
+mod drain;
 mod fleet;
 mod functions;
 mod generation;
@@ -81,6 +84,7 @@ pub(crate) fn run(setup: ServerSetup) -> Result<(), Failure> {
     let ServerSetup {
         listeners,
         telemetry_listener,
+        agent_listener,
         address,
         warden,
         rings,
@@ -120,16 +124,18 @@ pub(crate) fn run(setup: ServerSetup) -> Result<(), Failure> {
         let edge = fleet.edge.clone();
         Telling { listener, edge, teller: fleet.teller(Arc::clone(&state)) }
     });
+    let mut agent = agent_listener;
     let mut driver = Some(Driver { inputs, warden, resources, pressure, end: end.clone() });
     let shards: Vec<_> = state.telemetry.shards().cloned().collect();
     let served = listeners.into_iter().zip(producers).zip(shards);
     let mut served = served.map(|((listener, producer), shard)| Served { listener, producer, shard });
     let (alive, all_ended) = flume::bounded(0);
     let running = run_per_core(&cores[..served.len().min(cores.len())], "server", |_| {
-        let (served, driver, telling) = (served.next(), driver.take(), telling.take());
+        let asides = Asides { driver: driver.take(), telling: telling.take(), agent: agent.take() };
+        let served = served.next();
         let core = Core { edge: edge.clone(), state: Arc::clone(&state), ledger: ledger.clone(), alive: alive.clone() };
         let all_ended = all_ended.clone();
-        move || core.serve(served, driver, telling, all_ended)
+        move || core.serve(served, asides, all_ended)
     });
     let running = running.map_err(|error| Failure::Service(error.to_string()))?;
     drop(alive);
@@ -202,6 +208,13 @@ impl Driver {
     }
 }
 
+/// What the first core does beside its share.
+struct Asides {
+    driver: Option<Driver>,
+    telling: Option<Telling>,
+    agent: Option<TcpListener>,
+}
+
 /// What one core serves, and where it says and counts what it did.
 struct Served {
     listener: TcpListener,
@@ -220,15 +233,10 @@ struct Core {
 
 impl Core {
     /// Serves its listener, writing to its ring, and drives the pool where that is this core's: until no core serves any more.
-    async fn serve(
-        self,
-        served: Option<Served>,
-        driver: Option<Driver>,
-        telling: Option<Telling>,
-        all_ended: flume::Receiver<()>,
-    ) {
-        let pool = driver.map(|driver| spawn_owned(driver.run()));
-        let telemetry = telling.map(|telling| spawn_owned(telling.run()));
+    async fn serve(self, served: Option<Served>, asides: Asides, all_ended: flume::Receiver<()>) {
+        let pool = asides.driver.map(|driver| spawn_owned(driver.run()));
+        let telemetry = asides.telling.map(|telling| spawn_owned(telling.run()));
+        let agent = asides.agent.map(|listener| spawn_owned(agent::answer(listener, Arc::clone(&self.state))));
         if let Some(Served { listener, producer, shard }) = served {
             let desk = Desk::new(producer, self.ledger, shard);
             match self.edge.serve(listener, Rc::new(Server::new(self.state, desk))).await {
@@ -239,6 +247,7 @@ impl Core {
         if let Some(telemetry) = telemetry {
             let _drained = telemetry.await;
         }
+        drop(agent);
         drop(self.alive);
         if let Some(pool) = pool {
             let _disconnected = all_ended.recv_async().await;
@@ -273,7 +282,10 @@ fn follow(
                     }
                     config = *fresh;
                 }
-                Ok(Order::Stop) => return end.drain(Duration::from_millis(config.drain_ms)),
+                Ok(Order::Stop) => {
+                    state.service.stop();
+                    return end.drain(Duration::from_millis(config.drain_ms));
+                }
                 Err(error) => {
                     tracing::error!(%error, "no orders any more");
                     return end.because("the supervisor cannot be heard", Duration::from_millis(config.drain_ms));

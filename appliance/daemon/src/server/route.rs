@@ -118,6 +118,12 @@ pub(super) enum Admin<'p> {
     Explain(&'p str),
     /// `GET prices`
     Prices,
+    /// `GET drain`
+    Draining,
+    /// `POST drain`
+    Drain,
+    /// `DELETE drain`
+    Resume,
     /// `GET update`
     Slots,
     /// `PUT update`
@@ -216,9 +222,9 @@ fn ollama<'p>(name: &str) -> Option<Offered<'p>> {
 
 fn admin<'p>(segments: &[&'p str]) -> Option<Offered<'p>> {
     use Admin::{
-        Budgets, CreateKey, Deploy, Discard, Explain, Function, Functions, Instances, Keys, Park, Prices, Remove,
-        RemoveBudget, RemoveSnapshot, RevokeKey, RollBack, SetBudget, Slots, Snapshots, Stop, Stored, TakeSnapshot,
-        Update, Upload, Usage, UsageRecords, VerifySnapshot, Wake,
+        Budgets, CreateKey, Deploy, Discard, Drain, Draining, Explain, Function, Functions, Instances, Keys, Park,
+        Prices, Remove, RemoveBudget, RemoveSnapshot, Resume, RevokeKey, RollBack, SetBudget, Slots, Snapshots, Stop,
+        Stored, TakeSnapshot, Update, Upload, Usage, UsageRecords, VerifySnapshot, Wake,
     };
     let route = Route::Admin;
     Some(match *segments {
@@ -247,6 +253,7 @@ fn admin<'p>(segments: &[&'p str]) -> Option<Offered<'p>> {
         ["usage", "records"] => Offered::get(route(UsageRecords)),
         ["usage", id] => Offered::get(route(Explain(id))),
         ["prices"] => Offered::get(route(Prices)),
+        ["drain"] => Offered::get(route(Draining)).and(Method::POST, route(Drain)).and(Method::DELETE, route(Resume)),
         ["update"] => Offered::get(route(Slots)).and(Method::PUT, route(Update)),
         ["update", "rollback"] => Offered::post(route(RollBack)),
         _ => return None,
@@ -276,6 +283,8 @@ mod tests {
             (Method::POST, "update/rollback", Admin::RollBack),
             (Method::GET, "usage/req-1", Admin::Explain("req-1")),
             (Method::GET, "prices", Admin::Prices),
+            (Method::POST, "drain", Admin::Drain),
+            (Method::DELETE, "drain", Admin::Resume),
             (Method::POST, "functions/a/snapshot", Admin::TakeSnapshot("a")),
             (Method::DELETE, "functions/a/snapshot", Admin::RemoveSnapshot("a")),
             (Method::POST, "functions/a/snapshot/verify", Admin::VerifySnapshot("a")),

@@ -1,6 +1,7 @@
 //! What all cores share.
 
 use super::{
+    drain::Service,
     functions::{Function, Functions},
     handler::unix_ms,
     metrics::Telemetry,
@@ -53,6 +54,8 @@ pub(super) struct State {
     pub(super) ledger: Client,
     /// What is counted and watched.
     pub(super) telemetry: Telemetry,
+    /// Whether the box is in service.
+    pub(super) service: Service,
     /// What instances said of their models since the server began.
     loaded: Mutex<HashMap<ModelDigest, Arc<ModelInfo>>>,
     /// Longest body of a request that is read whole.
@@ -93,6 +96,7 @@ impl State {
             purses: Purses::default(),
             ledger,
             telemetry,
+            service: Service::default(),
             loaded: Mutex::default(),
             request_bytes_max,
             inference_cores,

@@ -61,6 +61,7 @@ impl Scheduler {
             waking: self.wakes.len(),
             cores: [self.cores, self.cores - self.free(0).cores],
             memory: [memory.total, memory.usable, memory.held],
+            memory_idle: self.idle_bytes(),
             wakes: self.tally.wakes.clone(),
             wakes_failed: self.tally.wakes_failed,
         }

@@ -286,6 +286,11 @@ impl Scheduler {
         }
     }
 
+    /// What all that is idle holds.
+    pub(super) fn idle_bytes(&self) -> u64 {
+        self.victims(None).iter().map(|(_, idle)| idle.bytes).sum()
+    }
+
     /// All that is idle, with what it is worth.
     fn victims(&self, wanted_by: Option<&FunctionName>) -> Vec<(Victim, Idle)> {
         let mut victims = Vec::new();
