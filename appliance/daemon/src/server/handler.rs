@@ -10,11 +10,12 @@ use super::{
     metrics, models, ollama,
     purse::{Purse, Tokens},
     reply::{self, Answered, Reply},
-    route::{Admin, Miss, Ollama, Route, route},
+    route::{Admin, Miss, Ollama, Own, Route, route},
     snapshots,
     state::State,
     terms::Asked,
-    updates, usage,
+    updates,
+    usage::{self, Whose},
 };
 use appliance_api::{ApiError, Dialect, Head};
 use appliance_edge::{Failure, Handler, ReplyBody, Request};
@@ -145,6 +146,7 @@ impl Call {
             Route::Ollama(Ollama::Ps) => ollama::ps(self).await,
             Route::Ollama(Ollama::Show) => ollama::show(self, request).await,
             Route::Ollama(Ollama::Version) => Ok(ollama::version()),
+            Route::Own(own) => about_itself(self, own, request).await,
             Route::Admin(admin) => operate(self, admin, request).await,
         }
     }
@@ -243,6 +245,26 @@ pub(super) fn unix_ms() -> u64 {
     u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
 }
 
+async fn about_itself(call: &Call, own: Own<'_>, request: Request) -> Answered {
+    let turn = || call.state.own_questions.begin();
+    let query = request.head.uri.query();
+    match own {
+        Own::Key => Ok(keys::own(call)),
+        Own::Usage => {
+            let _turn = turn()?;
+            usage::sums(call, Whose::Callers, query).await
+        }
+        Own::UsageRecords => {
+            let _turn = turn()?;
+            usage::records(call, Whose::Callers, query).await
+        }
+        Own::Explain(id) => {
+            let _turn = turn()?;
+            usage::explain(call, Whose::Callers, id).await
+        }
+    }
+}
+
 async fn operate(call: &Call, admin: Admin<'_>, request: Request) -> Answered {
     if !call.caller.key.is_admin() {
         return Err(ApiError::permission(format!("the key `{}` is no admin key", call.caller.key.name)));
@@ -269,9 +291,9 @@ async fn operate(call: &Call, admin: Admin<'_>, request: Request) -> Answered {
         Admin::Budgets => budgets::list(call),
         Admin::SetBudget(kind, name) => budgets::set(call, kind, name, request).await,
         Admin::RemoveBudget(kind, name) => budgets::remove(call, kind, name).await,
-        Admin::Usage => usage::sums(call, request.head.uri.query()).await,
-        Admin::UsageRecords => usage::records(call, request.head.uri.query()).await,
-        Admin::Explain(id) => usage::explain(call, id).await,
+        Admin::Usage => usage::sums(call, Whose::Everybody, request.head.uri.query()).await,
+        Admin::UsageRecords => usage::records(call, Whose::Everybody, request.head.uri.query()).await,
+        Admin::Explain(id) => usage::explain(call, Whose::Everybody, id).await,
         Admin::Prices => Ok(usage::prices(call)),
         Admin::Slots => updates::status(call).await,
         Admin::Update => updates::apply(call, request).await,

@@ -30,6 +30,8 @@ pub(super) enum Route<'p> {
     Model(&'p str),
     /// One of Ollama's.
     Ollama(Ollama),
+    /// What a key may learn of itself.
+    Own(Own<'p>),
     /// One of the operator's, which need an admin key.
     Admin(Admin<'p>),
 }
@@ -63,6 +65,19 @@ pub(super) enum Ollama {
     Show,
     /// `GET version`
     Version,
+}
+
+/// What every key may ask about itself, below `/ember/v1/key`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Own<'p> {
+    /// `GET key`
+    Key,
+    /// `GET key/usage`
+    Usage,
+    /// `GET key/usage/records`
+    UsageRecords,
+    /// `GET key/usage/{request_id}`
+    Explain(&'p str),
 }
 
 /// The operator's endpoints, below `/ember/v1`.
@@ -144,6 +159,7 @@ pub(super) fn route<'p>(method: &Method, path: &'p str) -> Result<Route<'p>, Mis
         count += 1;
     }
     let offered = match segments[..count] {
+        ["ember", "v1", "key", ref below @ ..] => own(below),
         ["ember", "v1", ref below @ ..] => admin(below),
         ref all => public(all),
     };
@@ -212,6 +228,16 @@ fn ollama<'p>(name: &str) -> Option<Offered<'p>> {
         "version" => Offered::get(route(Ollama::Version)),
         _ => return None,
     })
+}
+
+fn own<'p>(segments: &[&'p str]) -> Option<Offered<'p>> {
+    Some(Offered::get(Route::Own(match *segments {
+        [] => Own::Key,
+        ["usage"] => Own::Usage,
+        ["usage", "records"] => Own::UsageRecords,
+        ["usage", id] => Own::Explain(id),
+        _ => return None,
+    })))
 }
 
 fn admin<'p>(segments: &[&'p str]) -> Option<Offered<'p>> {

@@ -6,6 +6,7 @@ use super::{
     metrics::Telemetry,
     purse::Purses,
     tenants::Tenants,
+    usage::Turns,
 };
 use crate::{exit::Failure, setup::ServerFiles};
 use appliance_config::ServeConfig;
@@ -51,6 +52,8 @@ pub(super) struct State {
     pub(super) purses: Purses,
     /// Answers what was used.
     pub(super) ledger: Client,
+    /// Keys that ask it about themselves.
+    pub(super) own_questions: Turns,
     /// What is counted and watched.
     pub(super) telemetry: Telemetry,
     /// What instances said of their models since the server began.
@@ -92,6 +95,7 @@ impl State {
             budgets,
             purses: Purses::default(),
             ledger,
+            own_questions: Turns::default(),
             telemetry,
             loaded: Mutex::default(),
             request_bytes_max,
