@@ -2,7 +2,7 @@
 
 use super::{
     allowance::{self, Allowance},
-    budgets,
+    assets, budgets,
     desk::{Desk, Meter},
     functions::{self, Function},
     inference, instances, keys,
@@ -66,6 +66,7 @@ impl Server {
         let route = match route(&request.head.method, &path) {
             Ok(Route::Health) => return Ok(reply::json(&serde_json::json!({ "status": "ok" }))),
             Ok(Route::OpenApi) => return Ok(reply::with_type(CONTENT_TYPE_YAML, ReplyBody::Full(OPENAPI.into()))),
+            Ok(Route::Asset(asset)) => return Ok(assets::reply(asset, &request.head)),
             found => found,
         };
         let (caller, tenant) = authenticate(&self.state, &request.head.headers)?;
@@ -129,7 +130,7 @@ impl Handler for Server {
 impl Call {
     async fn answer(&self, route: Route<'_>, request: Request) -> Answered {
         match route {
-            Route::Health | Route::OpenApi => unreachable!("answered without a key"),
+            Route::Health | Route::OpenApi | Route::Asset(_) => unreachable!("answered without a key"),
             Route::Chat => inference::chat(self, request).await,
             Route::Completion => inference::completion(self, request).await,
             Route::Embedding => inference::embedding(self, request).await,

@@ -19,6 +19,7 @@
 //! queues and instances (the pool), shapes of requests and replies (`appliance-api`).
 
 mod allowance;
+mod assets;
 mod body;
 mod budgets;
 mod claims;
