@@ -7,6 +7,7 @@
 #   make bench [ONLY=S5,S10] [GGUF=FILE]   figures against their peers, into bench/runs/
 #   make image           target/image/ember.img and ember.img.bmap
 #   make image-test      boots the image in QEMU: virtio, NVMe, SATA
+#   make pictures        docs/pictures of the dashboard, taken anew
 #   make overload [GGUF=FILE]   what callers see at 50, 80 and 400 % of what can be done
 #
 # Every recipe is one bash script that stops at its first failure.
@@ -14,7 +15,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := build
-.PHONY: build model run test clients focus nginx prometheus haproxy bench image image-test overload packages sources
+.PHONY: build model run test clients browser pictures focus nginx prometheus haproxy bench image image-test overload packages sources
 
 PACKAGES := clang cmake curl g++ git libclang-dev pkg-config python3-pip unzip
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
@@ -124,9 +125,13 @@ nginx prometheus haproxy: packages
 	for package in "$$fresh"/*.deb; do dpkg-deb --extract "$$package" target/$@.new; done
 	mv target/$@.new target/$@
 
+# Debian's Chromium without its windows, and a font for it.
+BROWSER_PACKAGES := chromium-headless-shell fonts-dejavu-core python3-venv
+
 # One test at a time: the end-to-end suites each own the machine's cgroups, and llama.cpp wants both cores.
+test: PACKAGES += $(BROWSER_PACKAGES)
 test: PACKAGES += bmap-tools cpio dosfstools e2fsprogs fdisk gdisk iproute2 minisign mtools python3-venv
-test: build model focus clients nginx prometheus haproxy
+test: build model focus clients browser nginx prometheus haproxy
 	@$(with_liburing)
 	step() { echo "==> $$*"; "$$@"; }
 	step $(CARGO) fmt --all --check
@@ -147,6 +152,26 @@ clients: packages
 		exit 1
 	}
 	cp $(CLIENTS_LIST) $(CLIENTS)/installed.txt
+
+# What drives Chromium, and what looks whether everybody can use what it shows.
+BROWSER := target/browser
+BROWSER_PINS := tests/browser/requirements.txt
+
+browser: PACKAGES += $(BROWSER_PACKAGES)
+browser: packages
+	@if cmp --silent $(BROWSER_PINS) $(BROWSER)/installed.txt; then exit 0; fi
+	echo "installing $(BROWSER_PINS) below $(BROWSER)"
+	rm -rf $(BROWSER)
+	/usr/bin/python3 -m venv $(BROWSER)
+	$(BROWSER)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $(BROWSER_PINS) || {
+		echo "cannot install $(BROWSER_PINS): is there a network, and does pip reach its index? Then run make test again" >&2
+		exit 1
+	}
+	cp $(BROWSER_PINS) $(BROWSER)/installed.txt
+
+pictures: build model browser
+	@$(with_liburing)
+	$(CARGO) test --release --locked --workspace --test dashboard -- --ignored --nocapture pictures
 
 bench: PACKAGES += crun
 bench: build model

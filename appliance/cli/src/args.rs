@@ -578,7 +578,7 @@ pub(crate) enum Key {
         /// What the key is called in lists and bills
         #[arg(long)]
         name: KeyName,
-        /// It reads metrics (GET /metrics) and nothing else
+        /// It reads metrics (GET /metrics) and what it is itself, and nothing else
         #[arg(long, conflicts_with_all = ["functions", "budget", "project"])]
         telemetry: bool,
         /// Functions that it may call; all without this

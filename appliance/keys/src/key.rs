@@ -60,7 +60,7 @@ pub enum Kind {
     /// Calls functions.
     #[default]
     User,
-    /// Reads metrics, and nothing else.
+    /// Reads metrics, and what it is itself; nothing else.
     Telemetry,
 }
 

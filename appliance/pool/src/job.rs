@@ -6,7 +6,7 @@ use appliance_scale::hold::Term;
 use appliance_types::{FunctionName, KeyName, Provisioned, Tier};
 use sandbox_wire::{
     runner::{FromRunner, Generate, Id, Message, ModelInfo, Prompt, Tenant, Text, ToRunner, TokenLogprob, TopLogprob},
-    warden::{InstanceId, RunnerSpec, WardenError},
+    warden::{InstanceId, RunnerSpec, WakeParts, WardenError},
 };
 use std::{
     collections::BTreeMap,
@@ -299,8 +299,25 @@ pub struct View {
     pub memory_idle: u64,
     /// Wakes since the server began, by where they found their functions.
     pub wakes: BTreeMap<Tier, WakesView>,
+    /// The latest wakes, the last one first.
+    pub wakes_latest: Vec<WakeView>,
     /// Wakes that gave no instance.
     pub wakes_failed: u64,
+}
+
+/// One wake, for lists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WakeView {
+    /// What was woken.
+    pub function: FunctionName,
+    /// Where it was found.
+    pub tier: Tier,
+    /// How long ago it was up.
+    pub ago: Duration,
+    /// What it took the warden.
+    pub parts: WakeParts,
+    /// From the warden to here, and whatever lay between, µs.
+    pub handover_us: u64,
 }
 
 /// Requests that wait for a function, for lists.

@@ -30,7 +30,7 @@ pub use driver::{Resources, run};
 pub use handle::{Inputs, Lost, Pool, Reservation, Submission, pool};
 pub use job::{
     Dispatched, Event, Failed, FailingView, FunctionConfig, HeldView, InstanceView, JOBS_MAX, QueueView, Terms, View,
-    Waits, WakesView, Work,
+    Waits, WakeView, WakesView, Work,
 };
 pub use scheduler::System;
 pub use tab::{Share, Tab, Used};

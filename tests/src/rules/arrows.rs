@@ -26,6 +26,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "appliance-admit",
             "appliance-report",
             "appliance-scale",
+            "appliance-ui",
             "sandbox-snapshot",
             "images-uki",
         ],

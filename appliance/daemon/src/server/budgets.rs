@@ -2,13 +2,14 @@
 
 use super::{
     body,
-    handler::Call,
+    handler::{Call, unix_ms},
     keys,
     reply::{self, Answered},
     state::State,
 };
 use appliance_api::ApiError;
 use appliance_edge::Request;
+use appliance_keys::Key;
 use appliance_price::{Budget, Owner};
 use appliance_runtime::unblock;
 use serde_json::{Value, json};
@@ -20,19 +21,30 @@ const BODY_BYTES_MAX: usize = 1 << 10;
 /// `GET /ember/v1/budgets`: all there are, with what is spent of them.
 pub(super) fn list(call: &Call) -> Answered {
     let (state, all) = (&call.state, all(&call.state));
-    let row = |(owner, budget): (&Owner, &Budget)| {
-        let standing = state.purses.standing(owner, budget);
-        json!({
-            "of": owner.to_string(),
-            "hard_nanos": budget.hard_nanos,
-            "soft_nanos": budget.soft_nanos,
-            "period": budget.period,
-            "spent_nanos": standing.spent_nanos,
-            "reserved_nanos": standing.reserved_nanos,
-            "currency": state.prices.load().currency(),
-        })
-    };
-    Ok(reply::list(&all.iter().map(row).collect::<Vec<Value>>()))
+    let rows = all.iter().map(|(owner, budget)| row(state, owner, budget));
+    Ok(reply::list(&rows.collect::<Vec<Value>>()))
+}
+
+/// A budget, and what is spent of it.
+fn row(state: &State, owner: &Owner, budget: &Budget) -> Value {
+    let standing = state.purses.standing(owner, budget);
+    json!({
+        "of": owner.to_string(),
+        "hard_nanos": budget.hard_nanos,
+        "soft_nanos": budget.soft_nanos,
+        "period": budget.period,
+        "spent_nanos": standing.spent_nanos,
+        "reserved_nanos": standing.reserved_nanos,
+        "resets_unix_ms": budget.period.next_ms(unix_ms()),
+        "currency": state.prices.load().currency(),
+    })
+}
+
+/// The budget of one key, if it has one.
+pub(super) fn of_key(state: &State, key: &Key) -> Option<Value> {
+    let owner = Owner::Key(key.name.clone());
+    let budget = state.budgets.all().get(&owner).copied().or(key.budget)?;
+    Some(row(state, &owner, &budget))
 }
 
 /// All budgets: those that keys were made with, and those that were set since.

@@ -2,7 +2,7 @@
 
 use super::{
     allowance::{self, Allowance},
-    budgets,
+    assets, budgets,
     desk::{Desk, Meter},
     drain,
     functions::{self, Function},
@@ -11,11 +11,12 @@ use super::{
     metrics, models, ollama,
     purse::{Purse, Tokens},
     reply::{self, Answered, Reply},
-    route::{Admin, Miss, Ollama, Route, route},
+    route::{Admin, Miss, Ollama, Own, Route, route},
     snapshots,
     state::State,
     terms::Asked,
-    updates, usage,
+    updates,
+    usage::{self, Whose},
 };
 use appliance_api::{ApiError, Dialect, Head};
 use appliance_edge::{Failure, Handler, ReplyBody, Request};
@@ -66,6 +67,7 @@ impl Server {
         let route = match route(&request.head.method, &path) {
             Ok(Route::Health) => return Ok(reply::json(&serde_json::json!({ "status": "ok" }))),
             Ok(Route::OpenApi) => return Ok(reply::with_type(CONTENT_TYPE_YAML, ReplyBody::Full(OPENAPI.into()))),
+            Ok(Route::Asset(asset)) => return Ok(assets::reply(asset, &request.head)),
             found => found,
         };
         let (caller, tenant) = authenticate(&self.state, &request.head.headers)?;
@@ -129,7 +131,7 @@ impl Handler for Server {
 impl Call {
     async fn answer(&self, route: Route<'_>, request: Request) -> Answered {
         match route {
-            Route::Health | Route::OpenApi => unreachable!("answered without a key"),
+            Route::Health | Route::OpenApi | Route::Asset(_) => unreachable!("answered without a key"),
             Route::Chat => inference::chat(self, request).await,
             Route::Completion => inference::completion(self, request).await,
             Route::Embedding => inference::embedding(self, request).await,
@@ -146,6 +148,7 @@ impl Call {
             Route::Ollama(Ollama::Ps) => ollama::ps(self).await,
             Route::Ollama(Ollama::Show) => ollama::show(self, request).await,
             Route::Ollama(Ollama::Version) => Ok(ollama::version()),
+            Route::Own(own) => about_itself(self, own, request).await,
             Route::Admin(admin) => operate(self, admin, request).await,
         }
     }
@@ -244,6 +247,26 @@ pub(super) fn unix_ms() -> u64 {
     u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
 }
 
+async fn about_itself(call: &Call, own: Own<'_>, request: Request) -> Answered {
+    let turn = || call.state.own_questions.begin();
+    let query = request.head.uri.query();
+    match own {
+        Own::Key => Ok(keys::own(call)),
+        Own::Usage => {
+            let _turn = turn()?;
+            usage::sums(call, Whose::Callers, query).await
+        }
+        Own::UsageRecords => {
+            let _turn = turn()?;
+            usage::records(call, Whose::Callers, query).await
+        }
+        Own::Explain(id) => {
+            let _turn = turn()?;
+            usage::explain(call, Whose::Callers, id).await
+        }
+    }
+}
+
 async fn operate(call: &Call, admin: Admin<'_>, request: Request) -> Answered {
     if !call.caller.key.is_admin() {
         return Err(ApiError::permission(format!("the key `{}` is no admin key", call.caller.key.name)));
@@ -270,9 +293,9 @@ async fn operate(call: &Call, admin: Admin<'_>, request: Request) -> Answered {
         Admin::Budgets => budgets::list(call),
         Admin::SetBudget(kind, name) => budgets::set(call, kind, name, request).await,
         Admin::RemoveBudget(kind, name) => budgets::remove(call, kind, name).await,
-        Admin::Usage => usage::sums(call, request.head.uri.query()).await,
-        Admin::UsageRecords => usage::records(call, request.head.uri.query()).await,
-        Admin::Explain(id) => usage::explain(call, id).await,
+        Admin::Usage => usage::sums(call, Whose::Everybody, request.head.uri.query()).await,
+        Admin::UsageRecords => usage::records(call, Whose::Everybody, request.head.uri.query()).await,
+        Admin::Explain(id) => usage::explain(call, Whose::Everybody, id).await,
         Admin::Prices => Ok(usage::prices(call)),
         Admin::Draining => drain::show(call).await,
         Admin::Drain => drain::begin(call).await,

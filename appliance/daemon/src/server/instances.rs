@@ -3,13 +3,13 @@
 use super::{
     functions,
     generation::refused,
-    handler::Call,
+    handler::{Call, unix_ms},
     models,
     reply::{self, Answered},
     snapshots,
 };
 use appliance_api::ApiError;
-use appliance_pool::{Event, FailingView, InstanceView, Share, System, View, Work};
+use appliance_pool::{Event, FailingView, InstanceView, Share, System, View, WakeView, Work};
 use appliance_runtime::sleep;
 use appliance_types::{FunctionName, Tier};
 use sandbox_wire::warden::{Call as WardenCall, InstanceStatus, Reply as WardenReply};
@@ -27,7 +27,8 @@ const GONE_STEP: Duration = Duration::from_millis(10);
 pub(super) async fn list(call: &Call) -> Answered {
     // First, so that what the warden tells of its own processes with it is in the account.
     let machine = machine(call).await?;
-    let View { instances, held, system, .. } = view(call).await?;
+    let View { instances, held, system, wakes_latest, .. } = view(call).await?;
+    let now_unix_ms = unix_ms();
     let (statuses, snapshots) = (statuses(call).await?, snapshots::by_function(call).await?);
     let up = instances.iter().map(|view| {
         let status = statuses.iter().find(|status| status.instance == view.instance);
@@ -64,7 +65,21 @@ pub(super) async fn list(call: &Call) -> Answered {
     let data: Vec<_> = up.chain(parked).collect();
     let system: Vec<_> = system.iter().map(own_account).collect();
     let machine = share(&machine);
-    Ok(reply::json(&json!({ "data": data, "system": system, "machine": machine })))
+    let wakes: Vec<_> = wakes_latest.iter().map(|wake| latest(now_unix_ms, wake)).collect();
+    Ok(reply::json(&json!({ "data": data, "system": system, "machine": machine, "wakes": wakes })))
+}
+
+fn latest(now_unix_ms: u64, wake: &WakeView) -> serde_json::Value {
+    let ago_ms = u64::try_from(wake.ago.as_millis()).unwrap_or(u64::MAX);
+    json!({
+        "function": wake.function,
+        "tier": wake.tier,
+        "ended_unix_ms": now_unix_ms.saturating_sub(ago_ms),
+        "find_us": wake.parts.find_us,
+        "process_us": wake.parts.process_us,
+        "ready_us": wake.parts.ready_us,
+        "handover_us": wake.handover_us,
+    })
 }
 
 fn share(share: &Share) -> serde_json::Value {

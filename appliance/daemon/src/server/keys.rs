@@ -1,9 +1,10 @@
-//! API keys, made and revoked by an operator. Both write a file, hence run off the serving core.
+//! API keys, made and revoked by an operator; and what a key may learn of itself. A change writes a file, hence runs off
+//! the serving core.
 
 use super::{
-    body,
+    body, budgets,
     handler::{Call, unix_s},
-    reply::{self, Answered},
+    reply::{self, Answered, Reply},
 };
 use appliance_api::ApiError;
 use appliance_edge::Request;
@@ -32,6 +33,20 @@ pub(super) async fn create(call: &Call, request: Request) -> Answered {
         "budget": budget,
         "key": text.as_str(),
     })))
+}
+
+/// `GET /ember/v1/key`: the key that asks, by itself.
+pub(super) fn own(call: &Call) -> Reply {
+    let key = &call.caller.key;
+    reply::json(&json!({
+        "name": key.name,
+        "kind": key.kind,
+        "functions": key.functions,
+        "rates": key.rates,
+        "project": key.project,
+        "budget": budgets::of_key(&call.state, key),
+        "currency": call.state.prices.load().currency(),
+    }))
 }
 
 /// `DELETE /ember/v1/keys/{name}`: from the reply on the key opens nothing.

@@ -21,6 +21,7 @@
 
 mod agent;
 mod allowance;
+mod assets;
 mod body;
 mod budgets;
 mod desk;

@@ -1,6 +1,7 @@
 //! Which of our endpoints a method and a path name. Pure; the one list of all of them.
 
 use appliance_telemetry::Operation;
+use appliance_ui::Asset;
 use http::Method;
 
 /// An endpoint, with what its path names.
@@ -22,6 +23,8 @@ pub(super) enum Route<'p> {
     Detokenize,
     /// `POST /apply-template`
     ApplyTemplate,
+    /// A file of the dashboard; it needs no key.
+    Asset(&'static Asset),
     /// `GET /metrics`
     Metrics,
     /// `GET /v1/models`
@@ -30,6 +33,8 @@ pub(super) enum Route<'p> {
     Model(&'p str),
     /// One of Ollama's.
     Ollama(Ollama),
+    /// What a key may learn of itself.
+    Own(Own<'p>),
     /// One of the operator's, which need an admin key.
     Admin(Admin<'p>),
 }
@@ -63,6 +68,19 @@ pub(super) enum Ollama {
     Show,
     /// `GET version`
     Version,
+}
+
+/// What every key may ask about itself, below `/ember/v1/key`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Own<'p> {
+    /// `GET key`
+    Key,
+    /// `GET key/usage`
+    Usage,
+    /// `GET key/usage/records`
+    UsageRecords,
+    /// `GET key/usage/{request_id}`
+    Explain(&'p str),
 }
 
 /// The operator's endpoints, below `/ember/v1`.
@@ -150,8 +168,9 @@ pub(super) fn route<'p>(method: &Method, path: &'p str) -> Result<Route<'p>, Mis
         count += 1;
     }
     let offered = match segments[..count] {
+        ["ember", "v1", "key", ref below @ ..] => own(below),
         ["ember", "v1", ref below @ ..] => admin(below),
-        ref all => public(all),
+        ref all => appliance_ui::find(path).map(Offered::asset).or_else(|| public(all)),
     };
     let offered = offered.ok_or(Miss::Path)?;
     match offered.0.iter().flatten().find(|(offers, _)| offers == method) {
@@ -171,6 +190,10 @@ impl<'p> Offered<'p> {
 
     fn get(route: Route<'p>) -> Self {
         Self([Some((Method::GET, route)), None, None])
+    }
+
+    fn asset(asset: &'static Asset) -> Self {
+        Self::get(Route::Asset(asset)).and(Method::HEAD, Route::Asset(asset))
     }
 
     fn post(route: Route<'p>) -> Self {
@@ -218,6 +241,16 @@ fn ollama<'p>(name: &str) -> Option<Offered<'p>> {
         "version" => Offered::get(route(Ollama::Version)),
         _ => return None,
     })
+}
+
+fn own<'p>(segments: &[&'p str]) -> Option<Offered<'p>> {
+    Some(Offered::get(Route::Own(match *segments {
+        [] => Own::Key,
+        ["usage"] => Own::Usage,
+        ["usage", "records"] => Own::UsageRecords,
+        ["usage", id] => Own::Explain(id),
+        _ => return None,
+    })))
 }
 
 fn admin<'p>(segments: &[&'p str]) -> Option<Offered<'p>> {
@@ -271,6 +304,11 @@ mod tests {
         assert_eq!(route(&Method::POST, "/v1/chat/completions"), Ok(Route::Chat));
         assert_eq!(route(&Method::GET, "/v1/models/a"), Ok(Route::Model("a")));
         assert_eq!(route(&Method::POST, "/api/show"), Ok(Route::Ollama(Ollama::Show)));
+        assert_eq!(route(&Method::GET, "/ember/v1/key"), Ok(Route::Own(Own::Key)));
+        assert_eq!(route(&Method::GET, "/ember/v1/key/usage/req-1"), Ok(Route::Own(Own::Explain("req-1"))));
+        for method in [Method::GET, Method::HEAD] {
+            assert!(matches!(route(&method, "/"), Ok(Route::Asset(asset)) if asset.path == "/"), "{method}");
+        }
         let deploy = Route::Admin(Admin::Deploy("a"));
         assert_eq!(route(&Method::PUT, "/ember/v1/functions/a"), Ok(deploy));
         for (method, path, admin) in [
@@ -320,11 +358,26 @@ mod tests {
 
     #[test]
     fn what_is_not_there_is_told_apart_from_a_wrong_method() {
-        for path in ["", "/", "x", "/v1", "/v1/models/a/b", "/health/", "//health", "/ember/v1/functions/a/b/c/d", "*"]
-        {
+        for path in [
+            "",
+            "//",
+            "/ui",
+            "/ui/",
+            "/ui/../",
+            "/index.html",
+            "/ember/v1/key/usage/a/b",
+            "x",
+            "/v1",
+            "/v1/models/a/b",
+            "/health/",
+            "//health",
+            "/ember/v1/functions/a/b/c/d",
+            "*",
+        ] {
             assert_eq!(route(&Method::GET, path), Err(Miss::Path), "{path}");
         }
         assert_eq!(route(&Method::POST, "/api/tags"), Err(Miss::Method("GET".to_owned())));
+        assert_eq!(route(&Method::POST, "/"), Err(Miss::Method("GET, HEAD".to_owned())));
         assert_eq!(route(&Method::POST, "/api/pull"), Err(Miss::Path));
         assert_eq!(route(&Method::GET, "/v1/completions"), Err(Miss::Method("POST".to_owned())));
         let snapshot = Miss::Method("POST, DELETE".to_owned());

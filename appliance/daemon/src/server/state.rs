@@ -7,6 +7,7 @@ use super::{
     metrics::Telemetry,
     purse::Purses,
     tenants::Tenants,
+    usage::Turns,
 };
 use crate::{exit::Failure, setup::ServerFiles};
 use appliance_config::ServeConfig;
@@ -52,6 +53,8 @@ pub(super) struct State {
     pub(super) purses: Purses,
     /// Answers what was used.
     pub(super) ledger: Client,
+    /// Keys that ask it about themselves.
+    pub(super) own_questions: Turns,
     /// What is counted and watched.
     pub(super) telemetry: Telemetry,
     /// Whether the box is in service.
@@ -95,6 +98,7 @@ impl State {
             budgets,
             purses: Purses::default(),
             ledger,
+            own_questions: Turns::default(),
             telemetry,
             service: Service::default(),
             loaded: Mutex::default(),

@@ -7,6 +7,9 @@
 //!  GET prices ─▶ all versions that the book holds
 //! ```
 //!
+//! Below `key/` the same of the key that asks, and of nobody else: another's request is to it one that
+//! never was.
+//!
 //! `since` and `until` are durations back from now (`1h`), or milliseconds since the Unix epoch. An explanation is the
 //! bill made anew from the record and the version of the prices that it names: it says so if that does not give the
 //! amount that was charged.
@@ -20,10 +23,14 @@ use appliance_edge::ReplyBody;
 use appliance_ledger::query::{Answer, Cursor, Dimension, Filter, PAGE_ROWS_MAX, Query, QueryError, Totals, UsageRow};
 use appliance_price::Prices;
 use appliance_runtime::timeout;
-use appliance_types::RequestId;
+use appliance_types::{KeyName, RequestId};
 use serde::Serialize;
 use serde_json::json;
-use std::{str::FromStr, time::Duration};
+use std::{
+    str::FromStr,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    time::Duration,
+};
 
 /// Records of one reply, unless fewer are asked for.
 const RECORDS_DEFAULT: u32 = 1_000;
@@ -34,13 +41,15 @@ const GROUPS_MAX: usize = 100_000;
 /// How long the ledger has for an answer.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 const RETRY_AFTER_S: u64 = 1;
+/// Most keys that ask about themselves at once.
+const OWN_QUESTIONS_MAX: usize = 4;
 const NDJSON: &str = "application/x-ndjson";
 
 /// `GET /ember/v1/usage`
-pub(super) async fn sums(call: &Call, query: Option<&str>) -> Answered {
-    let mut parameters = Parameters::read(query, &["by", "since", "until", "key", "function"])?;
+pub(super) async fn sums(call: &Call, whose: Whose, query: Option<&str>) -> Answered {
+    let mut parameters = Parameters::read(query, whose.parameters(&["by", "since", "until", "function", "key"]))?;
     let by = parameters.take("by", dimension)?.unwrap_or(Dimension::Function);
-    let filter = parameters.filter()?;
+    let filter = parameters.filter(call, whose)?;
     let (mut rows, mut after) = (Vec::new(), None);
     loop {
         let query = Query::Usage { filter: filter.clone(), by, after, limit: PAGE_ROWS_MAX };
@@ -56,12 +65,13 @@ pub(super) async fn sums(call: &Call, query: Option<&str>) -> Answered {
 }
 
 /// `GET /ember/v1/usage/records`: a record a line, oldest end first. `x-ember-next` is the next page's `after`.
-pub(super) async fn records(call: &Call, query: Option<&str>) -> Answered {
-    let mut parameters = Parameters::read(query, &["since", "until", "key", "function", "limit", "after"])?;
+pub(super) async fn records(call: &Call, whose: Whose, query: Option<&str>) -> Answered {
+    let known = whose.parameters(&["since", "until", "limit", "after", "function", "key"]);
+    let mut parameters = Parameters::read(query, known)?;
     let limit = parameters.take("limit", |text| text.parse().map_err(|_| "not a whole number".to_owned()))?;
     let limit: u32 = limit.unwrap_or(RECORDS_DEFAULT).clamp(1, RECORDS_MAX);
     let mut after = parameters.take("after", cursor)?;
-    let filter = parameters.filter()?;
+    let filter = parameters.filter(call, whose)?;
     let (mut lines, mut left) = (Vec::new(), limit);
     while left > 0 {
         let page = u16::try_from(left).unwrap_or(PAGE_ROWS_MAX).min(PAGE_ROWS_MAX);
@@ -85,11 +95,11 @@ pub(super) async fn records(call: &Call, query: Option<&str>) -> Answered {
 }
 
 /// `GET /ember/v1/usage/{request_id}`
-pub(super) async fn explain(call: &Call, id: &str) -> Answered {
+pub(super) async fn explain(call: &Call, whose: Whose, id: &str) -> Answered {
     let unknown = || ApiError::not_found(format!("the ledger knows no request `{id}`, or keeps it no more"));
     let request = RequestId::try_from(id.to_owned()).map_err(|_| unknown())?;
     let Answer::Request(known) = ask(call, Query::Request(request)).await? else { return Err(out_of_place()) };
-    let known = known.ok_or_else(unknown)?;
+    let known = known.filter(|known| whose.may_see(call, &known.record.key)).ok_or_else(unknown)?;
     let book = call.state.prices.load_full();
     let prices = book.version(known.record.price_version);
     let bill = prices.map(|prices| prices.bill_of(&known.record));
@@ -111,6 +121,56 @@ pub(super) fn prices(call: &Call) -> Reply {
     let book = call.state.prices.load();
     let versions: Vec<Prices> = book.versions().iter().map(|prices| **prices).collect();
     reply::list(&versions)
+}
+
+/// Whose usage is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// All keys'.
+    Everybody,
+    /// That of the key that asks.
+    Callers,
+}
+
+impl Whose {
+    /// Of these, which end with `key`, those that may be asked by.
+    fn parameters<'a>(self, all: &'a [&'static str]) -> &'a [&'static str] {
+        match self {
+            Self::Everybody => all,
+            Self::Callers => &all[..all.len() - 1],
+        }
+    }
+
+    fn may_see(self, call: &Call, key: &KeyName) -> bool {
+        self == Self::Everybody || call.caller.key.name == *key
+    }
+}
+
+/// Those who ask about themselves, at once: few enough that an operator is still answered.
+#[derive(Debug, Default)]
+pub(super) struct Turns(AtomicUsize);
+
+/// A turn, given back by its drop.
+pub(super) struct Turn<'t>(&'t AtomicUsize);
+
+impl Turns {
+    /// Takes a turn.
+    ///
+    /// # Errors
+    /// 503: all are taken.
+    pub(super) fn begin(&self) -> Result<Turn<'_>, ApiError> {
+        let next = |taken| (taken < OWN_QUESTIONS_MAX).then_some(taken + 1);
+        match self.0.fetch_update(Relaxed, Relaxed, next) {
+            Ok(_) => Ok(Turn(&self.0)),
+            Err(_) => Err(ApiError::unavailable("others ask what they used; try again".to_owned(), RETRY_AFTER_S)),
+        }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
 }
 
 /// Asks the ledger.
@@ -193,11 +253,15 @@ impl<'q> Parameters<'q> {
         read(value).map(Some).map_err(|reason| ApiError::invalid_param(name, format!("`{name}`: {reason}")))
     }
 
-    fn filter(&mut self) -> Result<Filter, ApiError> {
+    fn filter(&mut self, call: &Call, whose: Whose) -> Result<Filter, ApiError> {
+        let key = match whose {
+            Whose::Everybody => self.take("key", parsed)?,
+            Whose::Callers => Some(call.caller.key.name.clone()),
+        };
         Ok(Filter {
+            key,
             since_unix_ms: self.take("since", |text| time(text, unix_ms()))?.unwrap_or(0),
             until_unix_ms: self.take("until", |text| time(text, unix_ms()))?,
-            key: self.take("key", parsed)?,
             function: self.take("function", parsed)?,
         })
     }
@@ -249,6 +313,22 @@ mod tests {
         }
         let wrong = Parameters::read(Some("by=day"), &known).unwrap().take("by", dimension).unwrap_err();
         assert_eq!((wrong.status, wrong.param.as_deref()), (400, Some("by")));
+    }
+
+    #[test]
+    fn few_ask_about_themselves_at_once() {
+        let turns = Turns::default();
+        let mut taken: Vec<_> = (0..OWN_QUESTIONS_MAX).map(|_| turns.begin().unwrap()).collect();
+        assert_eq!(turns.begin().err().map(|error| error.status), Some(503));
+        taken.pop();
+        assert!(turns.begin().is_ok());
+    }
+
+    #[test]
+    fn a_key_cannot_ask_by_key() {
+        let all = ["since", "key"];
+        assert_eq!(Whose::Everybody.parameters(&all), all);
+        assert_eq!(Whose::Callers.parameters(&all), ["since"]);
     }
 
     #[test]

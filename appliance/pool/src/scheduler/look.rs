@@ -1,31 +1,45 @@
 //! What there is, for lists and for who counts; and what was counted of wakes. Looking changes nothing: no timer, no tier.
 
 use super::{Class, Function, Instance, InstanceId, Scheduler};
-use crate::job::{HeldView, InstanceView, QueueView, View, WakesView};
+use crate::job::{HeldView, InstanceView, QueueView, View, WakeView, WakesView};
 use appliance_types::{FunctionName, Tier};
 use sandbox_wire::warden::Awake;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
+
+/// Most wakes that are told one by one.
+pub(super) const WAKES_TOLD_MAX: usize = 64;
 
 /// What was counted since the pool began.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     wakes: BTreeMap<Tier, WakesView>,
+    /// The latest, the last one first, and when each ended.
+    latest: VecDeque<(Instant, WakeView)>,
     wakes_failed: u64,
 }
 
 impl Tally {
-    /// A wake took so long, as the warden and this side saw it.
-    pub(super) fn woke(&mut self, awake: &Awake, took: Duration) {
+    /// A wake of `function` took so long, as the warden and this side saw it.
+    pub(super) fn woke(&mut self, now: Instant, function: &FunctionName, awake: &Awake, took: Duration) {
+        let handover_us = (took.as_micros() as u64).saturating_sub(awake.wake_us);
         let wakes = self.wakes.entry(awake.tier).or_default();
         wakes.count += 1;
         wakes.find_us += awake.parts.find_us;
         wakes.process_us += awake.parts.process_us;
         wakes.ready_us += awake.parts.ready_us;
-        wakes.handover_us += (took.as_micros() as u64).saturating_sub(awake.wake_us);
+        wakes.handover_us += handover_us;
+        let (function, ago) = (function.clone(), Duration::ZERO);
+        self.latest.truncate(WAKES_TOLD_MAX - 1);
+        self.latest.push_front((now, WakeView { function, tier: awake.tier, ago, parts: awake.parts, handover_us }));
+    }
+
+    pub(super) fn latest(&self, now: Instant) -> Vec<WakeView> {
+        let ago = |at| now.saturating_duration_since(at);
+        self.latest.iter().map(|(at, wake)| WakeView { ago: ago(*at), ..wake.clone() }).collect()
     }
 
     /// A wake gave no instance.
@@ -63,6 +77,7 @@ impl Scheduler {
             memory: [memory.total, memory.usable, memory.held],
             memory_idle: self.idle_bytes(),
             wakes: self.tally.wakes.clone(),
+            wakes_latest: self.tally.latest(now),
             wakes_failed: self.tally.wakes_failed,
         }
     }

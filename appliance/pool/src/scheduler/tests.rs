@@ -1,7 +1,7 @@
 //! The scheduler without warden or runner: inputs in, effects and events out.
 
-use super::*;
-use crate::job::{HeldView, QueueView, WakesView};
+use super::{look::WAKES_TOLD_MAX, *};
+use crate::job::{HeldView, QueueView, WakeView, WakesView};
 use appliance_scale::hold::Term;
 use appliance_types::{ModelDigest, Task};
 use sandbox_wire::{
@@ -309,11 +309,43 @@ fn who_looks_sees_what_waits_and_is_held_and_moves_no_timer() {
     assert_eq!(view.memory, [u64::MAX, u64::MAX, 1 << 20]);
     let wakes = WakesView { count: 1, ..WakesView::default() };
     assert_eq!(view.wakes, [(Tier::Cold, wakes)].into());
+    let later = look(&mut scheduler, now + Duration::from_secs(3)).wakes_latest;
+    let ago = Duration::from_secs(3);
+    let latest = WakeView { function: name(), tier: Tier::Cold, ago, parts: WakeParts::default(), handover_us: 0 };
+    assert_eq!(later, [latest]);
 
     let (mut scheduler, gone) = held();
     let due = scheduler.next_due();
     (1..9).for_each(|second| drop(look(&mut scheduler, gone + Duration::from_secs(second))));
     assert_eq!(scheduler.next_due(), due);
+}
+
+#[test]
+fn the_latest_wakes_are_told_and_no_more_than_that() {
+    let (mut tally, now, second) = (Tally::default(), Instant::now(), Duration::from_secs(1));
+    let parts = |find_us| WakeParts { find_us, process_us: 2, ready_us: 3 };
+    let awake = |find_us| Awake {
+        instance: 1,
+        tier: Tier::Stored,
+        wake_us: 900_000,
+        parts: parts(find_us),
+        cpu_before_us: 0,
+        threads: 1,
+        image_bytes: 0,
+        model: ModelInfo::default(),
+    };
+    for wake in 0..WAKES_TOLD_MAX as u64 + 3 {
+        tally.woke(now, &name(), &awake(wake), second);
+    }
+    let latest = tally.latest(now + second);
+    let newest = WakeView {
+        function: name(),
+        tier: Tier::Stored,
+        ago: second,
+        parts: parts(WAKES_TOLD_MAX as u64 + 2),
+        handover_us: 100_000,
+    };
+    assert_eq!((latest.len(), latest.first()), (WAKES_TOLD_MAX, Some(&newest)));
 }
 
 #[test]

@@ -41,7 +41,7 @@ impl Scheduler {
 
     pub(super) fn add(&mut self, now: Instant, wake: Wake, awake: Awake) {
         let woke_in = now - wake.began;
-        self.tally.woke(&awake, woke_in);
+        self.tally.woke(now, &wake.function, &awake, woke_in);
         let slots =
             self.functions.get(&wake.function).map_or(1, |f| awake.model.slots.clamp(1, f.config.spec.slots.max(1)));
         if let Some(function) = self.functions.get_mut(&wake.function) {
