@@ -28,10 +28,11 @@ const LAYERS: &[(&str, &[&str])] = &[
             "appliance-scale",
             "sandbox-snapshot",
             "images-uki",
+            "firmware-gpt",
         ],
     ),
     ("fences", &["appliance-runtime", "appliance-meter", "sandbox-kernel", "sandbox-model"]),
-    ("mechanisms", &["sandbox-image", "images-builder", "firmware-bundle", "firmware-init", "tests-synthetic"]),
+    ("mechanisms", &["sandbox-image", "images-builder", "firmware-bundle", "tests-synthetic"]),
     (
         "stages",
         &[
@@ -42,6 +43,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "appliance-telemetry",
             "sandbox-warden",
             "firmware-flash",
+            "firmware-init",
         ],
     ),
     ("ends", &["appliance-listener", "appliance-fleet", "appliance-sim"]),
