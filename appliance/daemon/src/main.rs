@@ -15,6 +15,7 @@ mod control;
 mod data;
 mod exit;
 mod files;
+mod health;
 mod ledger;
 mod logging;
 mod machine;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         match &arguments.command {
             Command::Serve(flags) => supervisor::serve(flags, arguments.log_format, &arguments.log),
             Command::Ledger(command) => ledger::run(command),
+            Command::Health(flags) => health::run(flags),
             Command::Child { role } => children::run(*role),
         }
     });
