@@ -30,12 +30,17 @@ mod telemetry_files;
 mod tls;
 
 use crate::{arguments::Command, exit::Failure};
+use appliance_edge::authority::{check_enrolment, fingerprint};
+use firmware_init::Certificates;
 use std::{panic::catch_unwind, process::ExitCode};
 
 fn main() -> ExitCode {
     if firmware_init::is_init() {
-        return firmware_init::run(|ca, certificate, key| {
-            appliance_edge::authority::check_enrolment(ca, certificate, key).map_err(|error| error.to_string())
+        return firmware_init::run(Certificates {
+            check_fleet: |ca, certificate, key| {
+                check_enrolment(ca, certificate, key).map_err(|error| error.to_string())
+            },
+            fingerprint: |pem| fingerprint(pem).map_err(|error| error.to_string()),
         });
     }
     let arguments = match arguments::parse() {
