@@ -6,7 +6,7 @@
 #   make model           the default model, checked
 #   make bench [ONLY=S5,S10] [GGUF=FILE]   figures against their peers, into bench/runs/
 #   make image           target/image/ember.img and ember.img.bmap
-#   make image-test      boots the image in QEMU: virtio, NVMe, SATA
+#   make image-test      boots the image in QEMU: virtio, NVMe, SATA; a function, updates, faulty ones
 #   make pictures        docs/pictures of the dashboard, taken anew
 #   make overload [GGUF=FILE]   what callers see at 50, 80 and 400 % of what can be done
 #
@@ -185,10 +185,10 @@ image: PACKAGES += e2fsprogs mtools
 image: build
 	@$(with_liburing)
 	CARGO_TARGET_DIR=$(IMAGE_BUILD) RUSTFLAGS="$(IMAGE_FLAGS)" $(CARGO) build --release --locked -p appliance-daemon -p sandbox-runner
-	$(BIN)/ember image build
+	SOURCE_DATE_EPOCH="$$(git log -1 --format=%ct 2>/dev/null || true)" $(BIN)/ember image build
 
-image-test: PACKAGES += mtools ovmf qemu-system-x86
-image-test: image
+image-test: PACKAGES += e2fsprogs mtools openssl ovmf qemu-system-x86
+image-test: image model
 	@$(with_liburing)
 	$(CARGO) test --release --locked --workspace --test boot -- --ignored --test-threads=1
 

@@ -131,3 +131,18 @@ fn an_insecure_sandbox_lacks_what_the_kernel_lacks_and_says_so_at_each_start() {
     assert_eq!(said(&whole), 0, "nothing is missing on this machine");
     whole.stop();
 }
+
+#[test]
+fn health_is_that_the_service_answers_and_on_demand_a_function_too() {
+    let ember = Ember::start();
+    let data = ember.data().display().to_string();
+    let health = |more: &[&str]| emberd(&[&["health", "--data", &data], more].concat());
+    assert_eq!(health(&[]).ok(), "the server answers\n");
+    assert_eq!(health(&["--answer"]).ok(), "the server answers; no function is deployed\n");
+    let ember = ember.with(&assistant());
+    assert_eq!(health(&["--answer"]).ok(), "function assistant answers\n");
+    ember.stop();
+    let run = health(&[]);
+    assert_eq!(run.code, 75, "{}", run.stderr);
+    assert!(run.stderr.contains("address"), "{}", run.stderr);
+}

@@ -156,6 +156,33 @@ fn what_is_wrong_is_refused_with_the_reason_and_nothing_changes() {
 }
 
 #[test]
+fn where_the_machine_is_to_start_again_emberd_ends_once_a_slot_was_changed() {
+    let place = Boot::new();
+    let mut ember = Ember::start_with(&format!("{}restart = true\n", place.config()));
+    let refused = place.file("bad.bundle", b"hello");
+    apply(&ember, &refused).refused();
+    assert_eq!(ember.run(&["update", "status", "--json"]).json()["restarts"], true);
+    let run = ember.run(&["update", "apply", place.bundle("1.2.0").to_str().unwrap()]);
+    assert!(run.stderr.contains("the machine starts again to try it"), "{}", run.stderr);
+    ember.has_stopped();
+    ember.start_again();
+    let run = ember.run(&["update", "rollback"]);
+    assert!(run.stderr.contains("the machine starts again, with the other slot"), "{}", run.stderr);
+    ember.has_stopped();
+    let [a, b] = ["ember-a+0.efi", "ember-b+3.efi"];
+    assert_eq!(place.files().keys().collect::<Vec<_>>(), [a, b]);
+}
+
+#[test]
+fn without_a_key_no_bundle_is_taken() {
+    let place = Boot::new();
+    let ember = Ember::start_with(&format!("[update]\nslots = \"{}\"\nrunning = \"a\"\n", place.slots().display()));
+    let refusal = apply(&ember, &place.bundle("1.2.0")).refused();
+    assert!(refusal.contains("update_key") && refusal.contains("(422)"), "{refusal}");
+    ember.stop();
+}
+
+#[test]
 fn only_the_admin_key_updates_and_only_a_machine_that_has_slots() {
     let place = Boot::new();
     let ember = Ember::start_with(&place.config());

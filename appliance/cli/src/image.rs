@@ -29,6 +29,7 @@ pub(crate) fn command(command: &Image) -> Result<(), Error> {
             let machine = Machine {
                 image: file.clone(),
                 port: *port,
+                telemetry_port: None,
                 memory: *memory,
                 cpus: *cpus,
                 disk: *disk,

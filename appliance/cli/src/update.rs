@@ -33,13 +33,19 @@ pub(crate) fn command(client: &Client, command: &Update) -> Result<(), Error> {
     match command {
         Update::Apply { bundle, listing } => {
             let status = apply(client, bundle)?;
-            output::note("installed; the next start of the machine tries it, and falls back if it does not work");
+            output::note(match restarts(&status) {
+                true => "installed; the machine starts again to try it, and falls back if it does not work",
+                false => "installed; the next start of the machine tries it, and falls back if it does not work",
+            });
             show(client, *listing, &status)
         }
         Update::Status(listing) => show(client, *listing, &client.get(PATH)?),
         Update::Rollback(listing) => {
             let status = client.post(&format!("{PATH}/rollback"), &json!({}))?;
-            output::note("the other slot is started from the next start of the machine on");
+            output::note(match restarts(&status) {
+                true => "the machine starts again, with the other slot",
+                false => "the other slot is started from the next start of the machine on",
+            });
             show(client, *listing, &status)
         }
     }
@@ -56,6 +62,10 @@ fn apply(client: &Client, bundle: &Path) -> Result<Value, Error> {
     let reply = client.put_stream(PATH, &headers, bytes, &mut bar.wrap_read(file));
     bar.finish_and_clear();
     reply
+}
+
+fn restarts(status: &Value) -> bool {
+    status["restarts"] == true
 }
 
 fn show(client: &Client, listing: Listing, status: &Value) -> Result<(), Error> {

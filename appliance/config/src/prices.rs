@@ -24,7 +24,7 @@
 
 use crate::{
     ConfigError,
-    section::{Reader, Schema, Section, parsed},
+    section::{Reader, Schema, Section, parsed, truth},
 };
 use appliance_price::{Book, BookError, Prices, TokenPrices, VERSIONS_MAX, calendar};
 use toml::de::{DeTable, DeValue};
@@ -157,10 +157,6 @@ const AMOUNT: Reader<'static, u64> = &|value| {
 fn version(value: &DeValue<'_>) -> Result<u32, String> {
     let integer = value.as_integer().and_then(|integer| u32::from_str_radix(integer.as_str(), integer.radix()).ok());
     integer.filter(|version| *version > 0).ok_or_else(|| "expected a whole number, 1 or more".to_owned())
-}
-
-fn truth(value: &DeValue<'_>) -> Result<bool, String> {
-    value.as_bool().ok_or_else(|| "expected true or false".to_owned())
 }
 
 /// A date or time with its offset, milliseconds since the Unix epoch.

@@ -26,13 +26,14 @@
 //! idle_timeout = "75s"
 //! [update]                              # on a machine that Ember booted; PID 1 writes it
 //! slots = "/esp/EFI/Linux"
-//! key = "/etc/ember/update.pub"
+//! key = "/etc/ember/update.pub"         # without it no update is installed
 //! running = "a"
+//! restart = true                        # emberd ends after an update and a roll-back: PID 1 then starts the machine again
 //! ```
 
 use crate::{
     ConfigError, REQUEST_BYTES_MAX,
-    section::{Schema, Section, duration, number, parsed, size, text},
+    section::{Schema, Section, duration, number, parsed, size, text, truth},
 };
 use firmware_slots::Slot;
 use std::{net::SocketAddr, ops::RangeInclusive};
@@ -75,9 +76,11 @@ pub struct UpdateConfig {
     /// The folder of slots on the boot partition.
     pub slots: String,
     /// The file of the public key that bundles are signed for.
-    pub key: String,
+    pub key: Option<String>,
     /// The slot that runs, where that is known.
     pub running: Option<Slot>,
+    /// Whether emberd ends once a slot was changed, for the machine to start again.
+    pub restart: bool,
 }
 
 /// What clients may use before they are known.
@@ -124,7 +127,7 @@ const SCHEMA: Schema = &[
             "update",
         ],
     ),
-    ("update", &["slots", "key", "running"]),
+    ("update", &["slots", "key", "running", "restart"]),
     (
         "limits",
         &[
@@ -232,8 +235,9 @@ fn host(value: &DeValue<'_>) -> Result<String, String> {
 
 fn update(section: &Section<'_>) -> Result<Option<UpdateConfig>, ConfigError> {
     let Some(slots) = section.get("slots", &text)? else { return Ok(None) };
-    let (key, running) = (section.require("key", &text)?, section.get("running", &parsed)?);
-    Ok(Some(UpdateConfig { slots, key, running }))
+    let (key, running) = (section.get("key", &text)?, section.get("running", &parsed)?);
+    let restart = section.get("restart", &truth)?.unwrap_or(false);
+    Ok(Some(UpdateConfig { slots, key, running, restart }))
 }
 
 fn limits(section: &Section<'_>) -> Result<EdgeLimits, ConfigError> {
@@ -276,8 +280,8 @@ mod tests {
         let (inference_cores, memory_bytes) = (Some(2), Some(12 << 30));
         let memory_pressure = Some("/sys/fs/cgroup/ember.slice/memory.pressure".to_owned());
         let (telemetry_ca, telemetry_name) = (Some("/etc/ember/fleet-ca.pem".into()), Some("shop-7".into()));
-        let (slots, key, running) = ("/esp/EFI/Linux".into(), "/etc/ember/update.pub".into(), Some(Slot::A));
-        let update = Some(UpdateConfig { slots, key, running });
+        let (slots, key, running) = ("/esp/EFI/Linux".into(), Some("/etc/ember/update.pub".into()), Some(Slot::A));
+        let update = Some(UpdateConfig { slots, key, running, restart: true });
         let listed = ServeConfig { telemetry_listen, telemetry_ca, telemetry_name, update, ..ServeConfig::default() };
         assert_eq!(read, ServeConfig { agent_listen, inference_cores, memory_bytes, memory_pressure, ..listed });
     }

@@ -31,12 +31,25 @@ pub(crate) enum Command {
     /// The ledger's files.
     #[command(subcommand)]
     Ledger(Ledger),
+    /// Whether the service answers; 0 if it does. For who watches it from this machine, as PID 1 of the appliance does.
+    Health(Health),
     /// A child of `serve`.
     #[command(hide = true)]
     Child {
         /// Which.
         role: Role,
     },
+}
+
+/// What is asked of a service.
+#[derive(Args, Debug)]
+pub(crate) struct Health {
+    /// Folder that holds everything.
+    #[arg(long, value_name = "DIR", default_value = "./ember-data")]
+    pub(crate) data: String,
+    /// Also have a function compute one token, if any is deployed; it is billed to the admin key.
+    #[arg(long)]
+    pub(crate) answer: bool,
 }
 
 /// What can be done to a ledger.

@@ -28,9 +28,10 @@ use nix::{
     sys::{
         prctl,
         resource::{Resource, getrlimit, setrlimit},
-        signal::{SigSet, Signal},
+        signal::{SigSet, Signal, kill},
         stat::{Mode, umask},
     },
+    unistd::getppid,
 };
 use sandbox_kernel::{
     pressure::{self, MemoryPressure},
@@ -84,6 +85,7 @@ fn warden(mut gifts: Gifts, start: &Start) -> Result<(), Failure> {
     stay_with(start)?;
     let resources = resources(&config)?;
     let update = config.update.as_ref().map(|update| updates(update, &start.data)).transpose()?;
+    let after_update = config.update.as_ref().filter(|update| update.restart).map(|_| end_the_service as fn());
     let config = WardenConfig::new(
         start.data.join(MODELS),
         start.data.join(SNAPSHOTS),
@@ -93,21 +95,31 @@ fn warden(mut gifts: Gifts, start: &Start) -> Result<(), Failure> {
         resources.memory,
     );
     let may_lack_layers = start.source.may_lack_layers();
-    let config = WardenConfig { update, may_lack_layers, ..config };
+    let config = WardenConfig { update, after_update, may_lack_layers, ..config };
     sandbox_warden::run(config, gifts.take(What::Peer)?).map_err(warden_failure)
 }
 
 /// The slots of a machine that Ember booted.
 fn updates(config: &UpdateConfig, data: &Path) -> Result<Place, Failure> {
-    let unusable = |reason: String| Failure::Unusable(format!("[update]: {}: {reason}", config.key));
-    let key = fs::read_to_string(&config.key).map_err(|error| unusable(error.to_string()))?;
+    let read = |path: &String| {
+        let unusable = |reason: String| Failure::Unusable(format!("[update]: {path}: {reason}"));
+        let text = fs::read_to_string(path).map_err(|error| unusable(error.to_string()))?;
+        PublicKey::parse(&text).map_err(|error| unusable(error.to_string()))
+    };
     Ok(Place {
         folder: config.slots.clone().into(),
         floor: data.join(UPDATE_FLOOR),
-        key: PublicKey::parse(&key).map_err(|error| unusable(error.to_string()))?,
+        key: config.key.as_ref().map(read).transpose()?,
         machine: MACHINE.to_owned(),
         running: config.running,
     })
+}
+
+/// Asks the supervisor, the warden's parent, to end: it lets requests end, the one for the update among them.
+fn end_the_service() {
+    if let Err(errno) = kill(getppid(), Signal::SIGTERM) {
+        tracing::error!(%errno, "the supervisor cannot be asked to end: start the machine again by hand");
+    }
 }
 
 fn warden_failure(error: RunError) -> Failure {

@@ -68,8 +68,8 @@ pub(crate) const UPDATE_FLOOR: &str = "update-floor";
 pub(crate) const LEDGER: &str = "ledger";
 const SERVER: &str = "server";
 const LOCK: &str = "lock";
-const ADDRESS: &str = "address";
-const ADMIN_KEY: &str = "admin.key";
+pub(crate) const ADDRESS: &str = "address";
+pub(crate) const ADMIN_KEY: &str = "admin.key";
 
 pub(crate) const PRICES: &str = "prices.toml";
 

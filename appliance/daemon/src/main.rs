@@ -15,6 +15,7 @@ mod control;
 mod data;
 mod exit;
 mod files;
+mod health;
 mod ledger;
 mod logging;
 mod machine;
@@ -29,12 +30,17 @@ mod telemetry_files;
 mod tls;
 
 use crate::{arguments::Command, exit::Failure};
+use appliance_edge::authority::{check_enrolment, fingerprint};
+use firmware_init::Certificates;
 use std::{panic::catch_unwind, process::ExitCode};
 
 fn main() -> ExitCode {
     if firmware_init::is_init() {
-        return firmware_init::run(|ca, certificate, key| {
-            appliance_edge::authority::check_enrolment(ca, certificate, key).map_err(|error| error.to_string())
+        return firmware_init::run(Certificates {
+            check_fleet: |ca, certificate, key| {
+                check_enrolment(ca, certificate, key).map_err(|error| error.to_string())
+            },
+            fingerprint: |pem| fingerprint(pem).map_err(|error| error.to_string()),
         });
     }
     let arguments = match arguments::parse() {
@@ -46,6 +52,7 @@ fn main() -> ExitCode {
         match &arguments.command {
             Command::Serve(flags) => supervisor::serve(flags, arguments.log_format, &arguments.log),
             Command::Ledger(command) => ledger::run(command),
+            Command::Health(flags) => health::run(flags),
             Command::Child { role } => children::run(*role),
         }
     });

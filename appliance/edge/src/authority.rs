@@ -8,6 +8,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, SanType, SigningKey,
 };
+use sha2::{Digest, Sha256};
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::{Duration, SystemTime},
@@ -98,6 +99,17 @@ pub fn check_authority(pem: &str) -> Result<(), AuthorityError> {
 pub fn check_enrolment(authority_pem: &str, certificate_pem: &str, key_pem: &str) -> Result<(), AuthorityError> {
     check_authority(authority_pem)?;
     crate::Certificates::load(certificate_pem, key_pem).map(drop).map_err(unreadable)
+}
+
+/// SHA-256 of a certificate, as `openssl x509 -fingerprint -sha256` prints it.
+///
+/// # Errors
+/// Where the text is no certificate.
+pub fn fingerprint(pem: &str) -> Result<String, AuthorityError> {
+    let (_, pem) = parse_x509_pem(pem.as_bytes()).map_err(unreadable)?;
+    pem.parse_x509().map_err(unreadable)?;
+    let bytes = Sha256::digest(&pem.contents);
+    Ok(bytes.iter().map(|byte| format!("{byte:02X}")).collect::<Vec<_>>().join(":"))
 }
 
 /// A key that a box signs with what it says of itself: Ed25519.
@@ -271,6 +283,16 @@ mod tests {
         assert_eq!(ServerNames::new("Edge-1.lan", LISTEN, &[]).hosts, ["localhost", "edge-1.lan"]);
         let more = ServerNames::none().and("Shop-7").and("192.0.2.9").and("192.0.2.9").and("0.0.0.0").and("a b");
         assert_eq!((more.hosts, more.addresses), (vec!["shop-7".to_owned()], vec!["192.0.2.9".parse().unwrap()]));
+    }
+
+    #[test]
+    fn a_fingerprint_is_of_the_certificate_and_not_of_its_text() {
+        let authority = make_authority("box", SystemTime::now()).unwrap();
+        let print = fingerprint(&authority.certificate_pem).unwrap();
+        assert_eq!(print.len(), 32 * 3 - 1);
+        assert_eq!(fingerprint(&format!("\n{}", authority.certificate_pem)).unwrap(), print);
+        assert_ne!(fingerprint(&make_authority("box", SystemTime::now()).unwrap().certificate_pem).unwrap(), print);
+        assert!(fingerprint("no certificate").is_err() && fingerprint(&authority.key_pem).is_err());
     }
 
     #[test]

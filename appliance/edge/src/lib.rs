@@ -36,4 +36,4 @@ pub use handler::{Failure, Handler, Request};
 pub use head::HeadFault;
 pub use limits::Limits;
 pub use server::{Edge, Served};
-pub use tls::{CertificateError, Certificates};
+pub use tls::{CertificateError, Certificates, client_provider};

@@ -74,6 +74,11 @@ fn certified(chain_pem: &str, key_pem: &str) -> Result<CertifiedKey, Certificate
     CertifiedKey::from_der(chain, key, &ring::default_provider()).map_err(CertificateError::Unusable)
 }
 
+/// The cryptography of this crate, for a client of another crate that names no rustls.
+pub fn client_provider() -> Arc<rustls::crypto::CryptoProvider> {
+    Arc::new(ring::default_provider())
+}
+
 /// The configuration of TLS connections to anybody.
 pub(crate) fn server_config(certificates: Arc<Certificates>) -> Result<Arc<ServerConfig>, CertificateError> {
     let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))

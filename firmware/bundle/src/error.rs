@@ -15,6 +15,9 @@ pub enum BundleError {
     /// Nobody who is trusted here vouches for it.
     #[error("its signature does not hold: {0}")]
     Signature(String),
+    /// This machine trusts nobody.
+    #[error("no key is trusted here; name the public key as `update_key` in machine.toml")]
+    NoKey,
     /// The UKI is not the one that was signed for.
     #[error("its contents are not those that were signed: {0}")]
     Contents(String),

@@ -27,8 +27,8 @@ pub struct Place {
     pub folder: PathBuf,
     /// The file that keeps the highest version that was ever blessed; not on the boot partition.
     pub floor: PathBuf,
-    /// Who is trusted.
-    pub key: PublicKey,
+    /// Who is trusted; nobody, where no key is known.
+    pub key: Option<PublicKey>,
     /// What bundles must be for.
     pub machine: String,
     /// The slot that runs, where that is known.
@@ -69,7 +69,7 @@ impl Place {
     /// # Errors
     /// [`BundleError`]; every slot is then as it was.
     pub fn apply(&self, stream: impl Read) -> Result<Installed, BundleError> {
-        let reader = Reader::open(stream, &self.key)?;
+        let reader = Reader::open(stream, self.key.as_ref().ok_or(BundleError::NoKey)?)?;
         let status = self.status()?;
         let slot = status.slots.place(reader.offer(), self.running, status.floor, &self.machine)?;
         let version = reader.offer().version;

@@ -58,7 +58,7 @@ fn place(folder: &Path) -> Place {
     Place {
         folder: folder.join("slots"),
         floor: folder.join("floor"),
-        key: PublicKey::parse(&key(1).public_text()).expect("its own text"),
+        key: Some(PublicKey::parse(&key(1).public_text()).expect("its own text")),
         machine: MACHINE.to_owned(),
         running: Some(Slot::A),
     }
@@ -199,4 +199,13 @@ fn a_reader_says_what_was_signed_before_anything_else() {
     assert_eq!((reader.manifest().version.as_str(), reader.offer().version), ("1.2.0", version(2)));
     let rest = reader.copy(io::sink(), BundleError::Read);
     assert!(matches!(rest, Err(BundleError::Truncated(_))), "{rest:?}");
+}
+
+#[test]
+fn without_a_key_nothing_is_installed() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = Place { key: None, ..place(folder.path()) };
+    let before = files(&place);
+    assert!(matches!(place.apply(bundle(2).as_slice()), Err(BundleError::NoKey)));
+    assert_eq!(files(&place), before);
 }

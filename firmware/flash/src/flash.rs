@@ -4,11 +4,11 @@ use crate::{
     buffer::Buffer,
     config,
     error::{FlashError, io_error},
-    gpt,
     source::{CHUNK, HEAD, Image, Piece, Source, is_zero},
     target::{Opened, Target, too_small},
     writer::{DEPTH, Ways, Writer, Written, holes, verify},
 };
+use firmware_gpt as gpt;
 use images_builder::bmap::Map;
 use nix::{
     errno::Errno,

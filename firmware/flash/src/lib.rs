@@ -23,7 +23,6 @@ mod config;
 pub mod disks;
 mod error;
 mod flash;
-mod gpt;
 mod source;
 mod target;
 mod writer;

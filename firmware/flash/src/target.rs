@@ -3,8 +3,8 @@
 use crate::{
     disks::{self, Device, Disk},
     error::FlashError,
-    gpt::SECTOR,
 };
+use firmware_gpt::SECTOR;
 use nix::{
     fcntl::OFlag,
     sys::stat::{major, minor},

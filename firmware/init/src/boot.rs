@@ -1,34 +1,34 @@
 //! The steps in their order, the service's life, and the end.
 
 use crate::{
-    CheckFleet,
+    Certificates, boot_entries, clock,
     console::say,
     disks::{self, DATA, ESP},
     error::InitError,
-    machine::{self, Telemetry},
+    health, listen,
+    machine::{self, Machine, Telemetry},
     modules::Modules,
     mounts, network, root,
+    service::{self, Watch},
+    slots::Slots,
+    watchdog::Watchdog,
 };
 use nix::{
-    errno::Errno,
     mount::{MntFlags, umount2},
-    sys::{
-        reboot::{RebootMode, reboot, set_cad_enabled},
-        signal::{SigSet, Signal, kill},
-        wait::{WaitPidFlag, WaitStatus, waitpid},
-    },
+    sys::reboot::{RebootMode, reboot, set_cad_enabled},
     unistd::{Pid, sethostname, sync},
 };
 use std::{
     env,
     fs::{self, OpenOptions},
     io::{self, Write},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::unix::fs::OpenOptionsExt,
     path::Path,
     process::{Command, ExitCode},
+    sync::mpsc::{Sender, channel},
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 /// Who reads the console may see why, before the machine starts again.
@@ -36,12 +36,14 @@ const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// The service's folder.
 const SERVICE_DATA: &str = "/data/ember";
+/// What emberd is told by a file lies here.
+const RUN: &str = "/run";
 
 /// Everything, from the kernel's first process to a machine that is off or starts again. Returns only where it cannot end
 /// the machine, upon which the kernel panics, and starts it again.
-pub fn run(fleet: CheckFleet) -> ExitCode {
+pub fn run(certificates: Certificates) -> ExitCode {
     let moved = env::args().nth(1).is_some_and(|argument| argument == root::MOVED);
-    let how = if moved { live(fleet) } else { root::leave_initramfs().map(|()| RebootMode::RB_AUTOBOOT) };
+    let how = if moved { live(certificates) } else { root::leave_initramfs().map(|()| RebootMode::RB_AUTOBOOT) };
     let how = how.unwrap_or_else(|error| {
         say(format_args!("cannot start: {error}"));
         thread::sleep(LAST_WORDS);
@@ -53,33 +55,74 @@ pub fn run(fleet: CheckFleet) -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn live(fleet: CheckFleet) -> Result<RebootMode, InitError> {
+fn live(certificates: Certificates) -> Result<RebootMode, InitError> {
     let began = Instant::now();
     mounts::mount_all()?;
     let mut modules = Modules::read()?;
     modules.load();
-    disks::mount_both()?;
+    mounts::mount_variables();
+    let watchdog = Watchdog::start();
+    let built = clock::not_before_the_image();
+    let esp = disks::mount_both()?;
     say(format_args!("{} modules, disks are there after {} ms", modules.loaded(), began.elapsed().as_millis()));
     let (current, last_good) = (Path::new(ESP).join("machine.toml"), Path::new(DATA).join("machine.toml.last-good"));
-    let machine = machine::read(&current, &last_good, fleet);
+    let machine = machine::read(&current, &last_good, certificates.check_fleet);
     sethostname(&machine.hostname).map_err(InitError::kernel("the hostname"))?;
+    let data = Path::new(SERVICE_DATA);
+    let slots = Slots::look(Path::new(ESP), data, machine.update_key.as_deref());
+    boot_entries::ensure(&esp);
 
-    let signals = SigSet::from_iter([Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGPWR]);
-    signals.thread_block().map_err(InitError::kernel("signals"))?;
+    let signals = service::take_signals()?;
     // Ctrl-Alt-Del is a signal to us, not the end of the machine.
     let _ = set_cad_enabled(false);
-    let given = machine.network.clone();
-    thread::spawn(move || network::bring_up(given.as_ref()));
+    let (found, addresses) = channel();
+    connect(&machine, built, found);
+    let (mut command, listen) = service(&machine, &slots)?;
+    let service = command.spawn().map_err(InitError::io("emberd serve"))?;
+    let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    let watch = Watch {
+        service: Pid::from_raw(service.id() as i32),
+        listen,
+        data,
+        slots,
+        addresses,
+        watchdog,
+        start: health::start_of(&command_line),
+        fingerprint: certificates.fingerprint,
+        hostname: &machine.hostname,
+    };
+    Ok(watch.run(&signals))
+}
+
+/// Brings the network up beside all else, and keeps the clock by it.
+fn connect(machine: &Machine, built: SystemTime, found: Sender<IpAddr>) {
+    let (given, servers) = (machine.network.clone(), machine.clock.servers.clone());
+    thread::spawn(move || {
+        let lease = network::bring_up(given.as_ref());
+        // Nobody listens any more where the machine ends.
+        let _ = found.send(lease.address.address);
+        clock::keep(if servers.is_empty() { &lease.time_servers } else { &servers }, built);
+    });
+}
+
+/// What starts the service, and where it will listen.
+fn service(machine: &Machine, slots: &Slots) -> Result<(Command, SocketAddr), InitError> {
     if let Some(key) = &machine.admin_key {
         place_admin_key(key).map_err(InitError::io("the admin key"))?;
     }
+    let listen = listen::reachable(machine.listen);
     let mut service = Command::new("/init");
-    service.args(["serve", "--data", SERVICE_DATA, "--listen"]).arg(machine.listen.to_string()).env("NO_COLOR", "1");
-    if let Some(address) = machine.telemetry.as_ref().and_then(|telemetry| placed(telemetry, Path::new(SERVICE_DATA))) {
-        service.arg("--telemetry-listen").arg(address.to_string());
+    service.arg("serve").arg("--config").arg(slots.configure(Path::new(RUN))?).args(["--data", SERVICE_DATA]);
+    service.arg("--listen").arg(listen.to_string()).env("NO_COLOR", "1");
+    let telemetry = machine.telemetry.as_ref().and_then(|telemetry| placed(telemetry, Path::new(SERVICE_DATA)));
+    match telemetry.map(listen::reachable) {
+        Some(address) if listen::are_apart(address, listen) => {
+            service.arg("--telemetry-listen").arg(address.to_string());
+        }
+        Some(address) => say(format_args!("telemetry is left out: requests are answered on {address}")),
+        None => {}
     }
-    let service = service.spawn().map_err(InitError::io("emberd serve"))?;
-    Ok(watch(Pid::from_raw(service.id() as i32), signals))
+    Ok((service, listen))
 }
 
 /// Where telemetry is answered, once what the fleet gave is in its place. A box serves without, as on a full disk.
@@ -101,42 +144,6 @@ fn place_admin_key(key: &str) -> io::Result<()> {
         Ok(mut file) => file.write_all(format!("{key}\n").as_bytes()).and_then(|()| file.sync_all()),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(error),
-    }
-}
-
-/// Reaps whatever ends until the service does. A signal asks it to.
-fn watch(service: Pid, signals: SigSet) -> RebootMode {
-    let mut how = RebootMode::RB_AUTOBOOT;
-    loop {
-        let signal = signals.wait();
-        match signal {
-            Ok(Signal::SIGCHLD) => {
-                if let Some(status) = reap(service) {
-                    say(format_args!("the service ended: {status:?}"));
-                    return how;
-                }
-            }
-            Ok(signal) => {
-                if signal != Signal::SIGINT {
-                    how = RebootMode::RB_POWER_OFF;
-                }
-                say(format_args!("{signal}: the service is asked to end"));
-                let _ = kill(service, Signal::SIGTERM);
-            }
-            Err(_) => {}
-        }
-    }
-}
-
-/// Takes all that ended; the service's status if it is among them.
-fn reap(service: Pid) -> Option<WaitStatus> {
-    let mut ended = None;
-    loop {
-        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return ended,
-            Ok(status) if status.pid() == Some(service) => ended = Some(status),
-            Ok(_) | Err(_) => {}
-        }
     }
 }
 

@@ -14,10 +14,12 @@ use dhcproto::{
 use std::net::{IpAddr, Ipv4Addr};
 
 /// What a server granted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Lease {
     pub(crate) address: Prefixed,
     pub(crate) gateway: Option<IpAddr>,
+    /// Who tells the time.
+    pub(crate) time_servers: Vec<IpAddr>,
 }
 
 /// One exchange.
@@ -39,7 +41,7 @@ impl Client {
         let mut message = Message::default();
         message.set_xid(self.transaction).set_flags(Flags::default().set_broadcast()).set_chaddr(&self.hardware);
         let options = message.opts_mut();
-        let wants = vec![OptionCode::SubnetMask, OptionCode::Router];
+        let wants = vec![OptionCode::SubnetMask, OptionCode::Router, OptionCode::NtpServers];
         options.insert(DhcpOption::ParameterRequestList(wants));
         match self.offer {
             None => drop(options.insert(DhcpOption::MessageType(MessageType::Discover))),
@@ -82,7 +84,12 @@ impl Client {
                     Some(DhcpOption::Router(routers)) => routers.first().copied().map(IpAddr::V4),
                     _ => None,
                 };
-                Some(Lease { address: Prefixed { address: message.yiaddr().into(), prefix }, gateway })
+                let time_servers = match option(OptionCode::NtpServers) {
+                    Some(DhcpOption::NtpServers(servers)) => servers.iter().copied().map(IpAddr::V4).collect(),
+                    _ => Vec::new(),
+                };
+                let address = Prefixed { address: message.yiaddr().into(), prefix };
+                Some(Lease { address, gateway, time_servers })
             }
             _ => None,
         }
@@ -105,6 +112,7 @@ mod tests {
         options.insert(DhcpOption::ServerIdentifier(SERVER));
         options.insert(DhcpOption::SubnetMask(Ipv4Addr::new(255, 255, 255, 0)));
         options.insert(DhcpOption::Router(vec![SERVER]));
+        options.insert(DhcpOption::NtpServers(vec![SERVER]));
         let mut bytes = Vec::new();
         message.encode(&mut Encoder::new(&mut bytes)).unwrap();
         bytes
@@ -122,7 +130,7 @@ mod tests {
         assert_eq!(client.answer(&answer(MessageType::Offer, 7)), None);
         assert_eq!(kind(&client.message().unwrap()), MessageType::Request);
         let address = Prefixed { address: ADDRESS.into(), prefix: 24 };
-        let lease = Lease { address, gateway: Some(SERVER.into()) };
+        let lease = Lease { address, gateway: Some(SERVER.into()), time_servers: vec![SERVER.into()] };
         assert_eq!(client.answer(&answer(MessageType::Ack, 7)), Some(lease));
     }
 

@@ -15,6 +15,9 @@ pub(crate) enum InitError {
     /// A device that did not appear.
     #[error("no {0} was found")]
     Missing(String),
+    /// What is wrong with a disk or with what is on it.
+    #[error("{0}")]
+    Disk(String),
     /// What the network's other side said, or did not say.
     #[error("network: {0}")]
     Network(String),

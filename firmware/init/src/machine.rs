@@ -4,9 +4,12 @@
 //! hostname = "ember-7"
 //! listen = "0.0.0.0:8443"
 //! admin_key = "…"               # without it one is made, on the data partition; of use at the first boot only
+//! update_key = "RW…"            # whose bundles are installed: the public key's line; an image may bring its own
 //! [network]                     # without it: DHCP
 //! address = "192.168.1.7/24"
 //! gateway = "192.168.1.1"
+//! [clock]
+//! servers = ["192.168.1.1"]     # time servers, by address; without them, those that DHCP names
 //! [telemetry]                   # of a fleet; `ember fleet enrol` writes all but `listen`
 //! listen = "0.0.0.0:9443"
 //! name = "shop-7"
@@ -18,7 +21,8 @@
 //! A file that is wrong, also in what the fleet gave, never keeps a box from starting: what was right the last time is used, and the console says what
 //! is wrong and where.
 
-use crate::{CheckFleet, console::say};
+use crate::{CheckFleet, console::say, listen::are_apart};
+use firmware_bundle::minisign::PublicKey;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use std::{
     fs::{self, OpenOptions},
@@ -31,6 +35,7 @@ use std::{
 /// Longest name and longest PEM, as emberd has them.
 const NAME_BYTES_MAX: usize = 253;
 const PEM_BYTES_MAX: usize = 60 << 10;
+const TIME_SERVERS_MAX: usize = 8;
 
 /// What the box is told.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -42,10 +47,22 @@ pub(crate) struct Machine {
     pub(crate) listen: SocketAddr,
     /// The admin key of a box that has none yet.
     pub(crate) admin_key: Option<String>,
+    /// Whose updates are installed, where the image does not say.
+    pub(crate) update_key: Option<String>,
+    /// Who tells it the time.
+    pub(crate) clock: Clock,
     /// Its address; DHCP without.
     pub(crate) network: Option<Static>,
     /// The fleet that it belongs to.
     pub(crate) telemetry: Option<Telemetry>,
+}
+
+/// Who tells a box the time.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Clock {
+    /// Time servers, in the order in which they are asked.
+    pub(crate) servers: Vec<IpAddr>,
 }
 
 /// What a box of a fleet is given.
@@ -84,10 +101,7 @@ impl Telemetry {
     /// What emberd would refuse is refused here, where another file can take its place.
     fn check(&self, requests: SocketAddr, fleet: CheckFleet) -> Result<(), String> {
         let Self { listen, name, ca, certificate, key } = self;
-        let everywhere = |address: &SocketAddr| address.ip().is_unspecified();
-        if listen.port() == requests.port()
-            && (listen.ip() == requests.ip() || everywhere(listen) || everywhere(&requests))
-        {
+        if !are_apart(*listen, requests) {
             return Err(format!("telemetry.listen is {listen}, where requests are answered: {requests}"));
         }
         let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
@@ -136,7 +150,15 @@ pub(crate) struct Prefixed {
 impl Default for Machine {
     fn default() -> Self {
         let listen = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8443));
-        Self { hostname: "ember".to_owned(), listen, admin_key: None, network: None, telemetry: None }
+        Self {
+            hostname: "ember".to_owned(),
+            listen,
+            admin_key: None,
+            update_key: None,
+            clock: Clock::default(),
+            network: None,
+            telemetry: None,
+        }
     }
 }
 
@@ -163,6 +185,12 @@ impl Machine {
         }
         if machine.admin_key.as_ref().is_some_and(|key| key.is_empty() || !key.bytes().all(|b| b.is_ascii_graphic())) {
             return Err("admin_key is a key as `ember key create` prints it".to_owned());
+        }
+        if let Some(Err(error)) = machine.update_key.as_deref().map(PublicKey::parse) {
+            return Err(format!("update_key: {error}"));
+        }
+        if machine.clock.servers.len() > TIME_SERVERS_MAX {
+            return Err(format!("clock.servers names more than {TIME_SERVERS_MAX}"));
         }
         match &machine.telemetry {
             Some(telemetry) => telemetry.check(machine.listen, fleet).map(|()| machine),
@@ -220,6 +248,22 @@ mod tests {
         let network = machine.network.unwrap();
         assert_eq!((network.address.prefix, network.gateway), (24, Some("192.168.1.1".parse().unwrap())));
         assert_eq!(parse("").unwrap(), Machine::default());
+    }
+
+    #[test]
+    fn time_servers_and_the_key_of_updates_are_read() {
+        let key = "RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3";
+        let machine = parse(&format!("update_key = \"{key}\"\n[clock]\nservers = [\"192.0.2.1\", \"::1\"]")).unwrap();
+        assert_eq!((machine.update_key.as_deref(), machine.clock.servers.len()), (Some(key), 2));
+        let many = format!("[clock]\nservers = [{}]", "\"192.0.2.1\",".repeat(9));
+        for (text, expected) in [
+            ("update_key = \"RWQ\"", "minisign public key"),
+            ("[clock]\nservers = [\"pool.ntp.org\"]", "line 2"),
+            (&many, "more than 8"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(expected), "{text}: {error}");
+        }
     }
 
     #[test]

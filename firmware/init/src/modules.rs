@@ -13,7 +13,7 @@ use std::{
 };
 
 /// What no device asks for: file systems, and what the kernel would have modprobe load.
-const ALWAYS: &[&str] = &["crc32c_generic", "ext4", "vfat", "nls_cp437", "nls_ascii", "sd_mod"];
+const ALWAYS: &[&str] = &["crc32c_generic", "ext4", "vfat", "nls_cp437", "nls_ascii", "efivarfs", "sd_mod"];
 /// Passes at most: as deep as buses are nested.
 const PASSES_MAX: usize = 8;
 const DEPTH_MAX: usize = 24;

@@ -1,6 +1,6 @@
 //! The kernel's file systems, at the places where programs expect them.
 
-use crate::error::InitError;
+use crate::{console::say, efi, error::InitError};
 use nix::mount::{MsFlags, mount};
 use std::fs;
 
@@ -15,8 +15,6 @@ const MOUNTS: &[(&str, &str, MsFlags, &str)] = &[
     ("tmpfs", "/tmp", PLAIN, "mode=1777"),
     ("cgroup2", "/sys/fs/cgroup", PLAIN, "nsdelegate,memory_recursiveprot"),
 ];
-/// What a machine may lack: EFI variables where it was not started by UEFI.
-const OPTIONAL: &[(&str, &str, MsFlags, &str)] = &[("efivarfs", "/sys/firmware/efi/efivars", PLAIN, "")];
 
 /// Mounts them all.
 pub(crate) fn mount_all() -> Result<(), InitError> {
@@ -24,8 +22,13 @@ pub(crate) fn mount_all() -> Result<(), InitError> {
         fs::create_dir_all(place).map_err(InitError::io(*place))?;
         mount(Some(*kind), *place, Some(*kind), *flags, Some(*options)).map_err(InitError::kernel(*place))?;
     }
-    for (kind, place, flags, options) in OPTIONAL {
-        let _ = mount(Some(*kind), *place, Some(*kind), *flags, Some(*options));
-    }
     Ok(())
+}
+
+/// The firmware's variables, whose file system is a module. A machine without them starts all the same.
+pub(crate) fn mount_variables() {
+    let kind = "efivarfs";
+    if let Err(errno) = mount(Some(kind), efi::VARIABLES, Some(kind), PLAIN, None::<&str>) {
+        say(format_args!("the firmware's variables cannot be read: {}", errno.desc()));
+    }
 }

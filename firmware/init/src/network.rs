@@ -45,7 +45,7 @@ struct Interface {
 }
 
 /// Does not return before there is an address; then says it.
-pub(crate) fn bring_up(given: Option<&Static>) {
+pub(crate) fn bring_up(given: Option<&Static>) -> Lease {
     if let Some(index) = index_of(Path::new("/sys/class/net/lo")) {
         drop(link_up(index));
     }
@@ -54,7 +54,8 @@ pub(crate) fn bring_up(given: Option<&Static>) {
         match bring_up_once(given) {
             Ok((interface, lease)) => {
                 let Prefixed { address, prefix } = lease.address;
-                return say(format_args!("network {}: {address}/{prefix}", interface.name));
+                say(format_args!("network {}: {address}/{prefix}", interface.name));
+                return lease;
             }
             Err(error) => {
                 let reason = error.to_string();
@@ -73,7 +74,7 @@ fn bring_up_once(given: Option<&Static>) -> Result<(Interface, Lease), InitError
     let mut last = InitError::Missing("network interface".to_owned());
     for interface in interfaces {
         let lease = link_up(interface.index).and_then(|()| match given {
-            Some(given) => Ok(Lease { address: given.address, gateway: given.gateway }),
+            Some(given) => Ok(Lease { address: given.address, gateway: given.gateway, time_servers: Vec::new() }),
             None => ask(&interface),
         });
         match lease.and_then(|lease| configure(interface.index, &lease).map(|()| lease)) {

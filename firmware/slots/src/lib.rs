@@ -161,6 +161,12 @@ impl Slots {
         self.installed.iter().copied().find(|installed| installed.entry.slot == slot)
     }
 
+    /// The slot that runs: the one that the boot loader selected, if the version in it is the one that runs.
+    pub fn running(&self, selected: Option<Slot>, version: Option<Version>) -> Option<Slot> {
+        let installed = self.get(selected?)?;
+        (Some(installed.version) == version).then_some(installed.entry.slot)
+    }
+
     /// The slots in the order in which systemd-boot tries them.
     pub fn order(&self) -> Vec<Installed> {
         let mut order = self.installed.clone();

@@ -9,8 +9,10 @@ use crate::{
     uki::{self, Parts},
 };
 use std::{
+    env,
     fs::{self, File},
     io::BufReader,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -55,7 +57,8 @@ pub fn build(
     step("modules and initramfs");
     let modules = modules::select(&kernel.root.join("lib/modules").join(&release), &recipe.kernel.modules)?;
     let os_release = os_release(recipe, version);
-    let initrd = initramfs(recipe, &modules, &os_release)?;
+    let since = build_time(&kernel.root.join(format!("boot/vmlinuz-{release}")))?;
+    let initrd = initramfs(recipe, &modules, &os_release, since)?;
     step("unified kernel image");
     let read = |root: &Path, path: &str| fs::read(root.join(path)).map_err(ImageError::at(root.join(path)));
     let (stub, loader) = (read(&boot.root, STUB)?, read(&boot.root, LOADER)?);
@@ -127,9 +130,28 @@ fn os_release(recipe: &Recipe, version: &str) -> String {
     )
 }
 
-fn initramfs(recipe: &Recipe, modules: &[modules::Module], os_release: &str) -> Result<Vec<u8>, ImageError> {
+/// A time before which this image was not there, seconds since 1970: `SOURCE_DATE_EPOCH` or its kernel's, the later one. Its
+/// clock is never before it.
+fn build_time(linux: &Path) -> Result<u64, ImageError> {
+    let kernel = fs::metadata(linux).map_err(ImageError::at(linux))?.mtime();
+    let source = env::var("SOURCE_DATE_EPOCH").unwrap_or_default();
+    let wrong = || ImageError::Disk(format!("SOURCE_DATE_EPOCH is {source:?}; it is a number of seconds since 1970"));
+    let source = if source.is_empty() { 0 } else { source.parse().map_err(|_| wrong())? };
+    Ok(source.max(u64::try_from(kernel).unwrap_or(0)))
+}
+
+fn initramfs(
+    recipe: &Recipe,
+    modules: &[modules::Module],
+    os_release: &str,
+    since: u64,
+) -> Result<Vec<u8>, ImageError> {
     let mut tree = Tree::new();
     tree.file("etc/os-release", os_release.as_bytes().to_vec(), false);
+    tree.file("etc/build-time", format!("{since}\n").into_bytes(), false);
+    if let Some(key) = &recipe.update.key {
+        tree.file("etc/update.pub", fs::read(key).map_err(ImageError::at(key))?, false);
+    }
     for program in &recipe.programs {
         let bytes = fs::read(&program.from).map_err(ImageError::at(&program.from))?;
         tree.file(&program.to.to_string_lossy(), bytes, true);

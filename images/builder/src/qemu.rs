@@ -15,8 +15,9 @@ use tempfile::TempDir;
 /// Debian's build of the firmware.
 const FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 const FIRMWARE_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
-/// Where requests are answered in the image.
+/// Where requests are answered in the image, and telemetry.
 const PORT: u16 = 8443;
+const TELEMETRY_PORT: u16 = 9443;
 
 /// What the disk is attached to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +52,8 @@ pub struct Machine {
     pub image: PathBuf,
     /// Port of this machine that is forwarded.
     pub port: u16,
+    /// Port of this machine that is forwarded to where telemetry is answered, if any.
+    pub telemetry_port: Option<u16>,
     /// Bytes of memory.
     pub memory: u64,
     /// Processors.
@@ -146,7 +149,9 @@ impl Machine {
                 add("-device", "usb-storage,drive=disk".to_owned());
             }
         }
-        add("-netdev", format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{}-:{PORT}", self.port));
+        let forward = |from: u16, to: u16| format!(",hostfwd=tcp:127.0.0.1:{from}-:{to}");
+        let telemetry = self.telemetry_port.map(|from| forward(from, TELEMETRY_PORT)).unwrap_or_default();
+        add("-netdev", format!("user,id=net,restrict=on{}{telemetry}", forward(self.port, PORT)));
         add("-device", format!("{},netdev=net,romfile=", self.nic));
         add("-device", "i6300esb".to_owned());
         arguments.extend(["-nodefaults", "-no-user-config"].map(str::to_owned));
@@ -171,6 +176,7 @@ mod tests {
         Machine {
             image: "a,b.img".into(),
             port: 9000,
+            telemetry_port: Some(9001),
             memory: 1 << 30,
             cpus: 2,
             disk,
@@ -188,7 +194,7 @@ mod tests {
             "-m 1024M -smp 2",
             "snapshot=on,file=a,,b.img",
             "nvme,drive=disk",
-            "restrict=on,hostfwd=tcp:127.0.0.1:9000-:8443",
+            "restrict=on,hostfwd=tcp:127.0.0.1:9000-:8443,hostfwd=tcp:127.0.0.1:9001-:9443",
             "e1000e,netdev=net",
         ] {
             assert!(line.contains(part), "{part}: {line}");

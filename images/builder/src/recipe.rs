@@ -20,6 +20,9 @@ pub struct Recipe {
     pub kernel: Kernel,
     /// `[boot]`
     pub boot: Boot,
+    /// `[update]`
+    #[serde(default)]
+    pub update: Update,
     /// `[[program]]`
     #[serde(rename = "program")]
     pub programs: Vec<Program>,
@@ -36,7 +39,7 @@ pub struct Image {
     /// Bytes of the boot partition; it holds two slots and one that is being written.
     #[serde(deserialize_with = "size")]
     pub esp: u64,
-    /// Bytes of the data partition; the appliance grows it to the disk's end at its first boot.
+    /// Bytes of the data partition; the appliance grows it to the disk's end.
     #[serde(deserialize_with = "size")]
     pub data: u64,
 }
@@ -59,6 +62,14 @@ pub struct Kernel {
 pub struct Boot {
     /// Debian's package of systemd-boot and its stub.
     pub package: String,
+}
+
+/// Who may update the appliance.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Update {
+    /// The file of the public key of bundles, of `ember image key`; without it `machine.toml` names one, or nobody may.
+    pub key: Option<PathBuf>,
 }
 
 /// A program in the initramfs.
@@ -133,6 +144,9 @@ modules = ["ext4"]
 [boot]
 package = "systemd-boot-efi"
 
+[update]
+key = "update.key.pub"
+
 [[program]]
 from = "target/emberd"
 to = "/init"
@@ -143,6 +157,7 @@ to = "/init"
         let recipe = Recipe::parse(RECIPE).unwrap();
         assert_eq!((recipe.image.esp, recipe.image.data), (160 << 20, 64 << 20));
         assert_eq!(recipe.programs[0].to, Path::new("/init"));
+        assert_eq!(recipe.update.key.as_deref(), Some(Path::new("update.key.pub")));
     }
 
     #[test]

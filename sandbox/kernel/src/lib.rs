@@ -18,6 +18,7 @@ pub mod confine;
 pub mod cores;
 pub mod disk;
 pub mod escape;
+pub mod hardware;
 pub mod identity;
 pub mod landlock;
 pub mod limits;

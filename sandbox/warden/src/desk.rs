@@ -74,9 +74,7 @@ impl Desk {
             Call::Models => self.shared.store.list().map(|models| Some(Reply::Models(models))),
             Call::ModelRemove { digest } => self.work(id, move |shared| remove(shared, &digest)),
             Call::UpdateApply => self.update(id, descriptor),
-            Call::UpdateStatus => {
-                self.work(id, |shared| updates::status(shared.config.update.as_ref()).map(Reply::Updates))
-            }
+            Call::UpdateStatus => self.work(id, |shared| updates::status(&shared.config).map(Reply::Updates)),
             Call::UpdateRollBack => self.roll_back(id),
         };
         match answer {
@@ -164,9 +162,13 @@ impl Desk {
         let permit = Permit::take(&self.updates, UPDATES_MAX)?;
         let shared = Arc::clone(&self.shared);
         let apply = move || {
-            let applied = updates::apply(shared.config.update.as_ref(), File::from(source));
+            let applied = updates::apply(&shared.config, File::from(source));
             drop(permit);
+            let is_changed = applied.is_ok();
             shared.outbox.reply(id, applied.map(Reply::Updates));
+            if is_changed {
+                start_again(&shared);
+            }
         };
         let thread = thread::Builder::new().name("update".into()).spawn(apply);
         thread.map_err(|error| sandbox_error("supervision", error))?;
@@ -176,9 +178,9 @@ impl Desk {
     fn roll_back(&mut self, id: u64) -> Result<Option<Reply>, WardenError> {
         let permit = Permit::take(&self.updates, UPDATES_MAX)?;
         self.work(id, move |shared| {
-            let done = updates::roll_back(shared.config.update.as_ref());
+            let done = updates::roll_back(&shared.config);
             drop(permit);
-            done.map(Reply::Updates)
+            done.map(Reply::Updates).inspect(|_| start_again(shared))
         })
     }
 
@@ -192,6 +194,14 @@ impl Desk {
             }
         }
         self.shared.spares.end_all(&self.shared);
+    }
+}
+
+/// Who asked is answered all the same: a service that ends lets its requests end first.
+fn start_again(shared: &Shared) {
+    if let Some(after_update) = shared.config.after_update {
+        tracing::info!("a slot was changed: the machine starts again");
+        after_update();
     }
 }
 

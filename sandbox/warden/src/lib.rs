@@ -107,6 +107,8 @@ pub struct WardenConfig {
     pub may_lack_layers: bool,
     /// The appliance's slots, on a machine that Ember booted.
     pub update: Option<Place>,
+    /// What is done when a slot was changed, for the machine to start again; nothing, where somebody else sees to that.
+    pub after_update: Option<fn()>,
 }
 
 impl WardenConfig {
@@ -132,6 +134,7 @@ impl WardenConfig {
             load_timeout,
             may_lack_layers: false,
             update: None,
+            after_update: None,
         }
     }
 }

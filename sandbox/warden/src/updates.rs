@@ -3,15 +3,17 @@
 //! What a bundle must be is `firmware/bundle`'s; this tells the server what became of it. Without a place, which is any
 //! host that Ember did not boot, every call is refused.
 
+use crate::WardenConfig;
 use firmware_bundle::{BundleError, Place, Status};
 use firmware_slots::{Installed, Slot};
 use sandbox_wire::warden::{SlotEntry, SlotState, UpdateStatus, WardenError};
 use std::io::{self, Read};
 
 /// What there is.
-pub(crate) fn status(place: Option<&Place>) -> Result<UpdateStatus, WardenError> {
-    let Status { slots, running, floor } = there(place)?.status().map_err(|error| told(&error))?;
+pub(crate) fn status(config: &WardenConfig) -> Result<UpdateStatus, WardenError> {
+    let Status { slots, running, floor } = there(config)?.status().map_err(|error| told(&error))?;
     Ok(UpdateStatus {
+        restarts: config.after_update.is_some(),
         running: running.map(|slot: Slot| slot.to_string()),
         floor: floor.map(|floor| floor.to_string()),
         slots: slots.order().into_iter().map(entry).collect(),
@@ -21,25 +23,25 @@ pub(crate) fn status(place: Option<&Place>) -> Result<UpdateStatus, WardenError>
 /// Installs the bundle that `source` gives, to its end; what there is then.
 ///
 /// A bundle that is refused is read to its end as well: who is still sending would not see the reason.
-pub(crate) fn apply(place: Option<&Place>, mut source: impl Read) -> Result<UpdateStatus, WardenError> {
-    let applied = there(place).and_then(|place| place.apply(&mut source).map_err(|error| told(&error)));
+pub(crate) fn apply(config: &WardenConfig, mut source: impl Read) -> Result<UpdateStatus, WardenError> {
+    let applied = there(config).and_then(|place| place.apply(&mut source).map_err(|error| told(&error)));
     if applied.is_err() {
         let _ = io::copy(&mut source, &mut io::sink());
     }
     let installed = applied?;
     tracing::info!(slot = %installed.slot, version = installed.manifest.version, "update installed");
-    status(place)
+    status(config)
 }
 
 /// Has the other slot started from the next start on; what there is then.
-pub(crate) fn roll_back(place: Option<&Place>) -> Result<UpdateStatus, WardenError> {
-    there(place)?.roll_back().map_err(|error| told(&error))?;
+pub(crate) fn roll_back(config: &WardenConfig) -> Result<UpdateStatus, WardenError> {
+    there(config)?.roll_back().map_err(|error| told(&error))?;
     tracing::info!("the other slot is started next");
-    status(place)
+    status(config)
 }
 
-fn there(place: Option<&Place>) -> Result<&Place, WardenError> {
-    place.ok_or(WardenError::NoSlots)
+fn there(config: &WardenConfig) -> Result<&Place, WardenError> {
+    config.update.as_ref().ok_or(WardenError::NoSlots)
 }
 
 fn entry(installed: Installed) -> SlotEntry {

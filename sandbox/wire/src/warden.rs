@@ -336,6 +336,8 @@ pub struct UpdateStatus {
     pub floor: Option<String>,
     /// The slots, in the order in which they are tried.
     pub slots: Vec<SlotEntry>,
+    /// Whether the machine starts again by itself once a slot was changed.
+    pub restarts: bool,
 }
 
 /// A slot.

@@ -29,10 +29,11 @@ const LAYERS: &[(&str, &[&str])] = &[
             "appliance-ui",
             "sandbox-snapshot",
             "images-uki",
+            "firmware-gpt",
         ],
     ),
     ("fences", &["appliance-runtime", "appliance-meter", "sandbox-kernel", "sandbox-model"]),
-    ("mechanisms", &["sandbox-image", "images-builder", "firmware-bundle", "firmware-init", "tests-synthetic"]),
+    ("mechanisms", &["sandbox-image", "images-builder", "firmware-bundle", "tests-synthetic"]),
     (
         "stages",
         &[
@@ -43,6 +44,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "appliance-telemetry",
             "sandbox-warden",
             "firmware-flash",
+            "firmware-init",
         ],
     ),
     ("ends", &["appliance-listener", "appliance-fleet", "appliance-sim"]),

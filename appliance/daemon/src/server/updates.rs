@@ -39,7 +39,9 @@ pub(super) async fn roll_back(call: &Call) -> Answered {
 }
 
 fn told(reply: WardenReply) -> Answered {
-    let WardenReply::Updates(UpdateStatus { running, floor, slots }) = reply else { return Err(out_of_place()) };
+    let WardenReply::Updates(UpdateStatus { running, floor, slots, restarts }) = reply else {
+        return Err(out_of_place());
+    };
     let next = slots.first().map(|slot| slot.slot.clone());
     let slots: Vec<Value> = slots
         .iter()
@@ -52,5 +54,5 @@ fn told(reply: WardenReply) -> Answered {
             json!({ "slot": slot.slot, "version": slot.version, "state": state, "trials_left": left })
         })
         .collect();
-    Ok(reply::json(&json!({ "running": running, "next": next, "floor": floor, "slots": slots })))
+    Ok(reply::json(&json!({ "running": running, "next": next, "floor": floor, "slots": slots, "restarts": restarts })))
 }

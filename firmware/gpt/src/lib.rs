@@ -1,4 +1,5 @@
-//! The partition table of an image on a larger disk: its second copy belongs at the disk's end.
+//! The partition table of an image on a larger disk: its second copy belongs at the disk's end, and its last partition may
+//! reach up to there.
 //!
 //! ```text
 //!  sector  0      protective MBR: the disk's size
@@ -11,7 +12,7 @@
 //! Pure: bytes in, bytes out. UEFI 2.10, chapter 5.3.
 
 /// Bytes of a sector; images have no other.
-pub(crate) const SECTOR: u64 = 512;
+pub const SECTOR: u64 = 512;
 
 const SIGNATURE: &[u8] = b"EFI PART";
 const HEADER: usize = 512;
@@ -24,22 +25,45 @@ const HEADER_BYTES: usize = 92;
 const EFI_SYSTEM: [u8; 16] =
     [0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11, 0xba, 0x4b, 0x00, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b];
 
+/// Bytes at a disk's begin that hold the table's first copy, with what goes before it.
+pub const HEAD_BYTES: usize = (ENTRIES_LBA + ENTRIES_SECTORS) as usize * HEADER;
+/// Partitions begin and end at multiples of this, 1 MiB.
+const ALIGNED_SECTORS: u64 = 2048;
+
+/// A partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Partition {
+    /// Its number, from 1.
+    pub number: u32,
+    /// Its name.
+    pub name: String,
+    /// Its own id, as it is written on disks.
+    pub id: [u8; 16],
+    /// Its first sector.
+    pub first: u64,
+    /// Its last sector.
+    pub last: u64,
+}
+
 /// The table's second copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Backup {
+pub struct Backup {
     /// Where it goes, bytes.
-    pub(crate) offset: u64,
+    pub offset: u64,
     /// Entries and header.
-    pub(crate) bytes: Vec<u8>,
+    pub bytes: Vec<u8>,
 }
 
 /// Whether `head`, an image's first bytes, has a table.
-pub(crate) fn is_there(head: &[u8]) -> bool {
+pub fn is_there(head: &[u8]) -> bool {
     head.get(HEADER..HEADER + SIGNATURE.len()) == Some(SIGNATURE)
 }
 
-/// Makes the table in `head` that of a disk of `bytes`; its second copy. `Err` says what is wrong with it.
-pub(crate) fn fit(head: &mut [u8], bytes: u64) -> Result<Backup, String> {
+/// Makes the table in `head` that of a disk of `bytes`; its second copy.
+///
+/// # Errors
+/// What is wrong with the table.
+pub fn fit(head: &mut [u8], bytes: u64) -> Result<Backup, String> {
     check(head)?;
     let last = bytes / SECTOR - 1;
     let first_of_backup = last - ENTRIES_SECTORS;
@@ -56,9 +80,7 @@ pub(crate) fn fit(head: &mut [u8], bytes: u64) -> Result<Backup, String> {
         for (at, value) in [(24, own), (32, other), (48, first_of_backup - 1), (72, entries)] {
             header[at..at + 8].copy_from_slice(&value.to_le_bytes());
         }
-        header[16..20].fill(0);
-        let sum = crc32(&header[..HEADER_BYTES]);
-        header[16..20].copy_from_slice(&sum.to_le_bytes());
+        seal(header);
     }
     let table = ENTRIES_LBA as usize * 512;
     let mut bytes = head[table..table + ENTRIES_SECTORS as usize * 512].to_vec();
@@ -66,8 +88,56 @@ pub(crate) fn fit(head: &mut [u8], bytes: u64) -> Result<Backup, String> {
     Ok(Backup { offset: first_of_backup * SECTOR, bytes })
 }
 
+/// Makes the last partition in `head` reach the end of a disk of `bytes`: what it is then, and the table's second copy.
+/// `None` where it does already.
+///
+/// # Errors
+/// What is wrong with the table.
+pub fn grow(head: &mut [u8], bytes: u64) -> Result<Option<(Partition, Backup)>, String> {
+    let Some(partition) = partitions(head)?.into_iter().max_by_key(|partition| partition.last) else { return Ok(None) };
+    let first_of_backup = (bytes / SECTOR).saturating_sub(1 + ENTRIES_SECTORS);
+    let end = first_of_backup / ALIGNED_SECTORS * ALIGNED_SECTORS;
+    if end <= partition.last + 1 {
+        return Ok(None);
+    }
+    let table = ENTRIES_LBA as usize * HEADER;
+    let last = end - 1;
+    head[table + (partition.number as usize - 1) * ENTRY_BYTES + 40..][..8].copy_from_slice(&last.to_le_bytes());
+    let length = u32_at(&head[HEADER..], 80) as usize * ENTRY_BYTES;
+    let sum = crc32(&head[table..table + length]);
+    let header = &mut head[HEADER..HEADER * 2];
+    header[88..92].copy_from_slice(&sum.to_le_bytes());
+    seal(header);
+    Ok(Some((Partition { last, ..partition }, fit(head, bytes)?)))
+}
+
+/// The partitions in `head`.
+///
+/// # Errors
+/// What is wrong with the table.
+pub fn partitions(head: &[u8]) -> Result<Vec<Partition>, String> {
+    check(head)?;
+    let count = u32_at(&head[HEADER..], 80) as usize;
+    let entries = head[ENTRIES_LBA as usize * HEADER..].chunks_exact(ENTRY_BYTES).take(count);
+    let read = |(number, entry): (u32, &[u8])| {
+        let is_used = entry[..16].iter().any(|byte| *byte != 0);
+        let letters = entry[56..].chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]]));
+        is_used.then(|| Partition {
+            number,
+            name: char::decode_utf16(letters.take_while(|letter| *letter != 0)).map(|c| c.unwrap_or('?')).collect(),
+            id: *entry[16..].first_chunk().expect("an entry has 128 bytes"),
+            first: u64_at(entry, 32),
+            last: u64_at(entry, 40),
+        })
+    };
+    Ok((1..).zip(entries).filter_map(read).collect())
+}
+
 /// Where the boot partition is, in bytes: from, to.
-pub(crate) fn boot_partition(head: &[u8]) -> Result<(u64, u64), String> {
+///
+/// # Errors
+/// What is wrong with the table.
+pub fn boot_partition(head: &[u8]) -> Result<(u64, u64), String> {
     check(head)?;
     let found = entries(head).into_iter().find(|entry| entry[..16] == EFI_SYSTEM);
     let entry = found.ok_or("it has no EFI system partition")?;
@@ -77,6 +147,13 @@ pub(crate) fn boot_partition(head: &[u8]) -> Result<(u64, u64), String> {
         return Err("its EFI system partition has no place".to_owned());
     }
     Ok((bytes(first)?, bytes(last.saturating_add(1))?))
+}
+
+/// Writes a header's checksum of itself.
+fn seal(header: &mut [u8]) {
+    header[16..20].fill(0);
+    let sum = crc32(&header[..HEADER_BYTES]);
+    header[16..20].copy_from_slice(&sum.to_le_bytes());
 }
 
 fn check(head: &[u8]) -> Result<(), String> {
@@ -127,7 +204,9 @@ fn crc32(bytes: &[u8]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ::gpt::{GptConfig, disk::LogicalBlockSize, mbr::ProtectiveMBR, partition::Partition, partition_types};
+    use ::gpt::{
+        GptConfig, disk::LogicalBlockSize, mbr::ProtectiveMBR, partition::Partition as Entry, partition_types,
+    };
     use std::{collections::BTreeMap, io::Cursor};
 
     const BYTES: usize = 8 << 20;
@@ -138,7 +217,7 @@ mod tests {
         ProtectiveMBR::with_lb_size(BYTES as u32 / 512 - 1).overwrite_lba0(&mut file).unwrap();
         let config = GptConfig::new().writable(true).logical_block_size(LogicalBlockSize::Lb512);
         let mut disk = config.create_from_device(&mut file, None).unwrap();
-        let partition = Partition {
+        let partition = Entry {
             part_type_guid: partition_types::EFI,
             part_guid: *disk.guid(),
             first_lba: 2048,
@@ -172,6 +251,37 @@ mod tests {
         assert_eq!((one.backup_lba, two.current_lba), (bytes / 512 - 1, bytes / 512 - 1));
         assert_eq!((one.last_usable, two.last_usable), (bytes / 512 - 34, bytes / 512 - 34));
         assert_eq!(read.partitions()[&1].last_lba, 8191);
+    }
+
+    #[test]
+    fn the_last_partition_grows_to_the_disk_s_end_and_another_implementation_agrees() {
+        let small = disk();
+        assert_eq!(grow(&mut small.clone()[..HEAD_BYTES], 8192 * 512 + (1 << 20)), Ok(None), "there is no room");
+        let mut larger = small.clone();
+        larger.resize(BYTES * 3 + 512, 0);
+        let bytes = larger.len() as u64;
+        let (partition, backup) = grow(&mut larger[..HEAD_BYTES], bytes).unwrap().unwrap();
+        assert_eq!((partition.number, partition.first, partition.name.as_str()), (1, 2048, "esp"));
+        larger[backup.offset as usize..].copy_from_slice(&backup.bytes);
+        let again = grow(&mut larger.clone()[..HEAD_BYTES], bytes).unwrap();
+        let read = GptConfig::new().open_from_device(Cursor::new(larger)).unwrap();
+        assert_eq!(read.partitions()[&1].last_lba, partition.last);
+        assert_eq!((partition.last + 1) % 2048, 0);
+        assert!(
+            partition.last * 512 > bytes - (2 << 20) && partition.last < read.header().last_usable,
+            "{partition:?}"
+        );
+        assert_eq!(again, None);
+    }
+
+    #[test]
+    fn partitions_are_listed_with_what_others_know_them_by() {
+        let disk = disk();
+        let partitions = partitions(&disk[..HEAD_BYTES]).unwrap();
+        let [esp] = partitions.as_slice() else { panic!("{partitions:?}") };
+        assert_eq!((esp.number, esp.name.as_str(), esp.first, esp.last), (1, "esp", 2048, 8191));
+        let read = GptConfig::new().open_from_device(Cursor::new(disk)).unwrap();
+        assert_eq!(esp.id, read.partitions()[&1].part_guid.to_bytes_le());
     }
 
     #[test]

@@ -1,0 +1,158 @@
+//! `emberd health`: whether the service below a data folder answers, asked as a client asks: over TCP, TLS and HTTP.
+//!
+//! ```text
+//!  DIR/address ─▶ GET /health ─▶ with --answer: GET /ember/v1/functions ─▶ one token of the first function that answers
+//! ```
+//! PID 1 of the appliance runs it, and trusts a new version of Ember by it. The certificate is not checked: what is asked is
+//! this machine, and an operator's own certificate may be of a CA that it does not know.
+
+use crate::{
+    arguments::Health,
+    data::{ADDRESS, ADMIN_KEY},
+    exit::Failure,
+};
+use appliance_edge::client_provider;
+use serde_json::{Value, json};
+use std::{
+    fs,
+    io::{self, Write},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
+    time::Duration,
+};
+use ureq::{Agent, tls::TlsConfig};
+
+/// Longest for any one request. A function may have to be loaded first.
+const REQUEST_MAX: Duration = Duration::from_secs(100);
+const REPLY_BYTES_MAX: u64 = 4 << 20;
+/// Functions that are asked before the service counts as failing.
+const FUNCTIONS_MAX: usize = 8;
+
+/// Asks, and prints what answered.
+pub(crate) fn run(flags: &Health) -> Result<(), Failure> {
+    let service = Service::find(Path::new(&flags.data))?;
+    service.ask("/health", None)?;
+    let said = match flags.answer {
+        false => "the server answers".to_owned(),
+        true => match service.answer()? {
+            Some(function) => format!("function {function} answers"),
+            None => "the server answers; no function is deployed".to_owned(),
+        },
+    };
+    writeln!(io::stdout().lock(), "{said}").map_err(|source| Failure::io("print", "stdout", source))
+}
+
+struct Service {
+    agent: Agent,
+    url: String,
+    authorization: String,
+}
+
+impl Service {
+    fn find(data: &Path) -> Result<Self, Failure> {
+        let read = |name: &str| {
+            let path = data.join(name);
+            fs::read_to_string(&path).map_err(|source| Failure::io("read", path, source))
+        };
+        let text = read(ADDRESS)?;
+        let address = text.trim().parse().map_err(|_| failed(format!("{ADDRESS} holds {text:?}, which is none")))?;
+        let tls = TlsConfig::builder().disable_verification(true).unversioned_rustls_crypto_provider(client_provider());
+        let config = Agent::config_builder()
+            .tls_config(tls.build())
+            .https_only(true)
+            .proxy(None)
+            .max_redirects(0)
+            .http_status_as_error(false)
+            .timeout_global(Some(REQUEST_MAX));
+        Ok(Self {
+            agent: config.build().new_agent(),
+            url: format!("https://{}", nearest(address)),
+            authorization: format!("Bearer {}", read(ADMIN_KEY)?.trim()),
+        })
+    }
+
+    /// The first function that answers, unless there is none.
+    fn answer(&self) -> Result<Option<String>, Failure> {
+        let functions = self.ask("/ember/v1/functions", None)?;
+        let mut fault = None;
+        for function in functions["data"].as_array().into_iter().flatten().take(FUNCTIONS_MAX) {
+            let Some((name, path, body)) = question(function) else { continue };
+            match self.ask(path, Some(&body)) {
+                Ok(_) => return Ok(Some(name.to_owned())),
+                Err(error) => fault = Some(error),
+            }
+        }
+        fault.map_or(Ok(None), Err)
+    }
+
+    /// The reply's JSON, if its status is 200.
+    fn ask(&self, path: &str, body: Option<&Value>) -> Result<Value, Failure> {
+        let url = format!("{}{path}", self.url);
+        let unreachable = |error: ureq::Error| failed(format!("{path}: {error}"));
+        let sent = match body {
+            None => self.agent.get(&url).header("authorization", &self.authorization).call(),
+            Some(body) => self.agent.post(&url).header("authorization", &self.authorization).send_json(body),
+        };
+        let mut reply = sent.map_err(unreachable)?;
+        let status = reply.status().as_u16();
+        let text = reply.body_mut().with_config().limit(REPLY_BYTES_MAX).read_to_string().map_err(unreachable)?;
+        let parsed: Result<Value, _> = serde_json::from_str(&text);
+        match (status, parsed) {
+            (200, Ok(value)) => Ok(value),
+            (200, Err(error)) => Err(failed(format!("{path}: {error}"))),
+            (status, value) => {
+                let reason = value.ok().and_then(|value| value["error"]["message"].as_str().map(str::to_owned));
+                Err(failed(format!("{path} is answered by {status}: {}", reason.unwrap_or_default())))
+            }
+        }
+    }
+}
+
+/// A function's name, and the least that it can be asked.
+fn question(function: &Value) -> Option<(&str, &'static str, Value)> {
+    let name = function["name"].as_str()?;
+    let messages = json!([{ "role": "user", "content": "Hello" }]);
+    let (path, body) = match function["task"].as_str()? {
+        "embedding" => ("/v1/embeddings", json!({ "model": name, "input": "Hello" })),
+        "completion" => ("/v1/completions", json!({ "model": name, "prompt": "Hello", "max_tokens": 1 })),
+        _ => ("/v1/chat/completions", json!({ "model": name, "messages": messages, "max_tokens": 1 })),
+    };
+    Some((name, path, body))
+}
+
+/// Where this machine itself reaches what listens on `address`.
+fn nearest(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
+
+fn failed(reason: String) -> Failure {
+    Failure::Service(format!("health: {reason}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_listens_everywhere_is_reached_here() {
+        let reached = |address: &str| nearest(address.parse().unwrap()).to_string();
+        assert_eq!(reached("0.0.0.0:8443"), "127.0.0.1:8443");
+        assert_eq!(reached("[::]:8443"), "[::1]:8443");
+        assert_eq!(reached("192.0.2.7:8443"), "192.0.2.7:8443");
+    }
+
+    #[test]
+    fn each_task_is_asked_what_it_answers() {
+        let path = |task: &str| question(&json!({ "name": "f", "task": task })).unwrap().1;
+        assert_eq!(
+            ["chat", "completion", "embedding"].map(path),
+            ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
+        );
+        assert_eq!(question(&json!({ "task": "chat" })), None);
+    }
+}
