@@ -23,7 +23,7 @@ use seen::{Known, counts};
 
 /// Bytes that a token stands for at most, spaces not counted: vocabularies hold runs of up to 128 spaces, and shorter ones of
 /// dashes and the like.
-const LONGEST: usize = 128;
+pub(crate) const LONGEST: usize = 128;
 /// Tokens that a template puts before the first message at most, beside the function's system prompt.
 const HEAD: u32 = 1_024;
 

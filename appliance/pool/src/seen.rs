@@ -10,7 +10,8 @@
 //! prompts' marks, a sixteenth of their size. Spaces do not count, for templates add and take away some. What stands in a
 //! chat is found by other chats as whole messages; a tenant that sent templates of its own as text beside chats may have all.
 //!
-//! Left out: a prompt's beginning that all chats have ([`super::claims`] adds it); templates that change letters.
+//! Left out: a prompt's beginning that all chats have ([`super::claims`] adds it); templates that change letters, or put two
+//! messages together with nothing between them.
 
 use sandbox_wire::runner::{Generate, Id, Prompt, REUSE_REQUESTS, Role, Tenant};
 use std::{
@@ -47,23 +48,38 @@ struct Asked {
     id: Id,
     tenant: Tenant,
     kind: mem::Discriminant<Prompt>,
-    parts: Vec<Marks>,
-    /// Tokens of its answer, at most, which go on after it: a chat's are a message of their own.
-    answered: Option<u32>,
+    /// Of each part that has one.
+    marks: Vec<Marks>,
+    /// What is after the last mark of a prompt that its answer goes on after: a chat's is a message of its own.
+    end: Option<End>,
 }
 
-/// A number for each beginning of a text.
+/// A number for each beginning of a text, [`MARK`] letters longer than the one before.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Marks(Vec<u32>);
 
+#[derive(Clone, Debug)]
+struct End {
+    letters: Vec<u8>,
+    /// Tokens that were answered, and the most that can be.
+    answered: u32,
+    most: u32,
+}
+
 impl Seen {
-    /// What of a prompt may be known here, which is asked now.
-    pub(crate) fn ask(&mut self, id: Id, generate: &Generate) -> Known {
+    /// What of a prompt may be known here, which is asked now. More than `bytes_max` of letters cannot be fed.
+    pub(crate) fn ask(&mut self, id: Id, generate: &Generate, bytes_max: usize) -> Known {
         let Some(tenant) = generate.tenant else { return Known::default() };
         let kind = mem::discriminant(&generate.prompt);
-        let parts = marks(&generate.prompt);
-        let known = self.known(tenant, kind, &generate.prompt, &parts);
-        self.0.push_back(Asked { id, tenant, kind, parts, answered: untold(generate) });
+        let counts = counts(&generate.prompt).map(|part| letters(&generate.prompt, part, bytes_max));
+        let known = self.known(tenant, kind, counts.as_deref());
+        self.0.push_back(Asked {
+            id,
+            tenant,
+            kind,
+            marks: marks(&generate.prompt, bytes_max),
+            end: end(generate, counts),
+        });
         if self.0.len() > REUSE_REQUESTS {
             self.0.pop_front();
         }
@@ -72,19 +88,29 @@ impl Seen {
 
     /// So many more tokens of an answer came.
     pub(crate) fn answer(&mut self, id: Id, tokens: u32) {
-        if let Some(asked) = self.0.iter_mut().rfind(|asked| asked.id == id) {
-            asked.answered = asked.answered.map(|before| before.saturating_add(tokens));
+        if let Some(end) = self.0.iter_mut().rfind(|asked| asked.id == id).and_then(|asked| asked.end.as_mut()) {
+            end.answered = end.answered.saturating_add(tokens).min(end.most);
         }
     }
 
-    fn known(&self, tenant: Tenant, kind: mem::Discriminant<Prompt>, prompt: &Prompt, parts: &[Marks]) -> Known {
+    fn known(&self, tenant: Tenant, kind: mem::Discriminant<Prompt>, letters: Option<&[u8]>) -> Known {
         let own = || self.0.iter().filter(|asked| asked.tenant == tenant);
         if own().any(|asked| asked.kind != kind) {
             return Known::ALL;
         }
-        let Some(counts) = counts(prompt).and_then(|part| parts.get(part)) else { return Known::ALL };
-        let each = own().flat_map(|asked| asked.parts.iter().map(|part| (part, asked.answered.unwrap_or(0))));
-        each.map(|(part, answered)| part.known(counts, answered)).fold(Known::default(), Known::or)
+        let Some(letters) = letters else { return Known::ALL };
+        let counts = Marks::new(letters);
+        own().map(|asked| asked.known(&counts, letters)).fold(Known::default(), Known::or)
+    }
+}
+
+impl Asked {
+    /// How much of a text may be known to who has this.
+    fn known(&self, counts: &Marks, letters: &[u8]) -> Known {
+        let same = self.marks.iter().map(|marks| marks.same(counts)).max().unwrap_or(0);
+        let whole = same == self.marks.first().map_or(0, |marks| marks.0.len());
+        let goes_on = self.end.as_ref().filter(|end| whole && letters[same * MARK..].starts_with(&end.letters));
+        Known { bytes: (same + 1) * MARK, tokens: goes_on.map_or(0, |end| end.answered) }
     }
 }
 
@@ -113,11 +139,8 @@ impl Marks {
         Self(letters.chunks_exact(MARK).map(mark).collect())
     }
 
-    /// How much of another may be known to who has this, and after it an answer of so many tokens.
-    fn known(&self, other: &Self, answered: u32) -> Known {
-        let same = self.0.iter().zip(&other.0).take_while(|(a, b)| a == b).count();
-        let tokens = if same == self.0.len() { answered } else { 0 };
-        Known { bytes: (same + 1) * MARK, tokens }
+    fn same(&self, other: &Self) -> usize {
+        self.0.iter().zip(&other.0).take_while(|(a, b)| a == b).count()
     }
 }
 
@@ -129,22 +152,37 @@ pub(crate) fn counts(prompt: &Prompt) -> Option<usize> {
     }
 }
 
-fn marks(prompt: &Prompt) -> Vec<Marks> {
-    let letters = |text: &str| Marks::new(text.split_whitespace().collect::<String>().as_bytes());
+/// A part's letters; of tokens their numbers.
+fn letters(prompt: &Prompt, part: usize, bytes_max: usize) -> Vec<u8> {
+    let of = |text: &str| text.split_whitespace().flat_map(str::bytes).take(bytes_max).collect();
     match prompt {
-        Prompt::Chat(messages) => messages.iter().map(|message| letters(&message.content)).collect(),
-        Prompt::Text(text) => vec![letters(text)],
-        Prompt::Tokens(tokens) => {
-            vec![Marks::new(&tokens.iter().flat_map(|token| token.to_le_bytes()).collect::<Vec<_>>())]
-        }
+        Prompt::Chat(messages) => messages.get(part).map_or(Vec::new(), |message| of(&message.content)),
+        Prompt::Text(text) => of(text),
+        Prompt::Tokens(tokens) => tokens.iter().flat_map(|token| token.to_le_bytes()).take(bytes_max).collect(),
     }
 }
 
-/// Tokens that are computed and never told: of a stop string, which may be a token a byte, and of letters that are not whole.
-fn untold(generate: &Generate) -> Option<u32> {
+fn marks(prompt: &Prompt, bytes_max: usize) -> Vec<Marks> {
+    let parts = match prompt {
+        Prompt::Chat(messages) => messages.len(),
+        Prompt::Text(_) | Prompt::Tokens(_) => 1,
+    };
+    let mut left = bytes_max;
+    let part = |part| {
+        let letters = letters(prompt, part, left);
+        left -= letters.len();
+        Marks::new(&letters)
+    };
+    (0..parts).map(part).filter(|marks| !marks.0.is_empty()).collect()
+}
+
+fn end(generate: &Generate, counts: Option<Vec<u8>>) -> Option<End> {
+    let letters = counts.filter(|_| !matches!(generate.prompt, Prompt::Chat(_)))?;
+    // Of a stop string, which may be a token a byte, and of letters that are not whole, no token is told.
     let stop = generate.stop.iter().map(String::len).max().unwrap_or(0);
-    let goes_on = !matches!(generate.prompt, Prompt::Chat(_));
-    goes_on.then(|| u32::try_from(stop).unwrap_or(u32::MAX).saturating_add(UNTOLD))
+    let answered = u32::try_from(stop).unwrap_or(u32::MAX).saturating_add(UNTOLD);
+    let (after, most) = (letters.len() / MARK * MARK, answered.saturating_add(generate.tokens_max));
+    Some(End { letters: letters[after..].to_vec(), answered, most })
 }
 
 #[cfg(test)]
@@ -185,10 +223,14 @@ mod tests {
         format!("{first} {}", "word ".repeat(159))
     }
 
+    fn ask(seen: &mut Seen, id: Id, generate: Generate) -> Known {
+        seen.ask(id, &generate, usize::MAX)
+    }
+
     /// Letters that may be known of what is asked last.
     fn last(asked: &[Generate]) -> usize {
         let mut seen = Seen::default();
-        (0..).zip(asked).map(|(id, generate)| seen.ask(id, generate).bytes).last().unwrap()
+        (0..).zip(asked).map(|(id, generate)| seen.ask(id, generate, usize::MAX).bytes).last().unwrap()
     }
 
     #[test]
@@ -228,17 +270,17 @@ mod tests {
     #[test]
     fn an_answer_is_known_to_who_goes_on_after_it() {
         let mut seen = Seen::default();
-        seen.ask(1, &text(ANN, long("Tell")));
+        ask(&mut seen, 1, text(ANN, long("Tell")));
         seen.answer(1, 30);
         seen.answer(1, 12);
         seen.answer(9, 500);
-        seen.ask(4, &chat(BOB, &["Hello."]));
+        ask(&mut seen, 4, chat(BOB, &["Hello."]));
         seen.answer(4, 500);
-        assert_eq!(seen.ask(5, &chat(BOB, &["Hello."])).tokens, 0, "an answer is in no message of its caller's");
+        assert_eq!(ask(&mut seen, 5, chat(BOB, &["Hello."])).tokens, 0, "an answer is in no message of its caller's");
         let on = text(ANN, format!("{} It was. {}", long("Tell"), long("More")));
-        assert_eq!(seen.ask(2, &on), Known { bytes: LONG + MARK, tokens: 42 + UNTOLD });
+        assert_eq!(ask(&mut seen, 2, on), Known { bytes: LONG + MARK, tokens: 42 + UNTOLD });
         assert_eq!(
-            seen.ask(3, &text(ANN, long("Sing"))),
+            ask(&mut seen, 3, text(ANN, long("Sing"))),
             Known { bytes: MARK, tokens: 0 },
             "after another there is none"
         );
@@ -248,8 +290,11 @@ mod tests {
     fn a_stop_string_may_be_known_that_was_never_told() {
         let mut seen = Seen::default();
         let stops = vec!["\n".to_owned(), "12345678".to_owned()];
-        seen.ask(1, &Generate { stop: stops, ..text(ANN, "Count.") });
-        assert_eq!(seen.ask(2, &text(ANN, "Count. 1 2 3")).tokens, UNTOLD + 8);
+        ask(&mut seen, 1, Generate { stop: stops, ..text(ANN, "Count.") });
+        assert_eq!(ask(&mut seen, 2, text(ANN, "Count. 1 2 3")).tokens, UNTOLD + 8);
+        assert_eq!(ask(&mut seen, 3, text(ANN, "Sing.")).tokens, 0, "it does not go on after either");
+        seen.answer(3, 5_000);
+        assert_eq!(ask(&mut seen, 4, text(ANN, "Sing. La.")).tokens, UNTOLD + 100, "no more than was asked for");
     }
 
     #[test]
@@ -267,6 +312,15 @@ mod tests {
             last(&[all, vec![chat(ANN, &[&long("Tell")])]].concat())
         };
         assert_eq!((asked(REUSE_REQUESTS - 1), asked(REUSE_REQUESTS)), (LONG + MARK, 0));
+    }
+
+    #[test]
+    fn what_is_kept_of_a_prompt_is_no_more_than_can_be_fed() {
+        let mut seen = Seen::default();
+        let many = ["", "a", &long("Tell"), &long("Tell"), &long("Sing")];
+        seen.ask(1, &chat(ANN, &many), 2 * LONG);
+        let kept: Vec<_> = seen.0[0].marks.iter().map(|marks| marks.0.len()).collect();
+        assert_eq!(kept, [LONG / MARK, (LONG - 1) / MARK], "up to the limit, and nothing of what is short");
     }
 
     #[test]

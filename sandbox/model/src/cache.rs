@@ -62,13 +62,14 @@ impl Cache {
         &self.prefix
     }
 
-    /// Gives a sequence that holds the beginning of a prompt which its tenant or all chats share, and the length of that.
+    /// Gives a sequence that holds the beginning of a prompt which its tenant or all chats share, the length of that, and how
+    /// many were begun so far.
     pub(crate) fn begin(
         &mut self,
         context: &mut LlamaContext<'_>,
         tenant: Option<Tenant>,
         prompt: &[LlamaToken],
-    ) -> Result<(i32, usize), Failure> {
+    ) -> Result<(i32, usize, u64), Failure> {
         if tenant.is_none() {
             self.slots.forget().into_iter().try_for_each(|slot| remove(context, sequence(slot), 0))?;
         }
@@ -85,8 +86,7 @@ impl Cache {
                 copy(context, found.map_or(PREFIX, |found| sequence(found.slot)), into, cached)?;
             }
         }
-        self.slots.begin(slot);
-        Ok((into, cached))
+        Ok((into, cached, self.slots.begin(slot)))
     }
 
     /// Ends the answer in a sequence, which holds what is `left`; without it, it is emptied.

@@ -156,10 +156,11 @@ impl<'m> Engine<'m> {
         let sampler = Sampler::new(self.model, vocabulary, &generate.sampling, grammar.as_ref(), window)?;
         let tokens = self.prompter.tokens(&generate.prompt, generate.tools.as_ref())?;
         self.check_fits(tokens.len(), self.context_tokens - 1)?;
-        let (slot, cached) = self.cache.begin(&mut self.context, generate.tenant, &tokens)?;
+        let (slot, cached, since) = self.cache.begin(&mut self.context, generate.tenant, &tokens)?;
         let tokens_max = tokens.len().saturating_add(generate.tokens_max as usize).min(self.context_tokens as usize);
         Ok(Sequence {
             slot: Some(slot),
+            since,
             tenant: generate.tenant,
             fed: cached,
             cached,
@@ -217,7 +218,7 @@ impl<'m> Engine<'m> {
     /// # Errors
     /// Every slot has an answer, or llama.cpp failed; the sequence is then spent.
     pub fn take_up(&mut self, sequence: &mut Sequence) -> Result<(), Failure> {
-        let (slot, fed) = self.cache.begin(&mut self.context, sequence.tenant, &sequence.tokens)?;
+        let (slot, fed, _) = self.cache.begin(&mut self.context, sequence.tenant, &sequence.tokens)?;
         (sequence.slot, sequence.fed) = (Some(slot), fed);
         Ok(())
     }

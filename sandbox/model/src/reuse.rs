@@ -32,8 +32,8 @@ pub(crate) struct Slots<T> {
 #[derive(Clone, Debug)]
 enum Slot<T> {
     Empty,
-    Busy { since: u64 },
-    Kept { left: Left<T>, at: u64, since: u64 },
+    Busy,
+    Kept { left: Left<T>, at: u64 },
 }
 
 /// What an answer left computed.
@@ -45,6 +45,8 @@ pub(crate) struct Left<T> {
     pub(crate) tokens: Vec<T>,
     /// Length of the prompt.
     pub(crate) prompt: usize,
+    /// What [`Slots::begin`] gave when the answer was begun first.
+    pub(crate) since: u64,
 }
 
 /// A slot, and where the beginning of the prompt is found.
@@ -80,26 +82,27 @@ impl<T: Clone + PartialEq> Slots<T> {
         }
     }
 
-    /// An answer is made there from now on.
-    pub(crate) fn begin(&mut self, slot: usize) {
+    /// An answer is made there from now on. Gives how many were begun so far.
+    pub(crate) fn begin(&mut self, slot: usize) -> u64 {
         self.begun += 1;
-        self.slots[slot] = Slot::Busy { since: self.begun };
+        self.slots[slot] = Slot::Busy;
+        self.begun
     }
 
     /// The answer there has ended, and left this.
     pub(crate) fn end(&mut self, slot: usize, left: Option<Left<T>>) {
-        self.slots[slot] = match (&self.slots[slot], left) {
-            (Slot::Busy { since }, Some(left)) => {
+        self.slots[slot] = match left {
+            None => Slot::Empty,
+            Some(left) => {
                 self.kept += 1;
-                Slot::Kept { left, at: self.kept, since: *since }
+                Slot::Kept { left, at: self.kept }
             }
-            _ => Slot::Empty,
         };
     }
 
     /// Empties the slots that hold what ended answers left, if no answer is being made. Gives which they were.
     pub(crate) fn forget(&mut self) -> Vec<usize> {
-        if self.slots.iter().any(|slot| matches!(slot, Slot::Busy { .. })) {
+        if self.slots.iter().any(|slot| matches!(slot, Slot::Busy)) {
             return Vec::new();
         }
         let kept = |slot: &usize| matches!(self.slots[*slot], Slot::Kept { .. });
@@ -110,9 +113,9 @@ impl<T: Clone + PartialEq> Slots<T> {
 
     /// The longest beginning of a prompt that its tenant left, and whether the prompt goes on where that ended.
     fn longest(&self, tenant: Tenant, prompt: &[T]) -> Option<(Found, bool)> {
-        let serves = |since: u64| self.begun - since < REUSE_REQUESTS as u64;
+        let serves = |left: &Left<T>| self.begun.saturating_sub(left.since) < REUSE_REQUESTS as u64;
         let own = self.slots.iter().enumerate().filter_map(|(slot, kept)| match kept {
-            Slot::Kept { left, at, since } if left.tenant == tenant && serves(*since) => Some((slot, left, at)),
+            Slot::Kept { left, at } if left.tenant == tenant && serves(left) => Some((slot, left, at)),
             _ => None,
         });
         let found = own.map(|(slot, left, at)| {
@@ -126,7 +129,7 @@ impl<T: Clone + PartialEq> Slots<T> {
     fn vacant(&self) -> Option<usize> {
         let age = |slot: &Slot<T>| match slot {
             Slot::Empty => Some(0),
-            Slot::Busy { .. } => None,
+            Slot::Busy => None,
             Slot::Kept { at, .. } => Some(*at),
         };
         let free = self.slots.iter().enumerate().filter_map(|(slot, held)| Some((age(held)?, slot)));
@@ -158,7 +161,12 @@ mod tests {
     }
 
     fn left(tenant: Option<Tenant>, prompt: &str) -> Option<Left<u8>> {
-        tenant.map(|tenant| Left { tenant, tokens: format!("{prompt}yes").into_bytes(), prompt: prompt.len() })
+        tenant.map(|tenant| Left {
+            tenant,
+            tokens: format!("{prompt}yes").into_bytes(),
+            prompt: prompt.len(),
+            since: u64::MAX,
+        })
     }
 
     /// The slot, where the beginning is found, and how long it is.
@@ -258,10 +266,29 @@ mod tests {
                 None => running.drain(..).for_each(|(slot, _)| slots.end(slot, None)),
             }
             if let Some((slot, (tenant, prompt, _, leaves))) = running.pop_if(|_| *ends) {
-                let left = Left { tenant: Tenant(*tenant), tokens: prompt.clone(), prompt: prompt.len() };
+                let left =
+                    Left { tenant: Tenant(*tenant), tokens: prompt.clone(), prompt: prompt.len(), since: u64::MAX };
                 slots.end(slot, Some(left).filter(|_| *leaves && *tenant > 0));
             }
         }
+    }
+
+    #[test]
+    fn what_was_begun_long_ago_is_not_found() {
+        let found = |requests| {
+            let mut slots = Slots::new(2);
+            let since = slots.begin(0);
+            // Given another slot on its way, it is as old as when it was begun.
+            slots.begin(1);
+            slots.end(0, None);
+            slots.end(1, left(ANN, "s:hello?").map(|left| Left { since, ..left }));
+            for _ in 2..=requests {
+                slots.begin(0);
+            }
+            choose(&slots, ANN, "s:hello?yes").and_then(|(_, found)| found)
+        };
+        assert_eq!(found(REUSE_REQUESTS - 1), Some((1, 10)));
+        assert_eq!(found(REUSE_REQUESTS), None);
     }
 
     proptest! {
@@ -269,7 +296,7 @@ mod tests {
         fn what_is_found_is_the_tenants_own_and_the_prompts_beginning(requests in requests()) {
             play(&requests, |slots, (tenant, prompt, ..), choice| {
                 let Some(Choice { slot, found }) = choice else { return };
-                assert!(!matches!(slots.slots[slot], Slot::Busy { .. }), "a slot at work was given away");
+                assert!(!matches!(slots.slots[slot], Slot::Busy), "a slot at work was given away");
                 let Some(found) = found else { return };
                 assert!(found.tokens > 1 && found.tokens < prompt.len());
                 match &slots.slots[found.slot] {

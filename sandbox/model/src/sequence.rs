@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 pub struct Sequence {
     /// Its place in the KV cache; none while it is shelved.
     pub(crate) slot: Option<i32>,
+    /// What it was begun as, however often it is taken up again.
+    pub(crate) since: u64,
     pub(crate) tenant: Option<Tenant>,
     pub(crate) tokens: Vec<LlamaToken>,
     pub(crate) fed: usize,
@@ -71,7 +73,7 @@ impl Sequence {
     /// What it leaves in the KV cache for the next turn, or for itself: all that was fed.
     pub(crate) fn left(&self) -> Option<Left<LlamaToken>> {
         let tokens = self.tokens[..self.fed].to_vec();
-        Some(Left { tenant: self.tenant?, prompt: self.prompt.min(tokens.len()), tokens })
+        Some(Left { tenant: self.tenant?, prompt: self.prompt.min(tokens.len()), tokens, since: self.since })
     }
 
     /// The end of the answer.

@@ -45,7 +45,7 @@ use std::{
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
     thread,
@@ -270,7 +270,7 @@ impl Snapshots {
     }
 
     /// The turn of a snapshot that is in memory.
-    pub(crate) fn turn_of(&self, ready: &Arc<Ready>) -> Option<Turn> {
+    fn turn_of(&self, ready: &Arc<Ready>) -> Option<Turn> {
         let place = self.place(ready.function());
         let slot = lock(&place);
         slot.held.as_ref().filter(|held| Arc::ptr_eq(held, ready)).map(|_| Turn(slot.turn))
@@ -317,6 +317,19 @@ impl Snapshots {
     /// The same at leisure: one at a time, encoded while nobody else computes, not at all where it has become needless.
     pub(crate) fn write_when_idle(&self, ready: &Ready, turn: Turn) -> Result<(), WardenError> {
         let _one_at_a_time = lock(&self.leisurely);
+        self.write_idly(ready, turn)
+    }
+
+    /// The same of one that is held still when its time comes: its function then.
+    pub(crate) fn write_again_when_idle(&self, ready: &Weak<Ready>) -> Result<Option<FunctionName>, WardenError> {
+        let _one_at_a_time = lock(&self.leisurely);
+        let Some(ready) = ready.upgrade() else { return Ok(None) };
+        let Some(turn) = self.turn_of(&ready) else { return Ok(None) };
+        self.write_idly(&ready, turn)?;
+        Ok(Some(ready.function().clone()))
+    }
+
+    fn write_idly(&self, ready: &Ready, turn: Turn) -> Result<(), WardenError> {
         if lock(&self.place(ready.function())).turn != turn.0 {
             return Ok(());
         }

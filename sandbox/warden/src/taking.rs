@@ -5,12 +5,7 @@
 //!        │ goes on at once                         └─────▶ encoded and written, when cores are idle; again, once it was tried
 //! ```
 
-use crate::{
-    identity::DEVICE,
-    raw::Keeper,
-    shared::Shared,
-    snapshots::{Ready, Turn},
-};
+use crate::{identity::DEVICE, raw::Keeper, shared::Shared, snapshots::Ready};
 use appliance_types::FunctionName;
 use sandbox_image::{Files, Held, park};
 use sandbox_kernel::{cgroup::Cgroup, spawn::Child};
@@ -65,17 +60,6 @@ pub(crate) fn take(
 pub(crate) fn keep(shared: &Arc<Shared>, ready: Arc<Ready>) {
     let turn = shared.snapshots.next(ready.function(), Some(Arc::clone(&ready)));
     shared.spares.end_of(shared, ready.function());
-    write(shared, ready, turn);
-}
-
-/// Writes a snapshot again that has been tried since, with what that showed, if it is held still.
-pub(crate) fn keep_tried(shared: &Arc<Shared>, ready: &Arc<Ready>) {
-    if let Some(turn) = shared.snapshots.turn_of(ready) {
-        write(shared, Arc::clone(ready), turn);
-    }
-}
-
-fn write(shared: &Arc<Shared>, ready: Arc<Ready>, turn: Turn) {
     let writer = Arc::clone(shared);
     let write = move || {
         let function = ready.function().clone();
@@ -88,6 +72,22 @@ fn write(shared: &Arc<Shared>, ready: Arc<Ready>, turn: Turn) {
     };
     if let Err(error) = thread::Builder::new().name("snapshot".into()).spawn(write) {
         tracing::warn!(%error, "the snapshot is in memory only");
+    }
+}
+
+/// Writes a snapshot again that has been tried since, in the order which that showed, if it is held still when there is time.
+pub(crate) fn keep_tried(shared: &Arc<Shared>, ready: &Arc<Ready>) {
+    let (writer, ready) = (Arc::clone(shared), Arc::downgrade(ready));
+    let write = move || {
+        match writer.snapshots.write_again_when_idle(&ready) {
+            Ok(None) => {}
+            Ok(Some(function)) => tracing::info!(%function, "snapshot written again"),
+            Err(error) => tracing::warn!(%error, "a snapshot's file stays in the order that it had"),
+        }
+        writer.snapshots.tidy();
+    };
+    if let Err(error) = thread::Builder::new().name("snapshot".into()).spawn(write) {
+        tracing::warn!(%error, "a snapshot's file stays in the order that it had");
     }
 }
 

@@ -86,7 +86,8 @@ fn attempt(woken: &mut Woken, ready: &Ready, task: Task) -> Result<Tried, LoadEr
     let touches = Touches::new(process, image).map_err(refused)?;
     let (answering, answered) = mpsc::channel::<Infallible>();
     let first_touch = thread::scope(|scope| {
-        let watched = scope.spawn(move || watch(touches, &answered));
+        let watcher = thread::Builder::new().name("trial".into());
+        let watched = watcher.spawn_scoped(scope, move || watch(touches, &answered)).map_err(refused)?;
         let asked = woken.ask(&request(task), Instant::now() + TIMEOUT, understand);
         drop(answering);
         asked.and_then(|()| watched.join().map_err(|_| refused("nobody saw what it touched")))

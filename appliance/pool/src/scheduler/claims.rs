@@ -2,7 +2,7 @@
 
 use super::{Event, InstanceId, Scheduler, Ticket, Work};
 use crate::{
-    claims::{Claim, Least, head},
+    claims::{Claim, LONGEST, Least, head},
     seen::Known,
 };
 use sandbox_wire::runner::{FinishReason, FromRunner};
@@ -18,7 +18,8 @@ impl Scheduler {
         ticket: Ticket,
         message: &mut FromRunner,
     ) -> Result<(), &'static str> {
-        let begun = self.jobs.get(&ticket).and_then(|job| job.claim);
+        let Some(job) = self.jobs.get(&ticket) else { return Ok(()) };
+        let (begun, cancelled) = (job.claim, job.cancelled);
         match (&*message, begun) {
             (FromRunner::Text { .. }, None) => return Err("it answered what it had not begun"),
             (FromRunner::Started { .. }, Some(_)) => return Err("it began an answer twice"),
@@ -27,7 +28,8 @@ impl Scheduler {
         let Some(told) = Claim::told(message) else { return Ok(()) };
         let claim = match begun {
             Some(begun) => begun,
-            None if ended_unbegun(message) => Claim::default(),
+            // It was in the runner's queue.
+            None if cancelled && is_cancelled(message) => Claim::default(),
             None => self.least(id, ticket).believe(told),
         };
         claim.put(message);
@@ -48,10 +50,11 @@ impl Scheduler {
         };
         let Some(function) = self.functions.get(&instance.function) else { return Least::default() };
         let spec = &function.config.spec;
+        let bytes_max = (spec.context_tokens as usize).saturating_mul(LONGEST);
         let known = match &job.work {
             Work::Generate(generate) => {
                 let head = head(instance.model.system_tokens, spec.system.as_deref());
-                instance.seen.ask(ticket, generate).beside(generate, head)
+                instance.seen.ask(ticket, generate, bytes_max).beside(generate, head)
             }
             _ => Known::default(),
         };
@@ -59,12 +62,6 @@ impl Scheduler {
     }
 }
 
-/// Whether a job ended in the runner's queue.
-fn ended_unbegun(message: &FromRunner) -> bool {
-    match message {
-        FromRunner::Finished { finished, .. } => {
-            matches!(finished.reason, FinishReason::Cancelled | FinishReason::Deadline)
-        }
-        _ => false,
-    }
+fn is_cancelled(message: &FromRunner) -> bool {
+    matches!(message, FromRunner::Finished { finished, .. } if finished.reason == FinishReason::Cancelled)
 }

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Invariants: the leases of busy and waking instances never exceed the cores, no runner is told of more than its lease, and
-//! the cores of no two leases overlap while they do not exceed them. An idle instance may be on all, so that who is alone
-//! is never moved. Left out: what a wake itself computes (the decoding of a stored image, a cold load), which takes
+//! the cores of no two leases overlap while they do not exceed them. An idle instance is on as many as it can use, so that who
+//! is alone is never moved. Left out: what a wake itself computes (the decoding of a stored image, a cold load), which takes
 //! milliseconds and, where it is cold, the threads that the function may have; and which thread is on which core of a lease.
 
 use super::{Effect, Scheduler, Timer};
@@ -25,7 +25,7 @@ use std::{collections::VecDeque, time::Instant};
 pub(super) struct Cores {
     /// What it holds while it is busy.
     pub(super) lease: u32,
-    /// Which those are; while it is idle, all.
+    /// Which those are; while it is idle, those that it was on, or all.
     pub(super) on: CoreSet,
     /// What its runner was told last, or was loaded with.
     pub(super) told: u32,
@@ -88,13 +88,16 @@ impl Scheduler {
         }
     }
 
-    /// An instance at rest is let onto all cores, so that it is there when it begins on several of them: its runner hears of
-    /// them sooner than the warden moves its threads.
-    pub(super) fn widen(&mut self, id: InstanceId) {
+    /// Instances at rest are let onto all cores where they are on fewer than they can use, so that they are there when they
+    /// begin: a runner hears of more threads sooner than the warden moves them.
+    fn widen(&mut self) {
         let all: CoreSet = (0..self.cores).collect();
-        let Some(instance) = self.instances.get_mut(&id).filter(|instance| instance.cores.on != all) else { return };
-        instance.cores.on.clone_from(&all);
-        self.effects.push(Effect::Cores { instance: id, cores: all });
+        let is_narrow = |i: &super::Instance| !self.computes(i) && (i.cores.on.len() as u32) < i.cores.want;
+        let narrow: Vec<_> = self.instances.iter().filter(|(_, i)| is_narrow(i)).map(|(id, _)| *id).collect();
+        for id in narrow {
+            self.instances.get_mut(&id).expect("looked up above").cores.on.clone_from(&all);
+            self.effects.push(Effect::Cores { instance: id, cores: all.clone() });
+        }
     }
 
     fn tell(&mut self, id: InstanceId, count: u32) {
@@ -120,6 +123,7 @@ impl Scheduler {
 
     /// Gives what is free to those that can use it.
     pub(super) fn spread_cores(&mut self) {
+        self.widen();
         let wants = |i: &super::Instance| self.computes(i) && i.cores.lease < i.cores.want;
         if self.free(0).cores == 0 || !self.instances.values().any(wants) {
             return;
@@ -155,7 +159,10 @@ impl Scheduler {
         {
             let lease = instance.cores.lease.min(count);
             self.timers.remove(&(due, Timer::Yield(id)));
-            self.lend(id, lease);
+            // One that has come to rest meanwhile holds none.
+            if self.instances.get(&id).is_some_and(|instance| self.computes(instance)) {
+                self.lend(id, lease);
+            }
         }
         true
     }

@@ -95,7 +95,6 @@ impl Scheduler {
         }
         let name = instance.function.clone();
         self.deafen(id);
-        self.widen(id);
         let due = now + self.holding(&name).running;
         self.clear_idle(id);
         self.instances.get_mut(&id).expect("looked up above").idle_stop = Some(due);
