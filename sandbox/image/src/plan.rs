@@ -47,9 +47,11 @@ pub(crate) struct Numbers<'a> {
     pub(crate) raw: &'a [([u8; 32], RawFd)],
 }
 
-/// Waits until the parent opens the gate; ends if the parent does.
-pub(crate) fn wait_at_gate(table: &mut Table, gate: RawFd) {
+/// Waits until the parent opens the gate; ends if the parent does, also where it did before it could be asked for. The
+/// child's own copy of the end that opens the gate is closed first, or it would never see the other's end.
+pub(crate) fn wait_at_gate(table: &mut Table, gate: RawFd, opener: RawFd) {
     table.call(libc::SYS_prctl, &[libc::PR_SET_PDEATHSIG as u64, libc::SIGKILL as u64]);
+    table.call(libc::SYS_close, &[opener as u64]);
     let byte = table.put(&[0]);
     table.call_with(libc::SYS_read, &[gate as u64, byte, 1], 1);
 }

@@ -110,7 +110,7 @@ impl Restore<'_> {
         let registers = registers.ok_or(RestoreError::Image("its registers are incomplete"))?;
         let (gate, mut opener) =
             io::pipe().map_err(|error| RestoreError::Prepare { attempted: "make a pipe", error })?;
-        let (table, region) = self.load(gate.as_raw_fd(), &mut clock)?;
+        let (table, region) = self.load([gate.as_raw_fd(), opener.as_raw_fd()], &mut clock)?;
         clock.done(Step::Prepared);
         let child = region.spawn(self.namespaces, self.entrance).map_err(RestoreError::prepare("clone3"))?;
         let mut held = HeldChild::seize(child)?;
@@ -131,8 +131,9 @@ impl Restore<'_> {
         Ok(Restored { child, steps: clock.steps() })
     }
 
-    /// Makes the table and maps it at an address that is free here and in the image.
-    fn load(&self, gate: RawFd, clock: &mut Clock) -> Result<(Table, Region), RestoreError> {
+    /// Makes the table and maps it at an address that is free here and in the image. `gate`: the end that the child waits at,
+    /// and the end that opens it.
+    fn load(&self, gate: [RawFd; 2], clock: &mut Clock) -> Result<(Table, Region), RestoreError> {
         for base in bases(self.image) {
             let table = self.table(base, gate, clock)?;
             match Region::load(&table) {
@@ -144,7 +145,7 @@ impl Restore<'_> {
         Err(RestoreError::Image("no address is free beside it"))
     }
 
-    fn table(&self, base: u64, gate: RawFd, clock: &mut Clock) -> Result<Table, RestoreError> {
+    fn table(&self, base: u64, [gate, opener]: [RawFd; 2], clock: &mut Clock) -> Result<Table, RestoreError> {
         let (image, mut table) = (self.image, Table::new(base));
         let numbered: Vec<_> = self.raw.iter().map(|(digest, file)| (*digest, file.as_raw_fd())).collect();
         let placed: Vec<_> = self.descriptors.iter().map(|(from, to)| (from.as_raw_fd(), *to)).collect();
@@ -161,7 +162,7 @@ impl Restore<'_> {
         let inherited = inherited_rseq().map_err(RestoreError::prepare("learn of rseq"))?;
         let moves = vdso::moves(vdso::own()?, image)?;
         clock.forget_marks();
-        plan::wait_at_gate(&mut table, gate);
+        plan::wait_at_gate(&mut table, gate, opener);
         plan::forget(&mut table, inherited, &moves);
         clock.mark(&mut table, Step::Emptied);
         plan::map(&mut table, image, &numbers)?;

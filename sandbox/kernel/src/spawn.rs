@@ -26,7 +26,7 @@ use nix::{
         signal::{SigSet, SigmaskHow, Signal, sigprocmask},
         stat::Mode,
     },
-    unistd::{Pid, pipe2, read, setsid, write},
+    unistd::{Pid, close, pipe2, read, setsid, write},
 };
 use std::{
     ffi::{CStr, CString},
@@ -146,7 +146,7 @@ pub fn spawn(sandbox: &Sandbox<'_>) -> std::result::Result<Child, LayerError> {
     let (gate_in, gate) = pipe2(OFlag::O_CLOEXEC).map_err(descriptors)?;
     let (report, report_in) = pipe2(OFlag::O_CLOEXEC).map_err(descriptors)?;
     let (gate_in, report_in) = (raise(gate_in).map_err(descriptors)?, raise(report_in).map_err(descriptors)?);
-    let numbers = own.numbers(&gate_in, &report_in);
+    let numbers = own.numbers(&gate_in, &gate, &report_in);
     let entrance = sandbox.cgroup.entrance().map_err(cgroup)?;
     let steps = plan(&numbers, &entrance.numbers(), own.files(), seccomp::starting(&image.start(&numbers)));
 
@@ -224,9 +224,10 @@ impl Own {
         })
     }
 
-    fn numbers(&self, gate: &OwnedFd, report: &OwnedFd) -> Descriptors {
+    fn numbers(&self, gate: &OwnedFd, opener: &OwnedFd, report: &OwnedFd) -> Descriptors {
         Descriptors {
             gate: gate.as_raw_fd(),
+            opener: opener.as_raw_fd(),
             report: report.as_raw_fd(),
             null: self.null.as_raw_fd(),
             stderr: self.stderr.as_raw_fd(),
@@ -358,6 +359,7 @@ fn fail(report: RawFd, index: u32, error: Errno) -> ! {
 fn run(step: &Step, image: &Image<'_>) -> Result<()> {
     match step {
         Step::DieWithParent => set_pdeathsig(Signal::SIGKILL),
+        Step::DropOpener(opener) => close(*opener),
         Step::AwaitRelease(gate) => await_release(*gate),
         Step::EnterCgroup(tasks) => enter_cgroup(*tasks),
         Step::EnterCgroupNamespace => unshare(CloneFlags::CLONE_NEWCGROUP),
@@ -389,7 +391,7 @@ fn run(step: &Step, image: &Image<'_>) -> Result<()> {
 
 fn borrow(fd: &RawFd) -> BorrowedFd<'_> {
     // SAFETY: the plan holds numbers, since the child is another process. Its descriptors are copies of those that the
-    // parent held open across clone3, and none is closed before exec.
+    // parent held open across clone3, and none is used once its step has closed it.
     unsafe { BorrowedFd::borrow_raw(*fd) }
 }
 

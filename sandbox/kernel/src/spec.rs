@@ -42,6 +42,8 @@ pub const DESCRIPTORS_OWN: RawFd = DESCRIPTORS_MAX as RawFd;
 pub struct Descriptors {
     /// Read end of the pipe that holds the child back; a byte lets it go, an end of file ends it.
     pub gate: RawFd,
+    /// Its write end, of which the child has a copy.
+    pub opener: RawFd,
     /// Write end of the pipe that names a failed step.
     pub report: RawFd,
     /// Becomes standard input and output: `/dev/null`.
@@ -70,6 +72,8 @@ pub struct File {
 pub enum Step {
     /// Be killed when the thread that cloned us ends.
     DieWithParent,
+    /// Close the copy of the end that opens our gate, or we would never see that the parent's is gone.
+    DropOpener(RawFd),
     /// Wait until the parent has written cgroups and id maps.
     AwaitRelease(RawFd),
     /// Move ourselves into a group of cgroup v1, by its file of tasks.
@@ -136,7 +140,7 @@ impl Step {
     /// The layer of the sandbox that a step belongs to, as errors name it.
     pub const fn layer(&self) -> &'static str {
         match self {
-            Self::DieWithParent | Self::AwaitRelease(_) | Self::ConfirmParent(_) => "supervision",
+            Self::DieWithParent | Self::DropOpener(_) | Self::AwaitRelease(_) | Self::ConfirmParent(_) => "supervision",
             Self::EnterCgroup(_) => "cgroup",
             Self::EnterCgroupNamespace => "cgroup namespace",
             Self::NewSession | Self::ClearSignalMask => "session",
@@ -158,7 +162,8 @@ impl Step {
 
 /// The steps of a sandbox, in order.
 pub fn plan(descriptors: &Descriptors, cgroups: &[RawFd], files: Vec<File>, filter: Filter) -> Vec<Step> {
-    let mut steps = vec![Step::DieWithParent, Step::AwaitRelease(descriptors.gate)];
+    let mut steps =
+        vec![Step::DieWithParent, Step::DropOpener(descriptors.opener), Step::AwaitRelease(descriptors.gate)];
     steps.extend(cgroups.iter().copied().map(Step::EnterCgroup));
     steps.extend([Step::EnterCgroupNamespace, Step::NewSession, Step::ClearSignalMask, Step::NameHost]);
     steps.extend([Step::ClearGroups, Step::SetGroup(INSIDE_ID), Step::SetUser(INSIDE_ID)]);
@@ -185,8 +190,16 @@ mod tests {
     use super::*;
     use crate::seccomp;
 
-    const DESCRIPTORS: Descriptors =
-        Descriptors { gate: 10, report: 11, null: 12, stderr: 13, socket: 14, ruleset: Some(17), program: 15 };
+    const DESCRIPTORS: Descriptors = Descriptors {
+        gate: 10,
+        opener: 19,
+        report: 11,
+        null: 12,
+        stderr: 13,
+        socket: 14,
+        ruleset: Some(17),
+        program: 15,
+    };
 
     fn steps() -> Vec<Step> {
         plan(&DESCRIPTORS, &[18], vec![File { mount: 16, name: c"model.gguf".to_owned() }], seccomp::sealed())
@@ -201,6 +214,7 @@ mod tests {
     #[test]
     fn each_step_comes_when_it_can_hold() {
         let order = [
+            Step::DropOpener(19),
             Step::AwaitRelease(10),
             Step::EnterCgroup(18),
             Step::EnterCgroupNamespace,
