@@ -61,9 +61,10 @@ fn live(certificates: Certificates) -> Result<RebootMode, InitError> {
     let mut modules = Modules::read()?;
     modules.load();
     mounts::mount_variables();
-    let watchdog = Watchdog::start();
+    let mut watchdog = Watchdog::start();
     let built = clock::not_before_the_image();
     let esp = disks::mount_both()?;
+    watchdog.feed();
     say(format_args!("{} modules, disks are there after {} ms", modules.loaded(), began.elapsed().as_millis()));
     let (current, last_good) = (Path::new(ESP).join("machine.toml"), Path::new(DATA).join("machine.toml.last-good"));
     let machine = machine::read(&current, &last_good, certificates.check_fleet);
@@ -71,13 +72,14 @@ fn live(certificates: Certificates) -> Result<RebootMode, InitError> {
     let data = Path::new(SERVICE_DATA);
     let slots = Slots::look(Path::new(ESP), data, machine.update_key.as_deref());
     boot_entries::ensure(&esp);
+    watchdog.feed();
 
     let signals = service::take_signals()?;
     // Ctrl-Alt-Del is a signal to us, not the end of the machine.
     let _ = set_cad_enabled(false);
     let (found, addresses) = channel();
     connect(&machine, built, found);
-    let (mut command, listen) = service(&machine, &slots)?;
+    let (mut command, listen) = service(&machine, &slots, &mut watchdog)?;
     let service = command.spawn().map_err(InitError::io("emberd serve"))?;
     let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let watch = Watch {
@@ -106,16 +108,17 @@ fn connect(machine: &Machine, built: SystemTime, found: Sender<IpAddr>) {
 }
 
 /// What starts the service, and where it will listen.
-fn service(machine: &Machine, slots: &Slots) -> Result<(Command, SocketAddr), InitError> {
+fn service(machine: &Machine, slots: &Slots, watchdog: &mut Watchdog) -> Result<(Command, SocketAddr), InitError> {
     if let Some(key) = &machine.admin_key {
         place_admin_key(key).map_err(InitError::io("the admin key"))?;
     }
-    let listen = listen::reachable(machine.listen);
+    // Each wait has its end, so that the watchdog need not be it.
+    let listen = listen::reachable(machine.listen, || watchdog.feed());
     let mut service = Command::new("/init");
     service.arg("serve").arg("--config").arg(slots.configure(Path::new(RUN))?).args(["--data", SERVICE_DATA]);
     service.arg("--listen").arg(listen.to_string()).env("NO_COLOR", "1");
     let telemetry = machine.telemetry.as_ref().and_then(|telemetry| placed(telemetry, Path::new(SERVICE_DATA)));
-    match telemetry.map(listen::reachable) {
+    match telemetry.map(|address| listen::reachable(address, || watchdog.feed())) {
         Some(address) if listen::are_apart(address, listen) => {
             service.arg("--telemetry-listen").arg(address.to_string());
         }

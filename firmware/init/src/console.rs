@@ -1,17 +1,20 @@
 //! What a person at the console sees: a line a step, and a few lines of how the machine does whenever that changes.
 
+use nix::libc::{O_NOCTTY, O_NONBLOCK};
 use qrcode::{QrCode, render::unicode::Dense1x2};
-use std::{fmt::Display, fs::OpenOptions, io::Write, net::SocketAddr};
+use std::{fmt::Display, fs::OpenOptions, io::Write, net::SocketAddr, os::unix::fs::OpenOptionsExt};
 
 /// The serial line or whatever the kernel was told last, and the screen. The kernel's own log is kept quiet, so it is no
 /// way to them.
 const CONSOLES: [&str; 2] = ["/dev/console", "/dev/tty0"];
 
-/// Says something on every console. One that is not there, or takes nothing, is no reason to stop.
+/// Says something on every console. One that is not there, or takes nothing, is no reason to stop or to wait: a key or a
+/// byte on the line can hold what is written to it for ever.
 pub(crate) fn say(text: impl Display) {
     let line = format!("ember: {text}\r\n");
     for path in CONSOLES {
-        let _ = OpenOptions::new().write(true).open(path).and_then(|mut console| console.write_all(line.as_bytes()));
+        let console = OpenOptions::new().write(true).custom_flags(O_NONBLOCK | O_NOCTTY).open(path);
+        let _ = console.and_then(|mut console| console.write_all(line.as_bytes()));
     }
 }
 

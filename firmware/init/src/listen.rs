@@ -12,12 +12,17 @@ use std::{
 const WAIT_MAX: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
-/// `wanted` once this machine has it; all addresses where it never does.
-pub(crate) fn reachable(wanted: SocketAddr) -> SocketAddr {
-    reachable_within(wanted, WAIT_MAX, is_here)
+/// `wanted` once this machine has it; all addresses where it never does. `waiting` is called again and again meanwhile.
+pub(crate) fn reachable(wanted: SocketAddr, waiting: impl FnMut()) -> SocketAddr {
+    reachable_within(wanted, WAIT_MAX, is_here, waiting)
 }
 
-fn reachable_within(wanted: SocketAddr, wait: Duration, is_here: impl Fn(IpAddr) -> bool) -> SocketAddr {
+fn reachable_within(
+    wanted: SocketAddr,
+    wait: Duration,
+    is_here: impl Fn(IpAddr) -> bool,
+    mut waiting: impl FnMut(),
+) -> SocketAddr {
     let until = Instant::now() + wait;
     loop {
         if wanted.ip().is_unspecified() || is_here(wanted.ip()) {
@@ -28,6 +33,7 @@ fn reachable_within(wanted: SocketAddr, wait: Duration, is_here: impl Fn(IpAddr)
             say(format_args!("this machine has no address {}: it listens on all, {all}", wanted.ip()));
             return all;
         }
+        waiting();
         sleep(LOOK_EVERY);
     }
 }
@@ -58,12 +64,21 @@ mod tests {
 
     #[test]
     fn an_address_that_is_absent_gives_way_to_all() {
-        let found = |wanted: &str| reachable_within(address(wanted), Duration::ZERO, is_here).to_string();
+        let found = |wanted: &str| reachable_within(address(wanted), Duration::ZERO, is_here, || {}).to_string();
         assert_eq!(found("127.0.0.1:8443"), "127.0.0.1:8443");
         assert_eq!(found("0.0.0.0:8443"), "0.0.0.0:8443");
         // Of a net that is for documents only.
         assert_eq!(found("192.0.2.7:8443"), "0.0.0.0:8443");
         assert_eq!(found("[2001:db8::7]:8443"), "[::]:8443");
+    }
+
+    #[test]
+    fn an_address_that_comes_late_is_waited_for() {
+        let looks = std::cell::Cell::new(0);
+        let wanted = address("192.0.2.7:8443");
+        let late = |_| looks.get() > 1;
+        assert_eq!(reachable_within(wanted, WAIT_MAX, late, || looks.set(looks.get() + 1)), wanted);
+        assert_eq!(looks.get(), 2, "who waits is heard of each time");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The machine's watchdog: a timer in its hardware that starts the machine again unless it is fed.
 //!
-//! Fed only while the service is healthy, or has still time to become so, it ends what nothing else can: a kernel that
-//! hangs, or a PID 1 that does.
+//! Fed by each step of a start, and then only while the service is healthy, or has still time to become so, it ends what
+//! nothing else can: a kernel that hangs, or a PID 1 that does.
 
 use crate::console::say;
 use sandbox_kernel::hardware::set_watchdog_timeout;
