@@ -49,10 +49,10 @@ impl Disk {
 
 /// Mounts both; the boot partition's device.
 pub(crate) fn mount_both() -> Result<PathBuf, InitError> {
-    let mut devices = Vec::new();
+    let mut devices: Vec<PathBuf> = Vec::new();
     let until = Instant::now() + WAIT_MAX;
     for (name, kind, place, options) in [("esp", "vfat", ESP, "umask=0077"), ("data", "ext4", DATA, "")] {
-        let device = wait_for(name, until)?;
+        let device = wait_for(name, devices.first(), until)?;
         fs::create_dir_all(place).map_err(InitError::io(place))?;
         if place == DATA {
             grow::partition(&device);
@@ -67,9 +67,9 @@ pub(crate) fn mount_both() -> Result<PathBuf, InitError> {
     Ok(devices.swap_remove(0))
 }
 
-fn wait_for(name: &str, until: Instant) -> Result<PathBuf, InitError> {
+fn wait_for(name: &str, beside: Option<&PathBuf>, until: Instant) -> Result<PathBuf, InitError> {
     loop {
-        if let Some(device) = find(Path::new(CLASS), name) {
+        if let Some(device) = find(Path::new(CLASS), name, beside.map(PathBuf::as_path)) {
             return Ok(Path::new("/dev").join(device));
         }
         if Instant::now() >= until {
@@ -79,13 +79,16 @@ fn wait_for(name: &str, until: Instant) -> Result<PathBuf, InitError> {
     }
 }
 
-/// The device of the partition with this name.
-fn find(class: &Path, name: &str) -> Option<String> {
+/// The device of the partition with this name, on the disk that `beside` is on: other disks may have one of that name too.
+fn find(class: &Path, name: &str, beside: Option<&Path>) -> Option<String> {
     let wanted = format!("PARTNAME={name}");
+    let disk = |device: &Path| Some(sysfs(class, device).ok()?.parent()?.to_owned());
+    let wanted_disk = beside.and_then(disk);
     fs::read_dir(class).ok()?.flatten().find_map(|entry| {
         let uevent = fs::read_to_string(entry.path().join("uevent")).ok()?;
         let line = |start: &str| uevent.lines().find_map(|line| line.strip_prefix(start));
-        if !uevent.lines().any(|line| line == wanted) {
+        let is_elsewhere = || beside.is_some() && disk(&entry.path()) != wanted_disk;
+        if !uevent.lines().any(|line| line == wanted) || is_elsewhere() {
             return None;
         }
         line("DEVNAME=").map(str::to_owned)
@@ -149,12 +152,20 @@ mod tests {
     #[test]
     fn partitions_are_found_by_name() {
         let folder = tempfile::tempdir().unwrap();
-        for (device, name) in [("vda1", "esp"), ("vda2", "data"), ("sdb1", "database")] {
-            let path = folder.path().join(device);
-            fs::create_dir(&path).unwrap();
+        let class = folder.path().join("class");
+        fs::create_dir(&class).unwrap();
+        let partitions =
+            [("sda", "sda1", "data"), ("vda", "vda1", "esp"), ("vda", "vda2", "data"), ("sdb", "sdb1", "base")];
+        for (disk, device, name) in partitions {
+            let path = folder.path().join(disk).join(device);
+            fs::create_dir_all(&path).unwrap();
             fs::write(path.join("uevent"), format!("MAJOR=1\nDEVNAME={device}\nPARTNAME={name}\n")).unwrap();
+            symlink(&path, class.join(device)).unwrap();
         }
-        assert_eq!(find(folder.path(), "data"), Some("vda2".to_owned()));
-        assert_eq!(find(folder.path(), "root"), None);
+        let found = |name, beside: Option<&str>| find(&class, name, beside.map(Path::new));
+        assert_eq!(found("esp", None), Some("vda1".to_owned()));
+        assert_eq!(found("data", Some("/dev/vda1")), Some("vda2".to_owned()), "not the other disk's");
+        assert_eq!(found("data", Some("/dev/sdb1")), None);
+        assert_eq!(found("root", None), None);
     }
 }
