@@ -25,6 +25,8 @@ const PORT: u16 = 123;
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 /// After the clock was set, and after nobody answered.
 const PAUSES: [Duration; 2] = [Duration::from_secs(3600), Duration::from_secs(60)];
+/// How long after it was built an image may run.
+const LIFE_MAX: Duration = Duration::from_secs(15 * 365 * 24 * 3600);
 /// From less than this nobody is told.
 const TOLD: Duration = Duration::from_millis(500);
 const PACKET: usize = 48;
@@ -108,9 +110,15 @@ fn ask(server: SocketAddr, floor: SystemTime) -> Result<SystemTime, InitError> {
     let length = socket.recv(&mut bytes).map_err(at())?;
     let now = answer(&bytes[..length], cookie, sent.elapsed());
     let now = now.map_err(|reason| InitError::Network(format!("the time of {server}: {reason}")))?;
-    match now >= floor {
-        true => Ok(now),
-        false => Err(InitError::Network(format!("the time of {server} is before this image was built"))),
+    check(now, floor).map(|()| now).map_err(|reason| InitError::Network(format!("the time of {server} is {reason}")))
+}
+
+/// Whether a time can be. Nobody proves that an answer is the server's: one far ahead would end certificates and budgets.
+fn check(now: SystemTime, floor: SystemTime) -> Result<(), &'static str> {
+    match now.duration_since(floor) {
+        Err(_) => Err("before this image was built"),
+        Ok(since) if since > LIFE_MAX => Err("later than this image can be of use"),
+        Ok(_) => Ok(()),
     }
 }
 
@@ -209,6 +217,15 @@ mod tests {
     }
 
     #[test]
+    fn a_time_before_the_image_or_long_after_it_cannot_be() {
+        let built = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        assert_eq!(check(built, built), Ok(()));
+        assert_eq!(check(built + LIFE_MAX, built), Ok(()));
+        assert!(check(built - Duration::from_secs(1), built).is_err());
+        assert!(check(built + LIFE_MAX + Duration::from_secs(1), built).is_err());
+    }
+
+    #[test]
     fn a_server_is_asked_and_one_before_the_image_is_not_believed() {
         let server = UdpSocket::bind("127.0.0.1:0").unwrap();
         let address = server.local_addr().unwrap();
@@ -223,7 +240,7 @@ mod tests {
             }
         });
         let then = UNIX_EPOCH + Duration::from_millis(1_767_225_600_500);
-        assert!(ask(address, UNIX_EPOCH).unwrap() >= then);
+        assert!(ask(address, then).unwrap() >= then);
         let error = ask(address, then + Duration::from_secs(3600)).unwrap_err().to_string();
         assert!(error.ends_with("before this image was built"), "{error}");
         serve.join().unwrap();
