@@ -10,6 +10,7 @@ use crate::{
     arguments::Health,
     data::{ADDRESS, ADMIN_KEY},
     exit::Failure,
+    setup::SERVER_FILES,
 };
 use appliance_edge::client_provider;
 use serde_json::{Value, json};
@@ -34,7 +35,7 @@ pub(crate) fn run(flags: &Health) -> Result<(), Failure> {
     service.ask("/health", None)?;
     let said = match flags.answer {
         false => "the server answers".to_owned(),
-        true => match service.answer()? {
+        true => match service.answer(Path::new(&flags.data))? {
             Some(function) => format!("function {function} answers"),
             None => "the server answers; no function is deployed".to_owned(),
         },
@@ -71,18 +72,24 @@ impl Service {
         })
     }
 
-    /// The first function that answers, unless there is none.
-    fn answer(&self) -> Result<Option<String>, Failure> {
-        let functions = self.ask("/ember/v1/functions", None)?;
-        let mut fault = None;
-        for function in functions["data"].as_array().into_iter().flatten().take(FUNCTIONS_MAX) {
-            let Some((name, path, body)) = question(function) else { continue };
+    /// The first function that answers, unless none was ever deployed below `data`.
+    fn answer(&self, data: &Path) -> Result<Option<String>, Failure> {
+        let reply = self.ask("/ember/v1/functions", None)?;
+        let listed = reply["data"].as_array().ok_or_else(|| failed("no list of functions".to_owned()))?;
+        if listed.is_empty() {
+            return match stored(&data.join(SERVER_FILES.functions)) {
+                0 => Ok(None),
+                count => Err(failed(format!("none of the {count} functions that are stored is served"))),
+            };
+        }
+        let mut fault = failed("no function can be asked".to_owned());
+        for (name, path, body) in listed.iter().take(FUNCTIONS_MAX).filter_map(question) {
             match self.ask(path, Some(&body)) {
                 Ok(_) => return Ok(Some(name.to_owned())),
-                Err(error) => fault = Some(error),
+                Err(error) => fault = error,
             }
         }
-        fault.map_or(Ok(None), Err)
+        Err(fault)
     }
 
     /// The reply's JSON, if its status is 200.
@@ -106,6 +113,12 @@ impl Service {
             }
         }
     }
+}
+
+/// Functions whose manifests are kept in a folder.
+fn stored(folder: &Path) -> usize {
+    let files = fs::read_dir(folder).into_iter().flatten().flatten();
+    files.filter(|file| file.path().extension().is_some_and(|extension| extension == "toml")).count()
 }
 
 /// A function's name, and the least that it can be asked.
@@ -144,6 +157,16 @@ mod tests {
         assert_eq!(reached("0.0.0.0:8443"), "127.0.0.1:8443");
         assert_eq!(reached("[::]:8443"), "[::1]:8443");
         assert_eq!(reached("192.0.2.7:8443"), "192.0.2.7:8443");
+    }
+
+    #[test]
+    fn what_is_stored_is_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        for file in ["one.toml", "two.toml", "two.toml.new"] {
+            fs::write(folder.path().join(file), "no manifest").unwrap();
+        }
+        assert_eq!(stored(folder.path()), 2);
+        assert_eq!(stored(&folder.path().join("absent")), 0);
     }
 
     #[test]
