@@ -4,7 +4,11 @@
 //! Chromium.
 
 use serde_json::{Value, json};
-use std::{path::PathBuf, process::Command};
+use std::{
+    path::PathBuf,
+    process::Command,
+    time::{SystemTime, UNIX_EPOCH},
+};
 use tests::{Ember, Function, Run, assistant, chat, tree, until};
 
 /// Python with what drives the browser.
@@ -110,6 +114,14 @@ fn a_key_learns_of_itself_and_of_nobody_else() {
     own(&other, "/usage?key=app").error(400);
     own(&other, "/usage/records?key=app").error(400);
     ember.client().with_key(&app).get("/ember/v1/usage").error(403);
+    // A key made again under the name is another's.
+    ember.run(&["key", "revoke", "app"]).ok();
+    let ended_s = explained["record"]["ended_unix_ms"].as_u64().expect("a time") / 1_000;
+    let now_s = || SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+    until("its second is over", || (now_s() > ended_s).then_some(()));
+    let heir = key(&ember, "app", &[]);
+    assert_eq!((sums(&heir), own(&heir, "/usage/records").expect(200).body), (json!([]), Vec::new()));
+    own(&heir, &format!("/usage/{id}")).error(404);
     ember.client().without_key().get("/ember/v1/key").error(401);
     ember.stop();
 }

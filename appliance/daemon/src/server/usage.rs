@@ -20,10 +20,11 @@ use super::{
 };
 use appliance_api::{ApiError, Receipt};
 use appliance_edge::ReplyBody;
+use appliance_keys::Key;
 use appliance_ledger::query::{Answer, Cursor, Dimension, Filter, PAGE_ROWS_MAX, Query, QueryError, Totals, UsageRow};
 use appliance_price::Prices;
 use appliance_runtime::timeout;
-use appliance_types::{KeyName, RequestId};
+use appliance_types::{Record, RequestId};
 use serde::Serialize;
 use serde_json::json;
 use std::{
@@ -99,7 +100,7 @@ pub(super) async fn explain(call: &Call, whose: Whose, id: &str) -> Answered {
     let unknown = || ApiError::not_found(format!("the ledger knows no request `{id}`, or keeps it no more"));
     let request = RequestId::try_from(id.to_owned()).map_err(|_| unknown())?;
     let Answer::Request(known) = ask(call, Query::Request(request)).await? else { return Err(out_of_place()) };
-    let known = known.filter(|known| whose.may_see(call, &known.record.key)).ok_or_else(unknown)?;
+    let known = known.filter(|known| whose.may_see(call, &known.record)).ok_or_else(unknown)?;
     let book = call.state.prices.load_full();
     let prices = book.version(known.record.price_version);
     let bill = prices.map(|prices| prices.bill_of(&known.record));
@@ -141,9 +142,15 @@ impl Whose {
         }
     }
 
-    fn may_see(self, call: &Call, key: &KeyName) -> bool {
-        self == Self::Everybody || call.caller.key.name == *key
+    fn may_see(self, call: &Call, record: &Record) -> bool {
+        let key = &call.caller.key;
+        self == Self::Everybody || key.name == record.key && record.came_unix_ms >= began_unix_ms(key)
     }
+}
+
+/// Since when a key's name is this key's: one that was revoked may have had it before.
+fn began_unix_ms(key: &Key) -> u64 {
+    key.created_unix_s.saturating_mul(1_000)
 }
 
 /// Those who ask about themselves, at once: few enough that an operator is still answered.
@@ -258,9 +265,13 @@ impl<'q> Parameters<'q> {
             Whose::Everybody => self.take("key", parsed)?,
             Whose::Callers => Some(call.caller.key.name.clone()),
         };
+        let earliest = match whose {
+            Whose::Everybody => 0,
+            Whose::Callers => began_unix_ms(&call.caller.key),
+        };
         Ok(Filter {
             key,
-            since_unix_ms: self.take("since", |text| time(text, unix_ms()))?.unwrap_or(0),
+            since_unix_ms: self.take("since", |text| time(text, unix_ms()))?.unwrap_or(0).max(earliest),
             until_unix_ms: self.take("until", |text| time(text, unix_ms()))?,
             function: self.take("function", parsed)?,
         })
