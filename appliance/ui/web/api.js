@@ -47,11 +47,19 @@ async function ask(path, options = {}) {
 
 export const get = async (path) => (await ask(path)).json();
 
-// Records, a line each, and where the next page begins.
-export async function lines(path) {
-  const response = await ask(path);
-  const text = await response.text();
-  return text.split("\n").filter(Boolean).map((line) => JSON.parse(line));
+// Records, a line each, the oldest first: so many pages at most, and whether those are all.
+async function records(path) {
+  const rows = [];
+  let after = "";
+  for (let page = 0; page < PAGES_MAX; page += 1) {
+    const response = await ask(`${path}&limit=${KEPT}${after}`);
+    const text = await response.text();
+    rows.push(...text.split("\n").filter(Boolean).map((line) => JSON.parse(line)));
+    const next = response.headers.get("x-ember-next");
+    if (!next) return { rows, whole: true };
+    after = `&after=${encodeURIComponent(next)}`;
+  }
+  return { rows, whole: false };
 }
 
 // Gauges and counters by name and labels: { 'ember_cores': 2, 'ember_functions{tier="cold"}': 0 }.
@@ -90,19 +98,23 @@ export const usagePath = (who) => (who.kind === "admin" ? "/ember/v1/usage" : "/
 const BACK = ["2m", "15m", "2h", "24h", "168h"];
 const ENOUGH = 50;
 const KEPT = 500;
+const PAGES_MAX = 4;
 
 export class Latest {
   #records = [];
   #since = 0;
 
   async read(who) {
-    const page = (since) => lines(`${usagePath(who)}/records?since=${since}&limit=${KEPT}`);
+    const since = (when) => records(`${usagePath(who)}/records?since=${when}`);
     let fresh = [];
     if (this.#since > 0) {
-      fresh = await page(this.#since);
+      fresh = (await since(this.#since)).rows;
     } else {
       for (const back of BACK) {
-        fresh = await page(back);
+        const { rows, whole } = await since(back);
+        // What is cut off are the latest: then those of less long ago are better.
+        if (!whole && fresh.length > 0) break;
+        fresh = rows;
         if (fresh.length >= ENOUGH) break;
       }
     }

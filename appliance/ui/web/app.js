@@ -149,7 +149,7 @@ function toggleLive() {
   byId("live").setAttribute("aria-pressed", String(live));
   byId("live").textContent = live ? "Live" : "Paused";
   clearTimeout(timer);
-  if (live && seen) again(turn, seen.everyMs);
+  if (live && seen) again((turn += 1), seen.everyMs);
 }
 
 theme(THEMES.find((name) => name === localStorage.getItem("ember-theme")) ?? "auto");
@@ -165,7 +165,7 @@ addEventListener("hashchange", () => who && enter());
 document.addEventListener("visibilitychange", () => {
   if (document.hidden || !who || !live) return;
   clearTimeout(timer);
-  again(turn, seen.everyMs);
+  again((turn += 1), seen.everyMs);
 });
 if (key.read()) signIn().catch((error) => signOut(error instanceof Refused ? error.message : "The server does not answer."));
 else signOut();

@@ -46,6 +46,8 @@ async function receiptOf(who, id) {
 export function chat(who) {
   const turns = [];
   let running;
+  // Which conversation it is: an answer that ends after another was begun is not that one's.
+  let talk = 0;
   const model = el("select", { id: "model" });
   const log = el("div", { class: "log", role: "log", tabindex: "0", "aria-label": "Conversation" });
   const text = el("textarea", { id: "message", rows: "3", required: true, maxlength: "100000", placeholder: "Ask something" });
@@ -55,6 +57,7 @@ export function chat(who) {
 
   function clear() {
     running?.abort();
+    talk += 1;
     turns.length = 0;
     log.replaceChildren();
     text.focus();
@@ -130,9 +133,10 @@ export function chat(who) {
     running = control;
     busy(true);
     const body = { model: model.value, messages: turns.slice(-TURNS_MAX), stream: true, stream_options: { include_usage: true } };
+    const of = talk;
     const heard = await answer(body, place, control.signal);
-    if (heard.text) turns.push({ role: "assistant", content: heard.text });
-    else turns.pop();
+    if (of === talk && heard.text) turns.push({ role: "assistant", content: heard.text });
+    else if (of === talk) turns.pop();
     running = undefined;
     busy(false);
     await finish(heard, place);
