@@ -108,8 +108,8 @@ def a_chat_and_its_timings(one):
     one.page.get_by_label("Function").select_option("assistant")
     one.ask("Say hello.")
     first = one.answered()
-    assert "stored" in first and re.search(r"wake\s+\d+\.\d ms", first), first
-    for said in [r"first token\s+\d+ ms", r"speed\s+[\d.]+ tokens/s", r"cost\s+0\.\d+ USD", r"tokens\s+\d+"]:
+    assert "stored" in first and re.search(r"wake\s+[\d.]+ m?s", first), first
+    for said in [r"first token\s+[\d.]+ m?s", r"speed\s+[\d.]+ tokens/s", r"cost\s+0\.\d+ USD", r"tokens\s+\d+"]:
         assert re.search(said, first), f"{said}: {first}"
     one.ask("<img src=x onerror=alert(1)> Say it again.")
     assert "running" in one.answered()
@@ -244,6 +244,8 @@ def by_keyboard_alone(browser):
     keyboard.type(ADMIN)
     keyboard.press("Enter")
     expect(page.get_by_role("heading", level=1, name="Overview")).to_be_visible()
+    # Signing in ends with this, and would take the focus away later.
+    expect(page.locator("#main")).to_be_focused()
 
     def tab_to(name):
         for _ in range(60):

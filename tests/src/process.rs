@@ -104,10 +104,11 @@ impl Process {
         kill(Pid::from_raw(self.pid), signal).unwrap_or_else(|error| panic!("{signal} to {self:?}: {error}"));
     }
 
-    /// Memory of its own and shared that is resident, bytes.
+    /// Memory of its own that is resident, bytes: not what it shares, as the rings that its ledger reads, of which a page
+    /// counts from when it is first written.
     pub fn resident_bytes(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).expect("a live process has a status");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a process has memory");
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("a process has memory");
         line.trim().trim_end_matches(" kB").parse::<u64>().expect("kilobytes") * 1024
     }
 
