@@ -309,7 +309,8 @@ fn data_partition(path: &Path, data: &Slice, ids: &Ids) -> Result<(), ImageError
     let id = ids.data.to_string();
     let extended = format!("offset={},hash_seed={id},lazy_itable_init=1,nodiscard", data.offset);
     let (image, size) = (path.to_string_lossy(), format!("{}k", data.bytes / 1024));
-    // An inode for each 64 KiB: it grows to disks that hold models, where mke2fs's one for 4 KiB would take a sixteenth.
+    // An inode for each 64 KiB as it ships, and for each 128 KiB of what it grows by: it grows to disks that hold models,
+    // where mke2fs's one for 4 KiB would take a sixteenth.
     let form = ["-q", "-F", "-t", "ext4", "-b", "4096", "-i", "65536", "-m", "0", "-L", DATA, "-U", &id];
     let rest = ["-O", "verity,metadata_csum", "-E", &extended, &image, &size];
     let environment = [("E2FSPROGS_FAKE_TIME", "1"), ("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")];
