@@ -3,6 +3,7 @@
 //! ```toml
 //! hostname = "ember-7"
 //! listen = "0.0.0.0:8443"
+//! agent_listen = "0.0.0.0:9444" # HAProxy's agent check; without it there is none
 //! admin_key = "…"               # without it one is made, on the data partition; of use at the first boot only
 //! update_key = "RW…"            # whose bundles are installed: the public key's line; an image may bring its own
 //! [network]                     # without it: DHCP
@@ -45,6 +46,8 @@ pub(crate) struct Machine {
     pub(crate) hostname: String,
     /// Where requests are answered.
     pub(crate) listen: SocketAddr,
+    /// Where a load balancer is told what the box could take.
+    pub(crate) agent_listen: Option<SocketAddr>,
     /// The admin key of a box that has none yet.
     pub(crate) admin_key: Option<String>,
     /// Whose updates are installed, where the image does not say.
@@ -153,6 +156,7 @@ impl Default for Machine {
         Self {
             hostname: "ember".to_owned(),
             listen,
+            agent_listen: None,
             admin_key: None,
             update_key: None,
             clock: Clock::default(),
@@ -192,9 +196,15 @@ impl Machine {
         if machine.clock.servers.len() > TIME_SERVERS_MAX {
             return Err(format!("clock.servers names more than {TIME_SERVERS_MAX}"));
         }
-        match &machine.telemetry {
-            Some(telemetry) => telemetry.check(machine.listen, fleet).map(|()| machine),
-            None => Ok(machine),
+        if let Some(telemetry) = &machine.telemetry {
+            telemetry.check(machine.listen, fleet)?;
+        }
+        let others = [Some(machine.listen), machine.telemetry.as_ref().map(|telemetry| telemetry.listen)];
+        match machine.agent_listen {
+            Some(agent) if others.into_iter().flatten().any(|other| !are_apart(agent, other)) => {
+                Err(format!("agent_listen is {agent}, where something else is answered"))
+            }
+            _ => Ok(machine),
         }
     }
 }
@@ -313,6 +323,21 @@ mod tests {
             assert_eq!(fs::read_to_string(&last).unwrap(), good);
         }
         parse(&format!("listen = \"192.0.2.8:8443\"\n{good}listen = \"192.0.2.7:8443\"")).unwrap();
+    }
+
+    #[test]
+    fn the_agent_check_has_an_address_of_its_own() {
+        assert_eq!(parse("").unwrap().agent_listen, None);
+        let text = "agent_listen = \"0.0.0.0:9444\"";
+        assert_eq!(parse(text).unwrap().agent_listen, Some("0.0.0.0:9444".parse().unwrap()));
+        let telemetry = "[telemetry]\nname = \"a\"\nca = \"a\"\ncertificate = \"b\"\nkey = \"c\"";
+        parse(&format!("{text}\n{telemetry}")).unwrap();
+        for taken in
+            [format!("agent_listen = \"192.0.2.7:9443\"\n{telemetry}"), "agent_listen = \"0.0.0.0:8443\"".into()]
+        {
+            let error = parse(&taken).unwrap_err();
+            assert!(error.contains("agent_listen"), "{taken}: {error}");
+        }
     }
 
     #[test]
