@@ -56,6 +56,9 @@ impl Slots {
         let mut on_trial = false;
         match place.status() {
             Ok(status) => {
+                if let Some(fault) = &status.floor_fault {
+                    say(format_args!("{fault}: what is older than what runs is not installed"));
+                }
                 place.running = status.slots.running(selected, version);
                 let installed = place.running.and_then(|slot| status.slots.get(slot));
                 let counts = installed.is_some_and(|installed| installed.entry.counter.is_some());
