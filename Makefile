@@ -177,14 +177,16 @@ bench: PACKAGES += crun
 bench: build model
 	@$(BUILT)/bench run $(if $(ONLY),--only $(ONLY)) --model "$(GGUF)"
 
-# Not for this machine's processor alone, as all else here is, but for any of x86-64-v3: a build of its own.
+# Not for this machine's processor alone, as all else here is, but for any of x86-64-v3: a build of its own, and the runner
+# once more for those of x86-64-v4.
 IMAGE_BUILD := $(CURDIR)/target/image-build
-IMAGE_FLAGS := -C target-feature=+crt-static -C target-cpu=x86-64-v3 -C link-arg=-Wl,--wrap=__sys_io_uring_setup
+image_flags = -C target-feature=+crt-static -C target-cpu=x86-64-$(1) -C link-arg=-Wl,--wrap=__sys_io_uring_setup
 
 image: PACKAGES += e2fsprogs mtools
 image: build
 	@$(with_liburing)
-	CARGO_TARGET_DIR=$(IMAGE_BUILD) RUSTFLAGS="$(IMAGE_FLAGS)" $(CARGO) build --release --locked -p appliance-daemon -p sandbox-runner
+	CARGO_TARGET_DIR=$(IMAGE_BUILD) RUSTFLAGS="$(call image_flags,v3)" $(CARGO) build --release --locked -p appliance-daemon -p sandbox-runner
+	CARGO_TARGET_DIR=$(IMAGE_BUILD)-v4 RUSTFLAGS="$(call image_flags,v4)" $(CARGO) build --release --locked -p sandbox-runner
 	SOURCE_DATE_EPOCH="$$(git log -1 --format=%ct 2>/dev/null || true)" $(BIN)/ember image build
 
 image-test: PACKAGES += e2fsprogs mtools openssl ovmf qemu-system-x86
