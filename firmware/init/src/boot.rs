@@ -115,7 +115,8 @@ fn service(machine: &Machine, slots: &Slots, watchdog: &mut Watchdog) -> Result<
     // Each wait has its end, so that the watchdog need not be it.
     let listen = listen::reachable(machine.listen, || watchdog.feed());
     let mut service = Command::new("/init");
-    service.arg("serve").arg("--config").arg(slots.configure(Path::new(RUN))?).args(["--data", SERVICE_DATA]);
+    let load = machine.load_timeout.map(|seconds| format!("load_timeout = \"{seconds}s\"\n")).unwrap_or_default();
+    service.arg("serve").arg("--config").arg(slots.configure(Path::new(RUN), &load)?).args(["--data", SERVICE_DATA]);
     service.arg("--listen").arg(listen.to_string()).env("NO_COLOR", "1");
     let telemetry = machine.telemetry.as_ref().and_then(|telemetry| placed(telemetry, Path::new(SERVICE_DATA)));
     let mut taken = vec![listen];

@@ -6,6 +6,7 @@
 //! agent_listen = "0.0.0.0:9444" # HAProxy's agent check; without it there is none
 //! admin_key = "…"               # without it one is made, on the data partition; of use at the first boot only
 //! update_key = "RW…"            # whose bundles are installed: the public key's line; an image may bring its own
+//! load_timeout = 600            # seconds that a model may take to load; 120 without it
 //! [network]                     # without it: DHCP
 //! address = "192.168.1.7/24"
 //! gateway = "192.168.1.1"
@@ -29,6 +30,7 @@ use std::{
     fs::{self, OpenOptions},
     io::{self, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    ops::RangeInclusive,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::Path,
 };
@@ -37,6 +39,7 @@ use std::{
 const NAME_BYTES_MAX: usize = 253;
 const PEM_BYTES_MAX: usize = 60 << 10;
 const TIME_SERVERS_MAX: usize = 8;
+const LOAD_SECONDS: RangeInclusive<u32> = 1..=3600;
 
 /// What the box is told.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -52,6 +55,8 @@ pub(crate) struct Machine {
     pub(crate) admin_key: Option<String>,
     /// Whose updates are installed, where the image does not say.
     pub(crate) update_key: Option<String>,
+    /// How long a model may take to load, seconds; as emberd has it without.
+    pub(crate) load_timeout: Option<u32>,
     /// Who tells it the time.
     pub(crate) clock: Clock,
     /// Its address; DHCP without.
@@ -159,6 +164,7 @@ impl Default for Machine {
             agent_listen: None,
             admin_key: None,
             update_key: None,
+            load_timeout: None,
             clock: Clock::default(),
             network: None,
             telemetry: None,
@@ -192,6 +198,9 @@ impl Machine {
         }
         if let Some(Err(error)) = machine.update_key.as_deref().map(PublicKey::parse) {
             return Err(format!("update_key: {error}"));
+        }
+        if machine.load_timeout.is_some_and(|seconds| !LOAD_SECONDS.contains(&seconds)) {
+            return Err("load_timeout is seconds, 1 to 3600".to_owned());
         }
         if machine.clock.servers.len() > TIME_SERVERS_MAX {
             return Err(format!("clock.servers names more than {TIME_SERVERS_MAX}"));
@@ -359,6 +368,7 @@ mod tests {
         for (text, expected) in [
             ("hostname = \"a b\"", "hostname"),
             ("\nhost = \"a\"", "line 2"),
+            ("load_timeout = 3601", "1 to 3600"),
             ("[network]\naddress = \"192.168.1.7\"", "192.168.1.7/24"),
             ("[network]\naddress = \"192.168.1.7/33\"", "192.168.1.7/24"),
         ] {
