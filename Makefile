@@ -6,7 +6,7 @@
 #   make model           the default model, checked
 #   make bench [ONLY=S5,S10] [GGUF=FILE]   figures against their peers, into bench/runs/
 #   make image           target/image/ember.img and ember.img.bmap
-#   make image-test      boots the image in QEMU: virtio, NVMe, SATA; a function, updates, faulty ones
+#   make image-test      boots the image in QEMU: virtio, NVMe, SATA; a function, updates, faulty ones; power cuts; Secure Boot
 #   make pictures        docs/pictures of the dashboard, taken anew
 #   make overload [GGUF=FILE]   what callers see at 50, 80 and 400 % of what can be done
 #
@@ -15,7 +15,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := build
-.PHONY: build model run test clients browser pictures focus nginx prometheus haproxy bench image image-test overload packages sources
+.PHONY: build model run test clients browser pictures focus nginx prometheus haproxy bench image image-test secure-boot overload packages sources
 
 PACKAGES := clang cmake curl g++ git libclang-dev pkg-config python3-pip unzip
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
@@ -187,8 +187,24 @@ image: build
 	CARGO_TARGET_DIR=$(IMAGE_BUILD) RUSTFLAGS="$(IMAGE_FLAGS)" $(CARGO) build --release --locked -p appliance-daemon -p sandbox-runner
 	SOURCE_DATE_EPOCH="$$(git log -1 --format=%ct 2>/dev/null || true)" $(BIN)/ember image build
 
-image-test: PACKAGES += e2fsprogs mtools openssl ovmf qemu-system-x86
-image-test: image model
+# What puts one's own keys into a firmware's variables.
+SECURE_BOOT := target/secure-boot
+SECURE_BOOT_PINS := tests/secure-boot/requirements.txt
+
+secure-boot: PACKAGES += python3-venv
+secure-boot: packages
+	@if cmp --silent $(SECURE_BOOT_PINS) $(SECURE_BOOT)/installed.txt; then exit 0; fi
+	echo "installing $(SECURE_BOOT_PINS) below $(SECURE_BOOT)"
+	rm -rf $(SECURE_BOOT)
+	/usr/bin/python3 -m venv $(SECURE_BOOT)
+	$(SECURE_BOOT)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $(SECURE_BOOT_PINS) || {
+		echo "cannot install $(SECURE_BOOT_PINS): is there a network, and does pip reach its index? Then run make image-test again" >&2
+		exit 1
+	}
+	cp $(SECURE_BOOT_PINS) $(SECURE_BOOT)/installed.txt
+
+image-test: PACKAGES += dosfstools e2fsprogs mtools openssl ovmf python3-venv qemu-system-x86 sbsigntool
+image-test: image model secure-boot
 	@$(with_liburing)
 	$(CARGO) test --release --locked --workspace --test boot -- --ignored --test-threads=1
 

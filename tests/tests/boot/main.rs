@@ -5,6 +5,7 @@
 
 mod appliance;
 mod bundles;
+mod secure_boot;
 
 use appliance::{ADMIN_KEY, Appliance, Setup};
 use bundles::{Fault, bundle, key, uki};
