@@ -102,6 +102,12 @@ impl Appliance {
         Self { folder, port, telemetry_port, running }
     }
 
+    /// Cuts it off from its power; the folder with all of its files.
+    pub(crate) fn cut_off(self) -> tempfile::TempDir {
+        drop(self.running);
+        self.folder
+    }
+
     /// A file of the test's, beside the disk.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)

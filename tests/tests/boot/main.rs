@@ -5,6 +5,7 @@
 
 mod appliance;
 mod bundles;
+mod power_cut;
 mod secure_boot;
 
 use appliance::{ADMIN_KEY, Appliance, Setup};
