@@ -6,7 +6,7 @@
 #   make model           the default model, checked
 #   make bench [ONLY=S5,S10] [GGUF=FILE]   figures against their peers, into bench/runs/
 #   make image           target/image/ember.img and ember.img.bmap
-#   make image-test      boots the image in QEMU: virtio, NVMe, SATA; a function, updates, faulty ones; power cuts; Secure Boot
+#   make image-test [ONLY=GROUP]   boots the image in QEMU: boots, functions, updates, faults, cuts, secure, sandbox, others
 #   make pictures        docs/pictures of the dashboard, taken anew
 #   make overload [GGUF=FILE]   what callers see at 50, 80 and 400 % of what can be done
 #
@@ -177,15 +177,20 @@ bench: PACKAGES += crun
 bench: build model
 	@$(BUILT)/bench run $(if $(ONLY),--only $(ONLY)) --model "$(GGUF)"
 
-# Not for this machine's processor alone, as all else here is, but for any of x86-64-v3: a build of its own.
+# Not for this machine's processor alone, as all else here is, but for any of x86-64-v3: a build of its own, and the runner
+# once more for those of x86-64-v4.
 IMAGE_BUILD := $(CURDIR)/target/image-build
-IMAGE_FLAGS := -C target-feature=+crt-static -C target-cpu=x86-64-v3 -C link-arg=-Wl,--wrap=__sys_io_uring_setup
+image_flags = -C target-feature=+crt-static -C target-cpu=x86-64-$(1) -C link-arg=-Wl,--wrap=__sys_io_uring_setup
+
+image_date = export SOURCE_DATE_EPOCH="$$(git log -1 --format=%ct 2>/dev/null || true)"
 
 image: PACKAGES += e2fsprogs mtools
 image: build
 	@$(with_liburing)
-	CARGO_TARGET_DIR=$(IMAGE_BUILD) RUSTFLAGS="$(IMAGE_FLAGS)" $(CARGO) build --release --locked -p appliance-daemon -p sandbox-runner
-	SOURCE_DATE_EPOCH="$$(git log -1 --format=%ct 2>/dev/null || true)" $(BIN)/ember image build
+	CARGO_TARGET_DIR=$(IMAGE_BUILD) RUSTFLAGS="$(call image_flags,v3)" $(CARGO) build --release --locked -p appliance-daemon -p sandbox-runner
+	CARGO_TARGET_DIR=$(IMAGE_BUILD)-v4 RUSTFLAGS="$(call image_flags,v4)" $(CARGO) build --release --locked -p sandbox-runner
+	$(image_date)
+	$(BIN)/ember image build
 
 # What puts one's own keys into a firmware's variables.
 SECURE_BOOT := target/secure-boot
@@ -203,10 +208,37 @@ secure-boot: packages
 	}
 	cp $(SECURE_BOOT_PINS) $(SECURE_BOOT)/installed.txt
 
+# What is booted, a summary line each; one alone: `make image-test ONLY=boots`.
+IMAGE_TESTS := boots functions updates faults cuts secure sandbox others
 image-test: PACKAGES += dosfstools e2fsprogs mtools openssl ovmf python3-venv qemu-system-x86 sbsigntool
 image-test: image model secure-boot
 	@$(with_liburing)
-	$(CARGO) test --release --locked --workspace --test boot -- --ignored --test-threads=1
+	# The warden's tests, to be run on the appliance: their name has a hash, which cargo tells.
+	tests=$$(CARGO_TARGET_DIR=$(IMAGE_BUILD) RUSTFLAGS="$(call image_flags,v3)" $(CARGO) test --no-run --release --locked -p sandbox-warden \
+		--test warden --message-format=json | sed -n 's|.*"executable":"\([^"]*/deps/warden-[^"]*\)".*|\1|p')
+	cp "$$tests" $(IMAGE_BUILD)/x86_64-unknown-linux-gnu/release/warden-tests
+	# Twice the same.
+	$(image_date)
+	$(BIN)/ember image build --out target/image/again.img
+	cmp target/image/ember.img target/image/again.img
+	rm target/image/again.img*
+	summary=""
+	for group in $(or $(ONLY),$(IMAGE_TESTS)); do
+		case $$group in
+			boots) filter="on_virtio on_nvme on_ahci" ;;
+			functions) filter="a_function" ;;
+			updates) filter="a_newer" ;;
+			faults) filter="a_faulty a_version" ;;
+			cuts) filter="power_cut" ;;
+			secure) filter="secure_boot" ;;
+			sandbox) filter="no_way_out" ;;
+			others) filter="$(addprefix --skip ,on_virtio on_nvme on_ahci a_function a_newer a_faulty a_version power_cut:: secure_boot:: no_way_out)" ;;
+		esac
+		said=$$($(CARGO) test --release --locked --workspace --test boot -- --ignored --test-threads=1 --nocapture $$filter 2>&1 | tee /dev/stderr) || true
+		summary+="$$(printf '%-10s %s' "$$group" "$$(grep '^test result' <<< "$$said" || echo 'was not run')")"$$'\n'
+	done
+	printf '\n%s' "$$summary"
+	! grep -v 'test result: ok' <<< "$${summary%$$'\n'}" > /dev/null
 
 overload: build model
 	@$(BUILT)/bench overload --model "$(GGUF)"

@@ -52,17 +52,22 @@ impl Ember {
 
     /// Leaves the function in memory as a snapshot.
     pub(crate) fn park(&self) -> Result<(), Error> {
-        self.ember("park")
+        self.ember("park", FUNCTION)
     }
 
     /// Leaves the function on disk as a snapshot.
     pub(crate) fn store(&self) -> Result<(), Error> {
-        self.ember("stop")
+        self.store_of(FUNCTION)
     }
 
-    fn ember(&self, command: &str) -> Result<(), Error> {
+    /// Leaves that function so.
+    pub(crate) fn store_of(&self, function: &str) -> Result<(), Error> {
+        self.ember("stop", function)
+    }
+
+    fn ember(&self, command: &str, function: &str) -> Result<(), Error> {
         let mut ember = Command::new(sibling("ember")?);
-        ember.args([command, FUNCTION, "--data"]).arg(self.data.path());
+        ember.args([command, function, "--data"]).arg(self.data.path());
         run(ember)
     }
 

@@ -1,4 +1,5 @@
-//! S3 and S4: what a second instance costs in memory, and a snapshot on disk.
+//! S3 and S4: what a second instance costs in memory, and a snapshot on disk; and as a picture beside S3, what one function
+//! after the other takes, each with a program of its own or in one Ember.
 //!
 //! S3 sums `Pss` of `smaps_rollup` over every process of a side: emberd with its children, and the llama-servers. Both
 //! sides run one thread an instance, so that two are at work on a machine of two cores, and each instance has answered.
@@ -7,10 +8,11 @@ use crate::{
     chat::{Answer, Chat, MODEL},
     ember::Ember,
     error::Error,
-    figure::{Bar, Context, Figure, Measured, Side, interleave},
+    figure::{Bar, Context, Figure, Measured, Picture, Side, interleave},
     http_client::in_thread,
     llama_server::{LlamaServer, Warmup},
     load::Load,
+    waterfall::{PEER, SERVER, Waterfall},
 };
 use std::{fs, path::Path};
 
@@ -18,6 +20,8 @@ const ROUNDS: usize = 5;
 /// An answer that takes long enough for another instance to be woken meanwhile, and one that is soon done.
 const LONG_TOKENS: u32 = 256;
 const SHORT_TOKENS: u32 = 8;
+/// Functions whose memory is drawn.
+const FUNCTIONS: [&str; 8] = [MODEL, "bench-2", "bench-3", "bench-4", "bench-5", "bench-6", "bench-7", "bench-8"];
 
 /// S3.
 pub(crate) struct SecondInstance;
@@ -47,8 +51,36 @@ impl Figure for SecondInstance {
         let samples = interleave(context.rounds(ROUNDS), ours, peer)?;
         let ours = Side { label: "ember, a second instance".into(), samples: samples.0 };
         let peer = Side { label: format!("a second {}", first.label), samples: samples.1 };
-        Ok(Measured::new("MiB", ours, peer))
+        drop((ember, first));
+        let functions = if context.smoke { 1 } else { FUNCTIONS.len() };
+        let pictures = vec![density(&context.model, &FUNCTIONS[..functions])?];
+        Ok(Measured { pictures, ..Measured::new("MiB", ours, peer) })
     }
+}
+
+/// Memory of as many functions of one model, each of which has answered and is held.
+fn density(model: &Path, functions: &[&'static str]) -> Result<Picture, Error> {
+    let load = Load { threads: Some(1), ..Load::of(1, 2048)? };
+    let ember = Ember::start(model, load)?;
+    functions.iter().skip(1).try_for_each(|function| ember.deploy(function, model, load))?;
+    functions.iter().try_for_each(|function| ember.store_of(function))?;
+    let mut bars = Waterfall::new("MiB");
+    let deployed = format!("Ember: {} deployed, 0 held", functions.len());
+    bars.add(SERVER, &[(&deployed, ember.process.family_pss_mib()?)]);
+    let mut servers = Vec::new();
+    for (before, function) in functions.iter().enumerate() {
+        Chat { model: function, ..chat(SHORT_TOKENS) }.ask_in_thread(&ember.server)?;
+        let server = LlamaServer::start(model, load, Warmup::Default)?;
+        chat(SHORT_TOKENS).ask_in_thread(&server.server)?;
+        servers.push(server);
+        let held = before + 1;
+        if held.is_power_of_two() {
+            let theirs = servers.iter().map(|server| server.process.family_pss_mib()).sum::<Result<f64, _>>()?;
+            bars.add(SERVER, &[(&format!("{held} held: Ember"), ember.process.family_pss_mib()?)]);
+            bars.add(PEER, &[(&format!("{held} × llama-server"), theirs)]);
+        }
+    }
+    Ok(bars.picture("density.svg", "Memory (PSS) of functions of one model, each held after an answer"))
 }
 
 /// The second instance answers while the first is busy, as its function may have two, each doing one thing at a time.

@@ -15,7 +15,7 @@ const STAMP: &[BorrowedFormatItem<'_>] = format_description!("[year]-[month]-[da
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:50rem;margin:2rem auto;padding:0 1rem}\
 table{border-collapse:collapse}td,th{text-align:left;padding:.1rem 1rem .1rem 0;vertical-align:top}\
 svg{width:100%;height:auto}h2{margin-top:2rem}code{font-size:.9em}\
-@media(prefers-color-scheme:dark){body{background:#16181c;color:#dde}svg{filter:invert(.87) hue-rotate(180deg)}}";
+svg text{fill:currentColor}@media(prefers-color-scheme:dark){body{background:#16181c;color:#dde}}";
 
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {

@@ -64,7 +64,7 @@ fn row(svg: &mut String, row: f64, name: &str, values: &[f64], axis: &Axis) {
         );
     }
     let x = axis.x(median(values));
-    let _ = write!(svg, "<path d=\"M{x:.1} {:.1}v24\" stroke=\"#1e3a8a\" stroke-width=\"2\"/>", y - 12.0);
+    let _ = write!(svg, "<path d=\"M{x:.1} {:.1}v24\" stroke=\"#3b82f6\" stroke-width=\"2\"/>", y - 12.0);
 }
 
 fn scale(svg: &mut String, row: f64, axis: &Axis, unit: &str) {
@@ -79,10 +79,10 @@ fn scale(svg: &mut String, row: f64, axis: &Axis, unit: &str) {
 
 fn bar(svg: &mut String, row: f64, x: f64, value: f64) {
     let top = middle_y(row) - 16.0;
-    let _ = write!(svg, "<path d=\"M{x:.1} {top:.1}v36\" stroke=\"#b91c1c\" stroke-dasharray=\"4 3\"/>");
+    let _ = write!(svg, "<path d=\"M{x:.1} {top:.1}v36\" stroke=\"#dc2626\" stroke-dasharray=\"4 3\"/>");
     let _ = write!(
         svg,
-        "<text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\" fill=\"#b91c1c\">bar {value}</text>",
+        "<text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\" fill=\"#dc2626\">bar {value}</text>",
         top - 3.0
     );
 }

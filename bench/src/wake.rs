@@ -10,14 +10,14 @@
 //! `-prompt` begins every chat with a system prompt.
 
 use crate::{
-    chat::{Answer, Chat, MODEL, Receipt},
+    chat::{Answer, Chat, MODEL, Receipt, ms},
     ember::Ember,
     error::Error,
     figure::{Bar, Context, Figure, Measured, Side, interleave, median},
     llama_server::{LlamaServer, Warmup},
     load::Load,
     steps::Restored,
-    waterfall::{Waterfall, of_wake},
+    waterfall::{PEER, SERVER, Waterfall, of_wake},
 };
 use nix::unistd::sync;
 use std::{cell::RefCell, fs, path::Path, time::Instant};
@@ -130,7 +130,7 @@ impl Figure for FromStored {
         let load = Load { system: self.system, ..Load::of(1, 2048)? };
         let ember = Ember::start(&context.model, load)?;
         let wakes = Wakes::new(&ember, "stored");
-        let label = RefCell::new(String::new());
+        let (label, loads_ms) = (RefCell::new(String::new()), RefCell::new(Vec::new()));
         let stored = |round| {
             self.level(&ember)?;
             wakes.first_piece_ms(&chat(round, None), |answer| answer.began)
@@ -141,6 +141,7 @@ impl Figure for FromStored {
             let answer = Chat { system: self.system, ..chat(round, None) }.ask_in_thread(&server.server)?;
             wakes.agree(answer.prompt_tokens())?;
             label.replace(format!("{}, from exec", server.label));
+            loads_ms.borrow_mut().push(ms(answer.began - server.began));
             answer.first_piece_ms(server.began)
         };
         stored(0)?;
@@ -149,9 +150,12 @@ impl Figure for FromStored {
         let samples = in_rounds(context.rounds(ROUNDS_STORED), stored, peer)?;
         let floor = wakes.prefill_ms() / median(&samples.1);
         let note = format!("of the ratio, {floor:.2} is the prompt's prefill, which no wake can leave out");
+        let both = wakes.beside(median(&loads_ms.take()), median(&samples.1));
+        let title = format!("{}: from nothing in memory to the first token, medians", self.name);
+        let pictures = vec![both.picture(&format!("first-token-{}.svg", self.name), &title)];
         let ours = Side { label: "ember, stored".into(), samples: samples.0 };
         let peer = Side { label: label.take(), samples: samples.1 };
-        wakes.explain(self.name, Measured { notes: vec![note], ..Measured::new("ms", ours, peer) })
+        wakes.explain(self.name, Measured { notes: vec![note], pictures, ..Measured::new("ms", ours, peer) })
     }
 }
 
@@ -194,6 +198,7 @@ struct Wakes<'a> {
 
 struct Wake {
     first_piece_ms: f64,
+    connect_ms: f64,
     prompt_tokens: u32,
     receipt: Receipt,
     restored: Restored,
@@ -214,14 +219,31 @@ impl<'a> Wakes<'a> {
         let (receipt, restored) = (answer.receipt(self.tier)?, self.ember.last_restore()?);
         let first_piece_ms = answer.first_piece_ms(since(&answer))?;
         let waterfall = of_wake(&answer, since(&answer), receipt, &restored)?;
-        let prompt_tokens = answer.prompt_tokens();
-        self.seen.borrow_mut().push(Wake { first_piece_ms, prompt_tokens, receipt, restored, waterfall });
+        let (connect_ms, prompt_tokens) = (ms(answer.asked - answer.began), answer.prompt_tokens());
+        self.seen.borrow_mut().push(Wake { first_piece_ms, connect_ms, prompt_tokens, receipt, restored, waterfall });
         Ok(first_piece_ms)
     }
 
     /// The median prefill.
     fn prefill_ms(&self) -> f64 {
         median(&self.seen.borrow().iter().map(|wake| wake.receipt.prefill_ms).collect::<Vec<_>>())
+    }
+
+    /// Where the time of both sides went: of the peer, until it listened, and until its first token.
+    fn beside(&self, peer_load_ms: f64, peer_first_ms: f64) -> Waterfall {
+        let seen = self.seen.borrow();
+        let middle = |of: fn(&Wake) -> f64| median(&seen.iter().map(of).collect::<Vec<_>>());
+        let (connect_ms, wake_ms) = (middle(|wake| wake.connect_ms), middle(|wake| wake.receipt.wake_ms));
+        let prefill_ms = middle(|wake| wake.first_piece_ms) - connect_ms - wake_ms;
+        let mut both = Waterfall::new("ms");
+        let ours =
+            [("Ember: connect, TLS", connect_ms), ("restore a snapshot", wake_ms), ("prompt, first token", prefill_ms)];
+        both.add(SERVER, &ours);
+        both.add(
+            PEER,
+            &[("llama-server: start, load", peer_load_ms), ("prompt, first token", peer_first_ms - peer_load_ms)],
+        );
+        both
     }
 
     /// Both sides must have read as many tokens.

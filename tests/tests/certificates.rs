@@ -3,7 +3,7 @@
 use nix::sys::signal::Signal;
 use rcgen::{CertificateParams, Issuer, KeyPair};
 use rustls_pki_types::{CertificateDer, pem::PemObject};
-use std::fs;
+use std::{fs, process::Command};
 use tests::{Ember, Raw, until};
 
 const HEALTH: &str = "GET /health HTTP/1.1\r\nhost: ember\r\n\r\n";
@@ -38,6 +38,26 @@ fn a_new_certificate_is_shown_to_new_connections() {
     assert!(is_healthy(&mut ember.raw()));
     assert!(is_healthy(&mut old), "the old connection goes on");
     ember.client().get("/v1/models").expect(200);
+    ember.stop();
+}
+
+#[test]
+fn whoever_asks_is_told_the_ca() {
+    let ember = Ember::start();
+    let told = ember.client().without_key().get("/ca.pem").expect(200);
+    assert_eq!(told.header("content-type"), "application/x-pem-file");
+    let before = ember.ca_pem();
+    assert_eq!(told.body, before);
+    // A new CA is told once its certificate is in use.
+    for file in ["ca.pem", "ca.key"] {
+        fs::remove_file(ember.data().join("tls").join(file)).unwrap();
+    }
+    ember.signal(Signal::SIGHUP);
+    let url = format!("https://{}/ca.pem", ember.address());
+    until("the new one is told", || {
+        let told = Command::new("curl").args(["--silent", "--insecure", &url]).output().expect("curl").stdout;
+        (told != before && told == fs::read(ember.data().join("tls/ca.pem")).ok()?).then_some(())
+    });
     ember.stop();
 }
 

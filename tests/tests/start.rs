@@ -140,7 +140,7 @@ fn health_is_that_the_service_answers_and_on_demand_a_function_too() {
     assert_eq!(health(&[]).ok(), "the server answers\n");
     assert_eq!(health(&["--answer"]).ok(), "the server answers; no function is deployed\n");
     let ember = ember.with(&assistant());
-    assert_eq!(health(&["--answer"]).ok(), "function assistant answers\n");
+    assert_eq!(health(&["--answer", "--within", "60"]).ok(), "function assistant answers\n");
     ember.stop();
     let run = health(&[]);
     assert_eq!(run.code, 75, "{}", run.stderr);

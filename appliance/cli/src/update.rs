@@ -18,6 +18,7 @@ struct Status {
     running: Option<String>,
     next: Option<String>,
     floor: Option<String>,
+    floor_fault: Option<String>,
     slots: Vec<Row>,
 }
 
@@ -85,7 +86,8 @@ fn text(status: &Status) -> String {
         [row.slot.clone(), row.version.clone(), format!("{}{left}", row.state), what.to_owned()]
     });
     let floor = status.floor.as_ref().map(|floor| format!("\nnothing below {floor} is installed any more"));
-    output::table(["SLOT", "VERSION", "STATE", "START"], rows) + &floor.unwrap_or_default()
+    let fault = status.floor_fault.as_ref().map(|fault| format!("\n{fault}: the version that runs stands for it"));
+    output::table(["SLOT", "VERSION", "STATE", "START"], rows) + &floor.unwrap_or_default() + &fault.unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -94,16 +96,23 @@ mod tests {
 
     #[test]
     fn the_slots_are_shown_in_the_order_of_trials() {
-        let status = json!({"running": "a", "next": "b", "floor": "1.1.0", "slots": [
+        let mut status = json!({"running": "a", "next": "b", "floor": "1.1.0", "slots": [
             {"slot": "b", "version": "1.2.0", "state": "on trial", "trials_left": 3},
             {"slot": "a", "version": "1.1.0", "state": "trusted", "trials_left": null},
         ]});
-        let text = text(&serde_json::from_value(status).unwrap());
+        let shown = |status: &Value| text(&serde_json::from_value(status.clone()).unwrap());
+        let text = shown(&status);
         let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split("  ").map(str::trim).collect()).collect();
         assert!(lines[1].starts_with(&["b"]) && lines[1].ends_with(&["next"]), "{text}");
         assert!(
             text.contains("on trial, 3 left") && text.ends_with("nothing below 1.1.0 is installed any more"),
             "{text}"
+        );
+        status["floor_fault"] = "update-floor: no version".into();
+        assert!(
+            shown(&status).ends_with(
+                "1.1.0 is installed any more\nupdate-floor: no version: the version that runs stands for it"
+            )
         );
     }
 }

@@ -10,6 +10,7 @@
 //! telemetry_name = "shop-7"
 //! drain = "10s"
 //! restart_delay = "5s"
+//! load_timeout = "120s"
 //! inference_cores = 2
 //! memory = "12GiB"
 //! memory_pressure = "/sys/fs/cgroup/ember.slice/memory.pressure"   # in place of the host's, on a machine that is shared
@@ -58,6 +59,8 @@ pub struct ServeConfig {
     pub drain_ms: u64,
     /// Longest pause before a child that died again and again is started, ms.
     pub restart_delay_ms: u64,
+    /// Longest wait for a model to load, ms.
+    pub load_timeout_ms: u64,
     /// Cores for inference; all when absent.
     pub inference_cores: Option<u32>,
     /// Memory for functions, bytes; what the host can spare when absent.
@@ -120,6 +123,7 @@ const SCHEMA: Schema = &[
             "telemetry_name",
             "drain",
             "restart_delay",
+            "load_timeout",
             "inference_cores",
             "memory",
             "memory_pressure",
@@ -148,6 +152,7 @@ const SCHEMA: Schema = &[
 const HOUR_MS: u64 = 3_600_000;
 const DRAIN_MS: RangeInclusive<u64> = 0..=HOUR_MS;
 const RESTART_MS: RangeInclusive<u64> = 100..=HOUR_MS;
+const LOAD_MS: RangeInclusive<u64> = 1_000..=HOUR_MS;
 const TIMEOUT_MS: RangeInclusive<u64> = 100..=HOUR_MS;
 const CONNECTIONS: RangeInclusive<u32> = 1..=1 << 20;
 const HEADERS: RangeInclusive<u32> = 8..=1024;
@@ -167,6 +172,7 @@ impl Default for ServeConfig {
             telemetry_name: None,
             drain_ms: 10_000,
             restart_delay_ms: 5_000,
+            load_timeout_ms: 120_000,
             inference_cores: None,
             memory_bytes: None,
             memory_pressure: None,
@@ -211,6 +217,7 @@ impl ServeConfig {
             telemetry_name: top.get("telemetry_name", &host)?,
             drain_ms: top.get("drain", &duration(DRAIN_MS))?.unwrap_or(default.drain_ms),
             restart_delay_ms: top.get("restart_delay", &duration(RESTART_MS))?.unwrap_or(default.restart_delay_ms),
+            load_timeout_ms: top.get("load_timeout", &duration(LOAD_MS))?.unwrap_or(default.load_timeout_ms),
             inference_cores: top.get("inference_cores", &number(1..=1024))?,
             memory_bytes: top.get("memory", &size(MEMORY_BYTES))?,
             memory_pressure: top.get("memory_pressure", &text)?,

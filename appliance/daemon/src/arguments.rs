@@ -50,6 +50,9 @@ pub(crate) struct Health {
     /// Also have a function compute one token, if any is deployed; it is billed to the admin key.
     #[arg(long)]
     pub(crate) answer: bool,
+    /// Longest time for all of it.
+    #[arg(long, value_name = "SECONDS", default_value = "100", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) within: u64,
 }
 
 /// What can be done to a ledger.

@@ -44,6 +44,7 @@ use std::{
     net::TcpListener,
     os::{fd::OwnedFd, unix::fs::DirBuilderExt},
     path::Path,
+    time::Duration,
 };
 
 /// Descriptors of the server that are no client's: instances' sockets, files, rings.
@@ -84,6 +85,7 @@ fn warden(mut gifts: Gifts, start: &Start) -> Result<(), Failure> {
     keep_no_free_memory();
     stay_with(start)?;
     let resources = resources(&config)?;
+    let load_timeout = Duration::from_millis(config.load_timeout_ms);
     let update = config.update.as_ref().map(|update| updates(update, &start.data)).transpose()?;
     let after_update = config.update.as_ref().filter(|update| update.restart).map(|_| end_the_service as fn());
     let config = WardenConfig::new(
@@ -95,7 +97,7 @@ fn warden(mut gifts: Gifts, start: &Start) -> Result<(), Failure> {
         resources.memory,
     );
     let may_lack_layers = start.source.may_lack_layers();
-    let config = WardenConfig { update, after_update, may_lack_layers, ..config };
+    let config = WardenConfig { load_timeout, update, after_update, may_lack_layers, ..config };
     sandbox_warden::run(config, gifts.take(What::Peer)?).map_err(warden_failure)
 }
 

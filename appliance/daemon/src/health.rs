@@ -3,6 +3,8 @@
 //! ```text
 //!  DIR/address ─▶ GET /health ─▶ with --answer: GET /ember/v1/functions ─▶ one token of the first function that answers
 //! ```
+//! Each request has [`REQUEST_MAX`], and all of them what `--within` says: who asks has given it up by then.
+//!
 //! PID 1 of the appliance runs it, and trusts a new version of Ember by it. The certificate is not checked: what is asked is
 //! this machine, and an operator's own certificate may be of a CA that it does not know.
 
@@ -19,11 +21,11 @@ use std::{
     io::{self, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::Path,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use ureq::{Agent, tls::TlsConfig};
 
-/// Longest for any one request. A function may have to be loaded first.
+/// Longest for any one request, so that one function that hangs leaves time for another. It may have to be loaded first.
 const REQUEST_MAX: Duration = Duration::from_secs(100);
 const REPLY_BYTES_MAX: u64 = 4 << 20;
 /// Functions that are asked before the service counts as failing.
@@ -31,7 +33,7 @@ const FUNCTIONS_MAX: usize = 8;
 
 /// Asks, and prints what answered.
 pub(crate) fn run(flags: &Health) -> Result<(), Failure> {
-    let service = Service::find(Path::new(&flags.data))?;
+    let service = Service::find(Path::new(&flags.data), Instant::now() + Duration::from_secs(flags.within))?;
     service.ask("/health", None)?;
     let said = match flags.answer {
         false => "the server answers".to_owned(),
@@ -47,10 +49,11 @@ struct Service {
     agent: Agent,
     url: String,
     authorization: String,
+    until: Instant,
 }
 
 impl Service {
-    fn find(data: &Path) -> Result<Self, Failure> {
+    fn find(data: &Path, until: Instant) -> Result<Self, Failure> {
         let read = |name: &str| {
             let path = data.join(name);
             fs::read_to_string(&path).map_err(|source| Failure::io("read", path, source))
@@ -63,12 +66,12 @@ impl Service {
             .https_only(true)
             .proxy(None)
             .max_redirects(0)
-            .http_status_as_error(false)
-            .timeout_global(Some(REQUEST_MAX));
+            .http_status_as_error(false);
         Ok(Self {
             agent: config.build().new_agent(),
             url: format!("https://{}", nearest(address)),
             authorization: format!("Bearer {}", read(ADMIN_KEY)?.trim()),
+            until,
         })
     }
 
@@ -96,9 +99,17 @@ impl Service {
     fn ask(&self, path: &str, body: Option<&Value>) -> Result<Value, Failure> {
         let url = format!("{}{path}", self.url);
         let unreachable = |error: ureq::Error| failed(format!("{path}: {error}"));
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(failed(format!("{path}: no time is left to ask")));
+        }
+        let (left, key) = (Some(left.min(REQUEST_MAX)), &self.authorization);
         let sent = match body {
-            None => self.agent.get(&url).header("authorization", &self.authorization).call(),
-            Some(body) => self.agent.post(&url).header("authorization", &self.authorization).send_json(body),
+            None => self.agent.get(&url).config().timeout_global(left).build().header("authorization", key).call(),
+            Some(body) => {
+                let request = self.agent.post(&url).config().timeout_global(left).build();
+                request.header("authorization", key).send_json(body)
+            }
         };
         let mut reply = sent.map_err(unreachable)?;
         let status = reply.status().as_u16();
@@ -150,6 +161,7 @@ fn failed(reason: String) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::TcpListener;
 
     #[test]
     fn what_listens_everywhere_is_reached_here() {
@@ -157,6 +169,17 @@ mod tests {
         assert_eq!(reached("0.0.0.0:8443"), "127.0.0.1:8443");
         assert_eq!(reached("[::]:8443"), "[::1]:8443");
         assert_eq!(reached("192.0.2.7:8443"), "192.0.2.7:8443");
+    }
+
+    #[test]
+    fn who_hangs_is_given_up_when_the_time_is_over() {
+        let (folder, listener) = (tempfile::tempdir().unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
+        fs::write(folder.path().join(ADDRESS), listener.local_addr().unwrap().to_string()).unwrap();
+        fs::write(folder.path().join(ADMIN_KEY), "key").unwrap();
+        let ask = |time| Service::find(folder.path(), Instant::now() + time).unwrap().ask("/health", None).unwrap_err();
+        // Connections are taken by the kernel, and nobody answers.
+        assert!(ask(Duration::from_millis(50)).to_string().contains("timeout"));
+        assert!(ask(Duration::ZERO).to_string().contains("no time is left"));
     }
 
     #[test]

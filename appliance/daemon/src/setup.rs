@@ -58,6 +58,8 @@ pub(crate) struct ServerFiles {
     pub(crate) certificate: &'static str,
     /// Its private key, PEM; likewise.
     pub(crate) certificate_key: &'static str,
+    /// Of the CA that callers are to trust.
+    pub(crate) authority: &'static str,
     /// The folder of what a fleet knows the box by; the supervisor has seen to what is in it.
     pub(crate) telemetry: &'static str,
     /// The price book; the supervisor has seen to it that there is one, the server reads it again at a reload.
@@ -70,6 +72,7 @@ pub(crate) const SERVER_FILES: ServerFiles = ServerFiles {
     functions: "server/functions",
     certificate: "tls/server.pem",
     certificate_key: "tls/server.key",
+    authority: "tls/ca.pem",
     telemetry: "telemetry",
     prices: "prices.toml",
 };

@@ -43,7 +43,7 @@ use std::{
     io::{self, Write},
     net::{SocketAddr, TcpListener},
     os::fd::{AsFd, BorrowedFd},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitStatus,
     time::{Duration, Instant, SystemTime},
 };
@@ -368,12 +368,29 @@ fn require_machine(may_lack_layers: bool) -> Result<(), Failure> {
 /// The runner's program: installed beside this one.
 fn runner() -> Result<PathBuf, Failure> {
     let own = std::env::current_exe().map_err(Failure::of("find", "/proc/self/exe"))?;
-    let runner = own.with_file_name("ember-runner");
-    if runner.is_file() {
-        return Ok(runner);
+    runner_beside(&own, is_v4()).map_err(|runner| Failure::Missing {
+        feature: "ember-runner".to_owned(),
+        fix: format!("install it beside emberd, as {}", runner.display()),
+    })
+}
+
+/// The runner built for x86-64-v4 where the processor is one, and there is one; where there is none at all, what is missing.
+fn runner_beside(own: &Path, is_v4: bool) -> Result<PathBuf, PathBuf> {
+    let [v4, any] = ["ember-runner-v4", "ember-runner"].map(|name| own.with_file_name(name));
+    match any.is_file() {
+        _ if is_v4 && v4.is_file() => Ok(v4),
+        true => Ok(any),
+        false => Err(any),
     }
-    let fix = format!("install it beside emberd, as {}", runner.display());
-    Err(Failure::Missing { feature: "ember-runner".to_owned(), fix })
+}
+
+/// Whether this processor has all of x86-64-v4.
+fn is_v4() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512cd")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl")
 }
 
 /// Blocks the signals that are waited for. Children inherit that, and undo it.
@@ -414,4 +431,21 @@ fn ensure_telemetry(data: &Data, config: &ServeConfig, listener: Option<&TcpList
     let Some(listener) = listener else { return Ok(()) };
     let address = listener.local_addr().map_err(Failure::of("look at", "the socket of telemetry"))?;
     telemetry_files::ensure(data.path(), config, address, SystemTime::now())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_runner_is_the_one_for_this_processor() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let taken = |is_v4| runner_beside(&at("emberd"), is_v4);
+        assert_eq!(taken(true), Err(at("ember-runner")));
+        std::fs::write(at("ember-runner"), "").unwrap();
+        assert_eq!(taken(true), Ok(at("ember-runner")));
+        std::fs::write(at("ember-runner-v4"), "").unwrap();
+        assert_eq!((taken(true), taken(false)), (Ok(at("ember-runner-v4")), Ok(at("ember-runner"))));
+    }
 }

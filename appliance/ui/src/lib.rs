@@ -13,7 +13,7 @@ use std::sync::LazyLock;
 
 /// `content-security-policy` of every file.
 pub const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
-     img-src 'self' data:; form-action 'none'; frame-ancestors 'none'; base-uri 'none'; \
+     img-src 'self'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'; \
      require-trusted-types-for 'script'; trusted-types 'none'";
 
 const HTML: &str = "text/html; charset=utf-8";

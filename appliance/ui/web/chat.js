@@ -5,7 +5,7 @@ import { announce, el, requestLink, tier } from "./dom.js";
 import { count, money } from "./numbers.js";
 
 const TURNS_MAX = 200;
-const TRIES = 8;
+const TRIES = 7;
 const PAUSE_MS = 250;
 const NEAR_PX = 80;
 
@@ -32,7 +32,7 @@ function facts({ receipt, firstMs, tokens, perSecond, ended }) {
 // What a request that was broken off had used, once the ledger has it.
 async function receiptOf(who, id) {
   for (let tried = 0; tried < TRIES; tried += 1) {
-    await rest(PAUSE_MS);
+    await rest(PAUSE_MS * 2 ** tried);
     try {
       const found = await get(`${usagePath(who)}/${id}`);
       if (found.record.ended_unix_ms > 0 && found.receipt) return found;

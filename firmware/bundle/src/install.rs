@@ -51,8 +51,10 @@ pub struct Status {
     pub slots: Slots,
     /// The slot that runs, where that is known.
     pub running: Option<Slot>,
-    /// The highest version that was ever blessed.
+    /// The version below which nothing is installed: the highest that was ever blessed.
     pub floor: Option<Version>,
+    /// Why that is not known, where its file is damaged. The version that runs is the floor then, until the next is blessed.
+    pub floor_fault: Option<String>,
 }
 
 impl Place {
@@ -61,7 +63,12 @@ impl Place {
     /// # Errors
     /// [`BundleError::File`].
     pub fn status(&self) -> Result<Status, BundleError> {
-        Ok(Status { slots: self.slots()?, running: self.running, floor: self.read_floor()? })
+        let slots = self.slots()?;
+        let (floor, floor_fault) = match self.read_floor() {
+            Ok(floor) => (floor, None),
+            Err(error) => (self.running.and_then(|slot| slots.get(slot)).map(|it| it.version), Some(error.to_string())),
+        };
+        Ok(Status { slots, running: self.running, floor, floor_fault })
     }
 
     /// Reads a bundle from `stream` into the slot that does not run.
@@ -102,14 +109,14 @@ impl Place {
         selected: Option<Slot>,
         counted: Option<Slot>,
     ) -> Result<Result<Version, Unblessed>, BundleError> {
-        let slots = self.slots()?;
+        let Status { slots, floor, .. } = self.status()?;
         let rename = match slots.bless(selected, counted) {
             Ok(rename) => rename,
             Err(reason) => return Ok(Err(reason)),
         };
         let blessed = selected.and_then(|slot| slots.get(slot)).expect("what is blessed is there").version;
         // The floor first: nobody raises that of a slot that is trusted already, which a cut in between would leave.
-        self.write_floor(raise(self.read_floor()?, blessed))?;
+        self.write_floor(raise(floor, blessed))?;
         self.rename(&rename)?;
         Ok(Ok(blessed))
     }

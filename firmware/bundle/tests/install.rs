@@ -153,6 +153,24 @@ fn what_is_wrong_is_refused_with_the_reason_and_nothing_changes() {
 }
 
 #[test]
+fn a_damaged_floor_is_the_version_that_runs_and_keeps_no_update_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut place = place(folder.path());
+    for damage in [&b""[..], b"1.x", &[0xff; 4096]] {
+        fs::write(&place.floor, damage).unwrap();
+        let status = place.status().unwrap();
+        let fault = status.floor_fault.expect("it is damaged");
+        assert!(status.floor == Some(version(1)) && fault.contains(place.floor.to_str().unwrap()), "{fault}");
+    }
+    assert!(place.apply(bundle(0).as_slice()).is_err(), "older than what runs");
+    place.apply(bundle(2).as_slice()).unwrap();
+    place.running = Some(Slot::B);
+    assert_eq!(place.bless(Some(Slot::B), Some(Slot::B)).unwrap(), Ok(version(2)));
+    let status = place.status().unwrap();
+    assert_eq!((status.floor, status.floor_fault), (Some(version(2)), None), "it is written anew");
+}
+
+#[test]
 fn a_stream_that_breaks_off_changes_nothing() {
     struct Broken<'a>(&'a [u8]);
     impl Read for Broken<'_> {

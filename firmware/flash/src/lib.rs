@@ -10,7 +10,8 @@
 //!
 //! Invariants:
 //! - the image's first 64 KiB, which has the partition table, is written last; until then a mark stands there, so a disk
-//!   that was not written to its end neither boots nor passes for whole, and the next run knows it;
+//!   that was not written to its end neither boots nor passes for whole, and the next run knows it; the table's second
+//!   copy that was at its end is gone from the first write on;
 //! - when it ends well, every byte of the image is on the target, those of its holes too: what a disk held before is no
 //!   free space to a file system that was made elsewhere;
 //! - a mounted disk, and one that this system runs from, is refused unless told otherwise, by what sysfs says and by

@@ -4,7 +4,7 @@ use crate::{
     disks::{self, Device, Disk},
     error::FlashError,
 };
-use firmware_gpt::SECTOR;
+use firmware_gpt::{SECTOR, TAIL_BYTES};
 use nix::{
     fcntl::OFlag,
     sys::stat::{major, minor},
@@ -145,11 +145,16 @@ pub(crate) struct Opened {
 }
 
 impl Opened {
-    /// Says on the target that it is not whole. From here on it is lost.
+    /// Says on the target that it is not whole. From here on it is lost, the second copy of a partition table at its end, too:
+    /// firmware and kernels take that where the first is none.
     pub(crate) fn mark(&self) -> io::Result<()> {
         let mut block = MARK.to_vec();
         block.resize(MARK_BYTES.min(self.bytes.max(MARK.len() as u64) as usize), 0);
         self.file.write_all_at(&block, 0)?;
+        let tail = (self.bytes / SECTOR * SECTOR).saturating_sub(TAIL_BYTES as u64);
+        if tail > MARK_BYTES as u64 {
+            self.file.write_all_at(&[0; TAIL_BYTES], tail)?;
+        }
         self.file.sync_data()
     }
 }

@@ -143,12 +143,14 @@ fn a_run_that_breaks_off_leaves_a_disk_that_says_so() {
     fs::copy(&image, &damaged).unwrap();
     OpenOptions::new().write(true).open(&damaged).unwrap().write_all_at(&[1], 3 * MIB).unwrap();
     let target = used_disk(folder.path(), 128 * MIB);
+    // It was one of ours before.
+    quietly(job(Image::File(image.clone()), None, &target)).unwrap();
     let error = quietly(job(Image::File(damaged), map, &target)).unwrap_err();
     assert!(error.to_string().contains("are not those of its block map"), "{error}");
     assert!(!error.nothing_written());
     let again = job(Image::File(image), None, &target);
     assert!(again.target.unfinished());
-    assert!(disk::partitions(&File::open(&target).unwrap()).is_err(), "it has no table");
+    assert!(disk::partitions(&File::open(&target).unwrap()).is_err(), "it has no table, at its end neither");
     quietly(again).unwrap();
     assert!(!Target::look(&target, Path::new("/"), Guard::On).unwrap().unfinished());
     is_sound(&target, folder.path());

@@ -9,7 +9,8 @@
 //!          n-33   entries again
 //!          n-1    GPT header again, which names its own place first
 //! ```
-//! Pure: bytes in, bytes out. UEFI 2.10, chapter 5.3.
+//! Whoever changes it writes the second copy before the first, so that a cut leaves one of them whole: while the first is
+//! being written the second holds, by [`restore`]. Pure: bytes in, bytes out. UEFI 2.10, chapter 5.3.
 
 /// Bytes of a sector; images have no other.
 pub const SECTOR: u64 = 512;
@@ -27,6 +28,8 @@ const EFI_SYSTEM: [u8; 16] =
 
 /// Bytes at a disk's begin that hold the table's first copy, with what goes before it.
 pub const HEAD_BYTES: usize = (ENTRIES_LBA + ENTRIES_SECTORS) as usize * HEADER;
+/// Bytes at a disk's end that hold the table's second copy.
+pub const TAIL_BYTES: usize = (ENTRIES_SECTORS as usize + 1) * HEADER;
 /// Partitions begin and end at multiples of this, 1 MiB.
 const ALIGNED_SECTORS: u64 = 2048;
 
@@ -89,12 +92,18 @@ pub fn fit(head: &mut [u8], bytes: u64) -> Result<Backup, String> {
 }
 
 /// Makes the last partition in `head` reach the end of a disk of `bytes`: what it is then, and the table's second copy.
-/// `None` where it does already.
+/// `None` where it does already. From then on the disk and its partitions have ids of `new_id`: what an image has, all disks
+/// have that it is written to.
 ///
 /// # Errors
 /// What is wrong with the table.
-pub fn grow(head: &mut [u8], bytes: u64) -> Result<Option<(Partition, Backup)>, String> {
-    let Some(partition) = partitions(head)?.into_iter().max_by_key(|partition| partition.last) else { return Ok(None) };
+pub fn grow(
+    head: &mut [u8],
+    bytes: u64,
+    mut new_id: impl FnMut() -> [u8; 16],
+) -> Result<Option<(Partition, Backup)>, String> {
+    let all = partitions(head)?;
+    let Some(partition) = all.iter().max_by_key(|partition| partition.last).cloned() else { return Ok(None) };
     let first_of_backup = (bytes / SECTOR).saturating_sub(1 + ENTRIES_SECTORS);
     let end = first_of_backup / ALIGNED_SECTORS * ALIGNED_SECTORS;
     if end <= partition.last + 1 {
@@ -103,12 +112,57 @@ pub fn grow(head: &mut [u8], bytes: u64) -> Result<Option<(Partition, Backup)>, 
     let table = ENTRIES_LBA as usize * HEADER;
     let last = end - 1;
     head[table + (partition.number as usize - 1) * ENTRY_BYTES + 40..][..8].copy_from_slice(&last.to_le_bytes());
+    for Partition { number, .. } in &all {
+        head[table + (*number as usize - 1) * ENTRY_BYTES + 16..][..16].copy_from_slice(&new_id());
+    }
+    head[HEADER + 56..][..16].copy_from_slice(&new_id());
     let length = u32_at(&head[HEADER..], 80) as usize * ENTRY_BYTES;
     let sum = crc32(&head[table..table + length]);
     let header = &mut head[HEADER..HEADER * 2];
     header[88..92].copy_from_slice(&sum.to_le_bytes());
     seal(header);
     Ok(Some((Partition { last, ..partition }, fit(head, bytes)?)))
+}
+
+/// The head of a disk of `bytes` again, made of its last bytes: for a disk whose first copy is damaged.
+///
+/// # Errors
+/// What is wrong with the second copy.
+pub fn restore(tail: &[u8], bytes: u64) -> Result<Vec<u8>, String> {
+    let last = (bytes / SECTOR).checked_sub(1).ok_or("it has no sector")?;
+    let split = tail.split_at_checked(TAIL_BYTES - HEADER).filter(|(_, header)| header.len() == HEADER);
+    let (entries, header) = split.ok_or("its end was not read whole")?;
+    if !header.starts_with(SIGNATURE) || !is_sealed(header) || u64_at(header, 24) != last {
+        return Err("its partition table has no second copy at the disk's end".to_owned());
+    }
+    let mut head = [protective_mbr(last).as_slice(), header, entries].concat();
+    let header = &mut head[HEADER..HEADER * 2];
+    for (at, value) in [(24, 1), (32, last), (72, ENTRIES_LBA)] {
+        header[at..at + 8].copy_from_slice(&u64::to_le_bytes(value));
+    }
+    seal(header);
+    check(&head)?;
+    Ok(head)
+}
+
+/// The first sector of a disk whose last one is `last`: to who knows no GPT, one partition of an unknown kind.
+fn protective_mbr(last: u64) -> [u8; HEADER] {
+    let mut mbr = [0; HEADER];
+    mbr[446..458].copy_from_slice(&[0, 0, 2, 0, 0xee, 0xff, 0xff, 0xff, 1, 0, 0, 0]);
+    mbr[458..462].copy_from_slice(&u32::try_from(last).unwrap_or(u32::MAX).to_le_bytes());
+    mbr[510..].copy_from_slice(&[0x55, 0xaa]);
+    mbr
+}
+
+/// A partition's id as disks have it, of how people write it: `c12a7328-f81f-11d2-ba4b-00a0c93ec93b`.
+pub fn id(text: &str) -> Option<[u8; 16]> {
+    let digits: String = text.split('-').collect();
+    let number = u128::from_str_radix(&digits, 16).ok().filter(|_| text.len() == 36 && digits.len() == 32)?;
+    let mut id = number.to_be_bytes();
+    for part in [0..4, 4..6, 6..8] {
+        id[part].reverse();
+    }
+    Some(id)
 }
 
 /// The partitions in `head`.
@@ -156,14 +210,19 @@ fn seal(header: &mut [u8]) {
     header[16..20].copy_from_slice(&sum.to_le_bytes());
 }
 
+/// Whether a header's checksum of itself holds.
+fn is_sealed(header: &[u8]) -> bool {
+    let mut summed = header[..HEADER_BYTES].to_vec();
+    summed[16..20].fill(0);
+    crc32(&summed) == u32_at(header, 16)
+}
+
 fn check(head: &[u8]) -> Result<(), String> {
     let table = ENTRIES_LBA as usize * 512;
     if !is_there(head) || head.len() < table + ENTRIES_SECTORS as usize * 512 {
         return Err("it has no GUID partition table".to_owned());
     }
     let header = &head[HEADER..HEADER * 2];
-    let mut summed = header[..HEADER_BYTES].to_vec();
-    summed[16..20].fill(0);
     let usual = u32_at(header, 12) as usize == HEADER_BYTES
         && u64_at(header, 72) == ENTRIES_LBA
         && u32_at(header, 84) as usize == ENTRY_BYTES
@@ -172,7 +231,7 @@ fn check(head: &[u8]) -> Result<(), String> {
         return Err("its partition table has an unusual form".to_owned());
     }
     let entries = &head[table..table + u32_at(header, 80) as usize * ENTRY_BYTES];
-    if crc32(&summed) != u32_at(header, 16) || crc32(entries) != u32_at(header, 88) {
+    if !is_sealed(header) || crc32(entries) != u32_at(header, 88) {
         return Err("its partition table is damaged".to_owned());
     }
     Ok(())
@@ -256,22 +315,67 @@ mod tests {
     #[test]
     fn the_last_partition_grows_to_the_disk_s_end_and_another_implementation_agrees() {
         let small = disk();
-        assert_eq!(grow(&mut small.clone()[..HEAD_BYTES], 8192 * 512 + (1 << 20)), Ok(None), "there is no room");
+        let same = grow(&mut small.clone()[..HEAD_BYTES], 8192 * 512 + (1 << 20), || [0; 16]);
+        assert_eq!(same, Ok(None), "there is no room");
         let mut larger = small.clone();
         larger.resize(BYTES * 3 + 512, 0);
         let bytes = larger.len() as u64;
-        let (partition, backup) = grow(&mut larger[..HEAD_BYTES], bytes).unwrap().unwrap();
+        let mut ids = (1..).map(|number| [number; 16]);
+        let (partition, backup) = grow(&mut larger[..HEAD_BYTES], bytes, || ids.next().unwrap()).unwrap().unwrap();
         assert_eq!((partition.number, partition.first, partition.name.as_str()), (1, 2048, "esp"));
         larger[backup.offset as usize..].copy_from_slice(&backup.bytes);
-        let again = grow(&mut larger.clone()[..HEAD_BYTES], bytes).unwrap();
+        let again = grow(&mut larger.clone()[..HEAD_BYTES], bytes, || [0; 16]).unwrap();
         let read = GptConfig::new().open_from_device(Cursor::new(larger)).unwrap();
         assert_eq!(read.partitions()[&1].last_lba, partition.last);
+        assert_eq!([read.partitions()[&1].part_guid, *read.guid()].map(|id| id.to_bytes_le()), [[1; 16], [2; 16]]);
         assert_eq!((partition.last + 1) % 2048, 0);
         assert!(
             partition.last * 512 > bytes - (2 << 20) && partition.last < read.header().last_usable,
             "{partition:?}"
         );
         assert_eq!(again, None);
+    }
+
+    #[test]
+    fn the_first_copy_is_made_of_the_second_again() {
+        let disk = disk();
+        let (head, tail) = (&disk[..HEAD_BYTES], &disk[BYTES - TAIL_BYTES..]);
+        assert!(restore(tail, BYTES as u64).as_deref() == Ok(head));
+        let none = Err("its partition table has no second copy at the disk's end".to_owned());
+        assert_eq!(restore(&[0; TAIL_BYTES], BYTES as u64), none);
+        assert_eq!(restore(tail, BYTES as u64 * 2), none, "it was at another disk's end");
+        assert_eq!(restore(&tail[1..], BYTES as u64), Err("its end was not read whole".to_owned()));
+        for at in [0, TAIL_BYTES - HEADER + 8, TAIL_BYTES - HEADER + 88] {
+            let mut bad = tail.to_vec();
+            bad[at] ^= 1;
+            assert!(restore(&bad, BYTES as u64).is_err(), "byte {at}");
+        }
+    }
+
+    /// Sectors are written whole or not at all, in any order, but for what was flushed before.
+    #[test]
+    fn a_cut_while_it_grows_leaves_one_copy_whole() {
+        let small = disk();
+        let bytes = BYTES as u64 * 3;
+        let mut grown = small[..HEAD_BYTES].to_vec();
+        let (partition, backup) = grow(&mut grown, bytes, || [1; 16]).unwrap().unwrap();
+        for written in (0..1_u64 << 8).map(|bits| bits | bits << 26) {
+            let mut head = small[..HEAD_BYTES].to_vec();
+            for sector in (0..HEAD_BYTES / HEADER).filter(|sector| written >> sector & 1 == 1) {
+                let range = sector * HEADER..(sector + 1) * HEADER;
+                head[range.clone()].copy_from_slice(&grown[range]);
+            }
+            let found = partitions(&head).or_else(|_| partitions(&restore(&backup.bytes, bytes)?)).unwrap();
+            assert!([8191, partition.last].contains(&found[0].last), "{written:b}");
+        }
+    }
+
+    #[test]
+    fn ids_are_read_as_people_write_them() {
+        assert_eq!(id("C12A7328-F81F-11D2-BA4B-00A0C93EC93B"), Some(EFI_SYSTEM));
+        for wrong in ["", "c12a7328", "c12a7328-f81f-11d2-ba4b-00a0c93ec93x", "-----c12a7328f81f11d2ba4b00a0c93ec93"] {
+            assert_eq!(id(wrong), None, "{wrong}");
+        }
     }
 
     #[test]

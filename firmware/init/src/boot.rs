@@ -119,15 +119,19 @@ fn service(machine: &Machine, slots: &Slots, watchdog: &mut Watchdog) -> Result<
     // Each wait has its end, so that the watchdog need not be it.
     let listen = listen::reachable(machine.listen, || watchdog.feed());
     let mut service = Command::new("/init");
-    service.arg("serve").arg("--config").arg(slots.configure(Path::new(RUN))?).args(["--data", SERVICE_DATA]);
+    let load = machine.load_timeout.map(|seconds| format!("load_timeout = \"{seconds}s\"\n")).unwrap_or_default();
+    service.arg("serve").arg("--config").arg(slots.configure(Path::new(RUN), &load)?).args(["--data", SERVICE_DATA]);
     service.arg("--listen").arg(listen.to_string()).env("NO_COLOR", "1");
     let telemetry = machine.telemetry.as_ref().and_then(|telemetry| placed(telemetry, Path::new(SERVICE_DATA)));
-    match telemetry.map(|address| listen::reachable(address, || watchdog.feed())) {
-        Some(address) if listen::are_apart(address, listen) => {
-            service.arg("--telemetry-listen").arg(address.to_string());
+    let mut taken = vec![listen];
+    for (flag, wanted) in [("--telemetry-listen", telemetry), ("--agent-listen", machine.agent_listen)] {
+        let Some(address) = wanted.map(|address| listen::reachable(address, || watchdog.feed())) else { continue };
+        if taken.iter().all(|other| listen::are_apart(address, *other)) {
+            service.arg(flag).arg(address.to_string());
+            taken.push(address);
+        } else {
+            say(format_args!("{flag} {address} is left out: something else is answered there"));
         }
-        Some(address) => say(format_args!("telemetry is left out: requests are answered on {address}")),
-        None => {}
     }
     Ok((service, listen))
 }

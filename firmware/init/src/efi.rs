@@ -40,6 +40,11 @@ pub(crate) fn set_global(folder: &Path, name: &str, value: &[u8]) -> io::Result<
     fs::write(place(folder, name), [&ATTRIBUTES.to_le_bytes(), value].concat())
 }
 
+/// Removes a variable of UEFI's.
+pub(crate) fn remove_global(folder: &Path, name: &str) -> io::Result<()> {
+    fs::remove_file(place(folder, name))
+}
+
 /// Names of UEFI's variables that begin with `start`.
 pub(crate) fn globals(folder: &Path, start: &str) -> io::Result<Vec<String>> {
     let names = fs::read_dir(folder)?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
@@ -52,7 +57,7 @@ fn place(folder: &Path, name: &str) -> PathBuf {
 }
 
 /// UTF-16, little-endian, up to a NUL.
-fn text(bytes: &[u8]) -> Option<String> {
+pub(crate) fn text(bytes: &[u8]) -> Option<String> {
     let units: Vec<u16> = bytes.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]])).collect();
     String::from_utf16(units.split(|unit| *unit == 0).next()?).ok()
 }

@@ -21,8 +21,10 @@ pub(crate) const START: Duration = Duration::from_secs(600);
 const SILENCE_MAX: Duration = Duration::from_secs(180);
 /// Between two questions, before the first answer and after it.
 const PAUSES: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(10)];
-/// Longest time for one question.
-const QUESTION_MAX: Duration = Duration::from_secs(120);
+/// Longest time for a question, before the first answer, when functions may have to be loaded for it, and after it, when it
+/// is of the server alone. It is told who asks; how much longer he may take to end is [`END_MAX`].
+const WITHIN: [Duration; 2] = [Duration::from_secs(240), Duration::from_secs(100)];
+const END_MAX: Duration = Duration::from_secs(10);
 /// What is read of what it says.
 const SAID_BYTES_MAX: u64 = 4096;
 
@@ -77,16 +79,22 @@ impl Check {
         Self { child: None, next: now }
     }
 
-    /// Begins a question when it is time, and gives one up that takes too long.
-    pub(crate) fn step(&mut self, now: Instant, question: impl FnOnce() -> Command) -> io::Result<()> {
+    /// Begins a question when it is time, and gives one up that takes too long. `question` hears how long it may take.
+    pub(crate) fn step(
+        &mut self,
+        now: Instant,
+        up: bool,
+        question: impl FnOnce(Duration) -> Command,
+    ) -> io::Result<()> {
         if now < self.next {
             return Ok(());
         }
-        self.next = now + QUESTION_MAX;
+        let within = WITHIN[usize::from(up)];
+        self.next = now + within + END_MAX;
         match &mut self.child {
             Some(child) => child.kill(),
             None => {
-                let mut question = question();
+                let mut question = question(within);
                 question.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
                 self.child = Some(question.spawn()?);
                 Ok(())
@@ -139,6 +147,12 @@ mod tests {
     }
 
     #[test]
+    fn a_question_that_hangs_leaves_time_for_another() {
+        let at_most = |up: bool| WITHIN[usize::from(up)] + END_MAX + PAUSES[usize::from(up)];
+        assert!(at_most(false) * 2 < START && at_most(true) < SILENCE_MAX);
+    }
+
+    #[test]
     fn the_command_line_may_say_how_long_a_start_takes() {
         assert_eq!(start_of("quiet ember.start=90 panic=-1"), Duration::from_secs(90));
         for text in ["quiet", "ember.start=", "ember.start=0", "ember.start=-1", "ember.start=99999999"] {
@@ -147,12 +161,12 @@ mod tests {
     }
 
     fn ask(check: &mut Check, now: Instant, script: &str) -> Result<String, String> {
-        let question = || {
+        let question = |_| {
             let mut shell = Command::new("sh");
             shell.args(["-c", script]);
             shell
         };
-        check.step(now, question).unwrap();
+        check.step(now, true, question).unwrap();
         let pid = check.child.as_ref().unwrap().id() as i32;
         let succeeded = match waitpid(Pid::from_raw(pid), None).unwrap() {
             WaitStatus::Exited(_, code) => code == 0,
@@ -167,7 +181,7 @@ mod tests {
         let mut now = Instant::now();
         let mut check = Check::new(now);
         assert_eq!(ask(&mut check, now, "echo a; echo answers"), Ok("answers".to_owned()));
-        check.step(now, || panic!("it is not time")).unwrap();
+        check.step(now, true, |_| panic!("it is not time")).unwrap();
         now += PAUSES[1];
         assert_eq!(ask(&mut check, now, "echo refused >&2; exit 75"), Err("refused".to_owned()));
         now += PAUSES[1];
@@ -180,9 +194,15 @@ mod tests {
         let mut check = Check::new(now);
         let mut sleep = Command::new("sleep");
         sleep.arg("600");
-        check.step(now, || sleep).unwrap();
+        let mut told = Duration::ZERO;
+        let question = |within| {
+            told = within;
+            sleep
+        };
+        check.step(now, false, question).unwrap();
         let pid = check.child.as_ref().unwrap().id() as i32;
-        check.step(now + QUESTION_MAX, || panic!("one is asked already")).unwrap();
+        check.step(now + told, false, |_| panic!("it is not time")).unwrap();
+        check.step(now + told + END_MAX, false, |_| panic!("one is asked already")).unwrap();
         assert!(matches!(waitpid(Pid::from_raw(pid), None), Ok(WaitStatus::Signaled(..))));
         assert_eq!(check.ended(pid, false, false, now), Some(Err("it said nothing".to_owned())));
     }

@@ -11,6 +11,8 @@ use std::{
 /// How long an address may take to appear.
 const WAIT_MAX: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// A port to reach; nothing is sent.
+const DISCARD: u16 = 9;
 
 /// `wanted` once this machine has it; all addresses where it never does. `waiting` is called again and again meanwhile.
 pub(crate) fn reachable(wanted: SocketAddr, waiting: impl FnMut()) -> SocketAddr {
@@ -38,9 +40,10 @@ fn reachable_within(
     }
 }
 
-/// Whether the kernel lets somebody listen there.
+/// Whether the kernel lets somebody listen there, and reaches him: before the first interface is up it lets anybody listen
+/// anywhere.
 fn is_here(address: IpAddr) -> bool {
-    UdpSocket::bind((address, 0)).is_ok()
+    UdpSocket::bind((address, 0)).and_then(|socket| socket.connect((address, DISCARD))).is_ok()
 }
 
 fn everywhere(address: SocketAddr) -> SocketAddr {
@@ -57,6 +60,7 @@ pub(crate) fn are_apart(one: SocketAddr, other: SocketAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::sched::{CloneFlags, unshare};
 
     fn address(text: &str) -> SocketAddr {
         text.parse().unwrap()
@@ -70,6 +74,16 @@ mod tests {
         // Of a net that is for documents only.
         assert_eq!(found("192.0.2.7:8443"), "0.0.0.0:8443");
         assert_eq!(found("[2001:db8::7]:8443"), "[::]:8443");
+    }
+
+    /// As PID 1 finds it: no interface is up. Needs root.
+    #[test]
+    fn without_a_network_no_address_is_there() {
+        let looked = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            ["192.0.2.7", "127.0.0.1", "2001:db8::7"].map(|ip| is_here(ip.parse().unwrap()))
+        });
+        assert_eq!(looked.join().unwrap(), [false; 3]);
     }
 
     #[test]

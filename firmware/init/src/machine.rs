@@ -3,8 +3,10 @@
 //! ```toml
 //! hostname = "ember-7"
 //! listen = "0.0.0.0:8443"
+//! agent_listen = "0.0.0.0:9444" # HAProxy's agent check; without it there is none
 //! admin_key = "…"               # without it one is made, on the data partition; of use at the first boot only
 //! update_key = "RW…"            # whose bundles are installed: the public key's line; an image may bring its own
+//! load_timeout = 600            # seconds that a model may take to load; 120 without it
 //! [network]                     # without it: DHCP
 //! address = "192.168.1.7/24"
 //! gateway = "192.168.1.1"
@@ -28,6 +30,7 @@ use std::{
     fs::{self, OpenOptions},
     io::{self, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    ops::RangeInclusive,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::Path,
 };
@@ -36,6 +39,7 @@ use std::{
 const NAME_BYTES_MAX: usize = 253;
 const PEM_BYTES_MAX: usize = 60 << 10;
 const TIME_SERVERS_MAX: usize = 8;
+const LOAD_SECONDS: RangeInclusive<u32> = 1..=3600;
 
 /// What the box is told.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -45,10 +49,14 @@ pub(crate) struct Machine {
     pub(crate) hostname: String,
     /// Where requests are answered.
     pub(crate) listen: SocketAddr,
+    /// Where a load balancer is told what the box could take.
+    pub(crate) agent_listen: Option<SocketAddr>,
     /// The admin key of a box that has none yet.
     pub(crate) admin_key: Option<String>,
     /// Whose updates are installed, where the image does not say.
     pub(crate) update_key: Option<String>,
+    /// How long a model may take to load, seconds; as emberd has it without.
+    pub(crate) load_timeout: Option<u32>,
     /// Who tells it the time.
     pub(crate) clock: Clock,
     /// Its address; DHCP without.
@@ -153,8 +161,10 @@ impl Default for Machine {
         Self {
             hostname: "ember".to_owned(),
             listen,
+            agent_listen: None,
             admin_key: None,
             update_key: None,
+            load_timeout: None,
             clock: Clock::default(),
             network: None,
             telemetry: None,
@@ -189,12 +199,21 @@ impl Machine {
         if let Some(Err(error)) = machine.update_key.as_deref().map(PublicKey::parse) {
             return Err(format!("update_key: {error}"));
         }
+        if machine.load_timeout.is_some_and(|seconds| !LOAD_SECONDS.contains(&seconds)) {
+            return Err("load_timeout is seconds, 1 to 3600".to_owned());
+        }
         if machine.clock.servers.len() > TIME_SERVERS_MAX {
             return Err(format!("clock.servers names more than {TIME_SERVERS_MAX}"));
         }
-        match &machine.telemetry {
-            Some(telemetry) => telemetry.check(machine.listen, fleet).map(|()| machine),
-            None => Ok(machine),
+        if let Some(telemetry) = &machine.telemetry {
+            telemetry.check(machine.listen, fleet)?;
+        }
+        let others = [Some(machine.listen), machine.telemetry.as_ref().map(|telemetry| telemetry.listen)];
+        match machine.agent_listen {
+            Some(agent) if others.into_iter().flatten().any(|other| !are_apart(agent, other)) => {
+                Err(format!("agent_listen is {agent}, where something else is answered"))
+            }
+            _ => Ok(machine),
         }
     }
 }
@@ -316,6 +335,21 @@ mod tests {
     }
 
     #[test]
+    fn the_agent_check_has_an_address_of_its_own() {
+        assert_eq!(parse("").unwrap().agent_listen, None);
+        let text = "agent_listen = \"0.0.0.0:9444\"";
+        assert_eq!(parse(text).unwrap().agent_listen, Some("0.0.0.0:9444".parse().unwrap()));
+        let telemetry = "[telemetry]\nname = \"a\"\nca = \"a\"\ncertificate = \"b\"\nkey = \"c\"";
+        parse(&format!("{text}\n{telemetry}")).unwrap();
+        for taken in
+            [format!("agent_listen = \"192.0.2.7:9443\"\n{telemetry}"), "agent_listen = \"0.0.0.0:8443\"".into()]
+        {
+            let error = parse(&taken).unwrap_err();
+            assert!(error.contains("agent_listen"), "{taken}: {error}");
+        }
+    }
+
+    #[test]
     fn what_is_kept_is_roots_alone() {
         let folder = tempfile::tempdir().unwrap();
         let (current, last) = (folder.path().join("machine.toml"), folder.path().join("last.toml"));
@@ -334,6 +368,7 @@ mod tests {
         for (text, expected) in [
             ("hostname = \"a b\"", "hostname"),
             ("\nhost = \"a\"", "line 2"),
+            ("load_timeout = 3601", "1 to 3600"),
             ("[network]\naddress = \"192.168.1.7\"", "192.168.1.7/24"),
             ("[network]\naddress = \"192.168.1.7/33\"", "192.168.1.7/24"),
         ] {

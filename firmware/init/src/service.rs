@@ -117,7 +117,7 @@ impl Watch<'_> {
                 Some(_) => {}
                 None if health.lives(now) => {
                     self.watchdog.feed();
-                    if let Err(error) = check.step(now, || self.question()) {
+                    if let Err(error) = check.step(now, health.is_up(), |within| self.question(within)) {
                         screen.fault = Some(format!("the service cannot be asked: {error}"));
                     }
                 }
@@ -136,9 +136,9 @@ impl Watch<'_> {
     }
 
     /// `emberd health`; of a slot on trial a function must answer, too.
-    fn question(&self) -> Command {
+    fn question(&self, within: Duration) -> Command {
         let mut question = Command::new("/init");
-        question.args(["health", "--data"]).arg(self.data);
+        question.args(["health", "--data"]).arg(self.data).arg("--within").arg(within.as_secs().to_string());
         if self.slots.is_on_trial() {
             question.arg("--answer");
         }

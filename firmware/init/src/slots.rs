@@ -56,6 +56,9 @@ impl Slots {
         let mut on_trial = false;
         match place.status() {
             Ok(status) => {
+                if let Some(fault) = &status.floor_fault {
+                    say(format_args!("{fault}: what is older than what runs is not installed"));
+                }
                 place.running = status.slots.running(selected, version);
                 let installed = place.running.and_then(|slot| status.slots.get(slot));
                 let counts = installed.is_some_and(|installed| installed.entry.counter.is_some());
@@ -93,10 +96,11 @@ impl Slots {
         }
     }
 
-    /// emberd's configuration in `folder`, with the key beside it: the file.
-    pub(crate) fn configure(&self, folder: &Path) -> Result<std::path::PathBuf, InitError> {
+    /// emberd's configuration in `folder`, `first` and then the slots', with the key beside it: the file.
+    pub(crate) fn configure(&self, folder: &Path, first: &str) -> Result<std::path::PathBuf, InitError> {
         let (config, public) = (folder.join("emberd.toml"), folder.join("update.pub"));
-        let mut text = format!("[update]\nslots = {:?}\nrestart = true\n", self.place.folder.display().to_string());
+        let mut text =
+            format!("{first}[update]\nslots = {:?}\nrestart = true\n", self.place.folder.display().to_string());
         if let Some(key) = &self.key {
             fs::write(&public, key).map_err(InitError::io("the update key"))?;
             text += &format!("key = {:?}\n", public.display().to_string());
@@ -210,7 +214,9 @@ mod tests {
         fs::write(machine.path("slots/ember-b+3.efi"), "").unwrap();
         let slots = machine.look("1.0.0");
         assert_eq!(machine.files(), BTreeSet::from(["ember-a.efi".to_owned()]));
-        let config = fs::read_to_string(slots.configure(&machine.path("data")).unwrap()).unwrap();
+        let config =
+            fs::read_to_string(slots.configure(&machine.path("data"), "load_timeout = \"600s\"\n").unwrap()).unwrap();
+        assert!(config.starts_with("load_timeout = \"600s\"\n[update]\n"), "{config}");
         assert!(config.contains("running = \"a\"") && config.contains("restart = true"), "{config}");
         assert!(PublicKey::parse(&fs::read_to_string(machine.path("data/update.pub")).unwrap()).is_ok());
     }

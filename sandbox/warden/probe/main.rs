@@ -1,8 +1,10 @@
-//! `sandbox-probe`: two parts of the tests, which need programs of their own.
+//! `sandbox-probe`: parts of the tests that need programs of their own.
 //!
 //! Without arguments it stands in for a runner: it speaks the runner's protocol and tries, from inside its sandbox, what
 //! it is told to try. As `sandbox-probe warden MODELS TAG LOAD_TIMEOUT_MS` it is a warden on standard input, with itself as
-//! the runner. As `sandbox-probe try ESCAPE` it tries a way out where there is no sandbox.
+//! the runner. As `sandbox-probe try ESCAPE` it tries a way out where there is no sandbox. As `/init` of an image it is emberd,
+//! but for `serve`: there the warden's tests run, so that they find the appliance's kernel and what PID 1 made of it; where the
+//! image has none, PID 1 is frozen, as by a kernel that hangs.
 //!
 //! The stand-in lives by the runner's filter, so it keeps to calls that the runner makes: no `fs::read`, which asks for a
 //! file's status, and its socket is not duplicated.
@@ -15,11 +17,14 @@ use sandbox_wire::{
 };
 use std::{
     error::Error,
-    fs::File,
+    fs::{self, File},
     io::{self, Read, Write},
-    os::{fd::AsFd, unix::net::UnixStream},
+    os::{
+        fd::AsFd,
+        unix::{net::UnixStream, process::CommandExt},
+    },
     path::{Path, PathBuf},
-    process::ExitCode,
+    process::{Command, ExitCode},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -28,9 +33,23 @@ use std::{
     time::Duration,
 };
 
+/// Where an image has emberd and the warden's tests, which have no folder but this one for programs of their own.
+const EMBERD: &str = "/emberd";
+const TESTS: &str = "/warden-tests";
+const TESTS_FOLDER: &str = "/";
+/// Those that are for an appliance.
+const TESTS_ARGUMENTS: [&str; 3] = ["--test-threads=1", "--nocapture", "no_way_out_gets_through"];
+
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mut arguments = std::env::args();
+    let is_init = arguments.next().is_some_and(|name| name == "/init");
+    let arguments: Vec<String> = arguments.collect();
     let outcome = match &*arguments {
+        [role, ..] if is_init && role == "serve" && !Path::new(TESTS).exists() => freeze_init(),
+        [role, ..] if is_init && role == "serve" => {
+            become_program(Command::new(TESTS).args(TESTS_ARGUMENTS).env("TMPDIR", TESTS_FOLDER))
+        }
+        arguments if is_init => become_program(Command::new(EMBERD).args(arguments)),
         [] => Probe::serve(),
         [role, models, tag, timeout_ms] if role == "warden" => warden(models, tag, timeout_ms),
         [role, escape] if role == "try" => try_outside(escape),
@@ -49,7 +68,7 @@ fn warden(models: &str, tag: &str, timeout_ms: &str) -> Result<ExitCode, Box<dyn
     // A file of its own: the kernel refuses to give a process the program that it already runs (`PR_SET_MM`).
     let runner = Path::new(models).with_file_name("runner");
     if !runner.exists() {
-        std::fs::copy(std::env::current_exe()?, &runner)?;
+        fs::copy(std::env::current_exe()?, &runner)?;
     }
     let (models, snapshots) = (PathBuf::from(models), Path::new(models).join("snapshots"));
     let mut config = WardenConfig::new(models, snapshots, runner, tag.to_owned(), 2, host_bytes()?);
@@ -57,6 +76,21 @@ fn warden(models: &str, tag: &str, timeout_ms: &str) -> Result<ExitCode, Box<dyn
     let socket = io::stdin().as_fd().try_clone_to_owned()?;
     sandbox_warden::run(config, socket)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// By the kernel's own means, which no process withstands.
+fn freeze_init() -> Result<ExitCode, Box<dyn Error>> {
+    let frozen = Path::new("/sys/fs/cgroup/frozen");
+    fs::create_dir(frozen)?;
+    fs::write(frozen.join("cgroup.procs"), "1")?;
+    fs::write(frozen.join("cgroup.freeze"), "1")?;
+    loop {
+        thread::park();
+    }
+}
+
+fn become_program(command: &mut Command) -> Result<ExitCode, Box<dyn Error>> {
+    Err(command.exec().into())
 }
 
 fn try_outside(name: &str) -> Result<ExitCode, Box<dyn Error>> {

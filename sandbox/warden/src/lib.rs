@@ -78,7 +78,7 @@ use store::Store;
 pub const UID_BASE: u32 = 2_000_001_000;
 /// Most instances.
 pub const SLOTS_MAX: usize = 64;
-/// Longest wait for a model to load.
+/// Longest wait for a model to load, where nothing else is said.
 pub const LOAD_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// What a warden works with.

@@ -11,11 +11,12 @@ use std::io::{self, Read};
 
 /// What there is.
 pub(crate) fn status(config: &WardenConfig) -> Result<UpdateStatus, WardenError> {
-    let Status { slots, running, floor } = there(config)?.status().map_err(|error| told(&error))?;
+    let Status { slots, running, floor, floor_fault } = there(config)?.status().map_err(|error| told(&error))?;
     Ok(UpdateStatus {
         restarts: config.after_update.is_some(),
         running: running.map(|slot: Slot| slot.to_string()),
         floor: floor.map(|floor| floor.to_string()),
+        floor_fault,
         slots: slots.order().into_iter().map(entry).collect(),
     })
 }

@@ -334,6 +334,8 @@ pub struct UpdateStatus {
     pub running: Option<String>,
     /// The version below which nothing is installed any more.
     pub floor: Option<String>,
+    /// Why that is not known, and the version that runs stands for it.
+    pub floor_fault: Option<String>,
     /// The slots, in the order in which they are tried.
     pub slots: Vec<SlotEntry>,
     /// Whether the machine starts again by itself once a slot was changed.

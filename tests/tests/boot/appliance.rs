@@ -16,7 +16,7 @@ use tests::{Run, tree, write_log::copy_part};
 
 /// Of a box that never was: keys have a checksum, so it was made by one.
 pub(crate) const ADMIN_KEY: &str = "ember-aoKMRGKujeTqhUn_VdHW_Y_GOjkWSCrNl1dkx6blgQtSabnU";
-/// By emulation everything takes ten times as long.
+/// By emulation everything takes ten times as long, and what computes a hundred times.
 const PATIENCE: Duration = Duration::from_secs(400);
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -27,6 +27,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) machine_toml: &'a str,
     /// Length of its disk, at least the image's.
     pub(crate) disk_bytes: u64,
+    /// A UKI in place of the image's.
+    pub(crate) uki: Option<Vec<u8>>,
 }
 
 /// What few machines have.
@@ -78,7 +80,10 @@ impl Appliance {
         let file = OpenOptions::new().write(true).open(&image).unwrap();
         file.set_len(setup.disk_bytes.max(file.metadata().unwrap().len())).unwrap();
         if !setup.machine_toml.is_empty() {
-            with_machine_toml(&image, setup.machine_toml);
+            put(&image, "machine.toml", setup.machine_toml.as_bytes());
+        }
+        if let Some(uki) = &setup.uki {
+            put(&image, disk::FIRST_SLOT, uki);
         }
         if special.is_recorded {
             copy(&image, &folder.path().join(START));
@@ -202,10 +207,11 @@ fn run(command: &mut Command) -> Run {
     Run { code: output.status.code().unwrap_or(-1), stdout: text(output.stdout), stderr: text(output.stderr) }
 }
 
-fn with_machine_toml(image: &Path, text: &str) {
-    let file = image.with_extension("toml");
-    fs::write(&file, text).unwrap();
-    let volume = format!("{}@@1M", image.display());
-    let status = Command::new("mcopy").args(["-i", &volume]).arg(&file).arg("::machine.toml").status().expect("mtools");
+/// Puts a file onto the boot partition.
+fn put(image: &Path, name: &str, bytes: &[u8]) {
+    let file = image.with_extension("put");
+    fs::write(&file, bytes).unwrap();
+    let (volume, to) = (format!("{}@@1M", image.display()), format!("::{name}"));
+    let status = Command::new("mcopy").args(["-o", "-i", &volume]).arg(&file).arg(to).status().expect("mtools");
     assert!(status.success());
 }

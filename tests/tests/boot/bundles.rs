@@ -15,8 +15,8 @@ use std::fs::File;
 pub(crate) struct Fault {
     /// Added to the kernel's command line.
     pub(crate) command_line: &'static str,
-    /// A file in place of the image's, a program.
-    pub(crate) program: Option<(&'static str, Vec<u8>)>,
+    /// Programs beside the image's or in place of them: where, and what.
+    pub(crate) programs: Vec<(String, Vec<u8>)>,
 }
 
 /// The key whose updates the tests' machines take.
@@ -59,7 +59,7 @@ fn stub(uki: &[u8], end: usize) -> Vec<u8> {
 fn with_files(initrd: &[u8], os_release: &str, fault: &Fault) -> Vec<u8> {
     let mut tree = Tree::new();
     tree.file("etc/os-release", os_release.as_bytes().to_vec(), false);
-    if let Some((path, bytes)) = &fault.program {
+    for (path, bytes) in &fault.programs {
         tree.file(path, bytes.clone(), true);
     }
     let mut all = initrd.to_vec();

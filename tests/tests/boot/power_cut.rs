@@ -98,7 +98,13 @@ fn whatever_a_power_cut_leaves_of_a_first_boot_and_of_an_update_starts() {
 fn live() -> Life {
     let public = key().public_text();
     let machine_toml = format!("{}update_key = \"{}\"\n", good(), public.lines().last().unwrap());
-    let setup = Setup { disk: DiskKind::Virtio, nic: "virtio-net-pci", machine_toml: &machine_toml, disk_bytes: GIB };
+    let setup = Setup {
+        disk: DiskKind::Virtio,
+        nic: "virtio-net-pci",
+        machine_toml: &machine_toml,
+        disk_bytes: GIB,
+        uki: None,
+    };
     let mut machine = Appliance::boot_special(&setup, &Special { is_recorded: true, ..Special::default() });
     machine.says("state       serving", 1);
     let served = WriteLog::recorded(&machine.path(WRITES)).unwrap();
@@ -122,7 +128,7 @@ fn live() -> Life {
 
 /// The machine with this disk serves.
 fn starts(disk: &Path, cut: &Cut) {
-    let setup = Setup { disk: DiskKind::Virtio, nic: "virtio-net-pci", machine_toml: "", disk_bytes: 0 };
+    let setup = Setup { disk: DiskKind::Virtio, nic: "virtio-net-pci", machine_toml: "", disk_bytes: 0, uki: None };
     let mut machine = Appliance::boot_special(&setup, &Special { image: Some(disk), ..Special::default() });
     machine.until("an answer", |machine| machine.get("/health", None).filter(|(status, _)| *status == 200));
     assert_eq!(machine.get("/ember/v1/functions", Some(ADMIN_KEY)).unwrap().0, 200);

@@ -62,8 +62,13 @@ fn signed_image(signer: &Signer, image: &Path) {
 fn machine(image: &Path, variables: &Path) -> Appliance {
     let public = key().public_text();
     let machine_toml = format!("{}update_key = \"{}\"\n", good(), public.lines().last().unwrap());
-    let setup =
-        Setup { disk: DiskKind::Virtio, nic: "virtio-net-pci", machine_toml: &machine_toml, disk_bytes: 2 * GIB };
+    let setup = Setup {
+        disk: DiskKind::Virtio,
+        nic: "virtio-net-pci",
+        machine_toml: &machine_toml,
+        disk_bytes: 2 * GIB,
+        uki: None,
+    };
     let special = Special { image: Some(image), secure_boot: Some(variables), ..Special::default() };
     Appliance::boot_special(&setup, &special)
 }

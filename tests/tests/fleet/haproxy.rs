@@ -16,11 +16,12 @@ use std::{
     sync::{
         Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
+        mpsc,
     },
     thread,
     time::SystemTime,
 };
-use tests::{Client, Ember, Function, Network, chat, tree, until};
+use tests::{Client, Ember, Function, Network, Role, chat, tree, until};
 
 const BOXES: usize = 3;
 const CALLERS: usize = 3;
@@ -116,7 +117,7 @@ impl Callers {
                 return;
             }
             let request = chat("tiny", &format!("Question {turn}?"), json!({"max_tokens": 12}));
-            let outcome = if turn % 2 == 0 { whole(client, &request) } else { streamed(client, &request) };
+            let outcome = if turn % 2 == 0 { whole(client, &request) } else { streamed(client, &request, || ()) };
             match outcome {
                 Ok(()) => drop(self.served.fetch_add(1, Ordering::Relaxed)),
                 Err(failure) => self.failures.lock().unwrap().push(failure),
@@ -137,20 +138,62 @@ impl Callers {
     }
 }
 
-fn whole(client: &Client, request: &serde_json::Value) -> Result<(), Failure> {
+type Outcome = Result<(), Failure>;
+
+fn whole(client: &Client, request: &serde_json::Value) -> Outcome {
     let failed = |what: String| Failure { streaming_on: None, what };
     let reply = client.try_ask(request).map_err(|error| failed(error.to_string()))?;
     if reply.status == 200 { Ok(()) } else { Err(failed(format!("{reply:?}"))) }
 }
 
-fn streamed(client: &Client, request: &serde_json::Value) -> Result<(), Failure> {
+/// Calls `begun` once the answer has.
+fn streamed(client: &Client, request: &serde_json::Value, begun: impl FnOnce()) -> Outcome {
     let opened = client.try_open("/v1/chat/completions", request);
     let mut stream = opened.map_err(|what| Failure { streaming_on: None, what })?;
-    let events = stream.by_ref().count();
+    let first = stream.next();
+    begun();
+    let events = first.into_iter().chain(stream.by_ref()).count();
     match stream.is_done() {
         true => Ok(()),
         false => Err(Failure { streaming_on: Some(server(&stream)), what: format!("cut after {events} events") }),
     }
+}
+
+/// What will come of a request.
+type Pending<'s> = thread::ScopedJoinHandle<'s, Outcome>;
+
+/// Has a box hold a stream in its midst and an answer that has not begun, for it stands still, besides what the callers ask.
+fn held_at<'s>(
+    number: usize,
+    boxes: &mut [Ember],
+    proxy: &Proxy,
+    client: &'s Client,
+    scope: &'s thread::Scope<'s, '_>,
+) -> [Pending<'s>; 2] {
+    let others: Vec<_> = (0..BOXES).filter(|other| *other != number).collect();
+    let are = |status: &str| others.iter().all(|other| proxy.status(*other).starts_with(status));
+    others.iter().for_each(|other| drop(boxes[*other].run(&["drain"]).ok()));
+    until("HAProxy knows", || are("DRAIN").then_some(()));
+    let long = chat("tiny", "At length.", json!({"max_tokens": 1000}));
+    let (began, begun) = mpsc::channel();
+    let stream = scope.spawn(move || streamed(client, &long, || began.send(()).unwrap()));
+    begun.recv().unwrap();
+    boxes[number].process(Role::Runner).signal(Signal::SIGSTOP);
+    let answer = scope.spawn(move || whole(client, &chat("tiny", "And this?", json!({"max_tokens": 12}))));
+    until("all wait there", || (asked(&boxes[number]) == CALLERS + 2).then_some(()));
+    others.iter().for_each(|other| drop(boxes[*other].run(&["resume"]).ok()));
+    until("HAProxy knows", || are("UP").then_some(()));
+    [stream, answer]
+}
+
+/// Requests that a box runs or has waiting.
+fn asked(ember: &Ember) -> usize {
+    let metrics = String::from_utf8(ember.client().get("/metrics").expect(200).body).unwrap();
+    let of = |family: &str| {
+        let rows = metrics.lines().filter(|row| row.starts_with(family));
+        rows.filter_map(|row| row.rsplit(' ').next()?.parse::<usize>().ok()).sum::<usize>()
+    };
+    of("ember_slots_busy") + of("ember_queue_depth")
 }
 
 /// The box that a stream comes from.
@@ -216,13 +259,12 @@ fn a_box_that_is_drained_stopped_or_killed_loses_no_request_but_what_it_streams(
             until("it is sent requests again", || (served(&boxes[out]) > before).then_some(()));
             callers.have_lost_none();
 
-            let long = chat("tiny", "At length.", json!({"max_tokens": 1000}));
-            let mut stream = client.ask_streamed(&long);
-            assert!(stream.next().is_some());
-            let killed = server(&stream);
-            let number = killed.trim_start_matches("box").parse::<usize>().unwrap() - 1;
+            let number = 0;
+            let killed = format!("box{}", number + 1);
+            let [stream, answer] = held_at(number, &mut boxes, &proxy, &client, scope);
             boxes[number].kill();
-            assert!(stream.by_ref().count() < 1000 && !stream.is_done(), "it was cut");
+            assert_eq!(stream.join().unwrap().unwrap_err().streaming_on.as_ref(), Some(&killed));
+            assert!(answer.join().unwrap().is_ok(), "another box gives what had not begun");
             until("HAProxy knows", || proxy.status(number).starts_with("DOWN").then_some(()));
             callers.serve(20);
             let failures = callers.failures.lock().unwrap();

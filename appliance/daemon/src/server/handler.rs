@@ -34,6 +34,7 @@ use std::{
 /// What is answered, for programs to read.
 pub(super) const OPENAPI: &str = include_str!("../../../../docs/openapi.yaml");
 const CONTENT_TYPE_YAML: &str = "application/yaml";
+const CONTENT_TYPE_PEM: &str = "application/x-pem-file";
 
 /// Answers requests on one core.
 pub(super) struct Server {
@@ -67,6 +68,10 @@ impl Server {
         let route = match route(&request.head.method, &path) {
             Ok(Route::Health) => return Ok(reply::json(&serde_json::json!({ "status": "ok" }))),
             Ok(Route::OpenApi) => return Ok(reply::with_type(CONTENT_TYPE_YAML, ReplyBody::Full(OPENAPI.into()))),
+            Ok(Route::Authority) => {
+                let pem = self.state.authority_pem.load_full();
+                return Ok(reply::with_type(CONTENT_TYPE_PEM, ReplyBody::Full(pem.as_bytes().to_vec().into())));
+            }
             Ok(Route::Asset(asset)) => return Ok(assets::reply(asset, &request.head)),
             found => found,
         };
@@ -131,7 +136,9 @@ impl Handler for Server {
 impl Call {
     async fn answer(&self, route: Route<'_>, request: Request) -> Answered {
         match route {
-            Route::Health | Route::OpenApi | Route::Asset(_) => unreachable!("answered without a key"),
+            Route::Health | Route::OpenApi | Route::Authority | Route::Asset(_) => {
+                unreachable!("answered without a key")
+            }
             Route::Chat => inference::chat(self, request).await,
             Route::Completion => inference::completion(self, request).await,
             Route::Embedding => inference::embedding(self, request).await,

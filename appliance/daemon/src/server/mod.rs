@@ -271,6 +271,7 @@ fn follow(
             match orders.next() {
                 Ok(Order::Reload(fresh)) => {
                     reload(&certificates, &files);
+                    state.reload_authority(&files);
                     state.reload_prices(&files);
                     let of_start = |config: &ServeConfig| {
                         let pressure = config.memory_pressure.clone();

@@ -11,6 +11,8 @@ pub(super) enum Route<'p> {
     Health,
     /// `GET /openapi.yaml`; it needs no key.
     OpenApi,
+    /// `GET /ca.pem`; it needs no key.
+    Authority,
     /// `POST /v1/chat/completions`
     Chat,
     /// `POST /v1/completions`
@@ -216,6 +218,7 @@ fn public<'p>(segments: &[&'p str]) -> Option<Offered<'p>> {
         ["health"] => Offered::get(Route::Health),
         ["metrics"] => Offered::get(Route::Metrics),
         ["openapi.yaml"] => Offered::get(Route::OpenApi),
+        ["ca.pem"] => Offered::get(Route::Authority),
         ["v1", "chat", "completions"] => Offered::post(Route::Chat),
         ["v1", "completions"] => Offered::post(Route::Completion),
         ["v1", "embeddings"] => Offered::post(Route::Embedding),

@@ -49,6 +49,8 @@ pub(super) struct State {
     pub(super) pool: Pool,
     pub(super) warden: Warden,
     pub(super) prices: ArcSwap<Book>,
+    /// The certificate of the CA that callers are to trust.
+    pub(super) authority_pem: ArcSwap<String>,
     pub(super) budgets: BudgetStore,
     pub(super) purses: Purses,
     /// Answers what was used.
@@ -87,6 +89,7 @@ impl State {
         }
         let request_bytes_max = usize::try_from(config.limits.request_bytes).unwrap_or(usize::MAX);
         let prices = ArcSwap::from_pointee(read_prices(files)?);
+        let authority_pem = ArcSwap::from_pointee(read_authority(files)?);
         let budgets = BudgetStore::open(Path::new(files.keys)).map_err(|error| Failure::Service(error.to_string()))?;
         Ok(Arc::new(Self {
             keys,
@@ -95,6 +98,7 @@ impl State {
             pool,
             warden,
             prices,
+            authority_pem,
             budgets,
             purses: Purses::default(),
             ledger,
@@ -129,6 +133,14 @@ impl State {
     /// The prices of a request that came at `unix_ms`.
     pub(super) fn prices_at(&self, unix_ms: u64) -> Arc<Prices> {
         Arc::clone(self.prices.load().at(unix_ms))
+    }
+
+    /// Takes the CA's certificate anew, or keeps the one in use.
+    pub(super) fn reload_authority(&self, files: &ServerFiles) {
+        match read_authority(files) {
+            Ok(pem) => self.authority_pem.store(Arc::new(pem)),
+            Err(error) => tracing::error!(%error, "the CA that callers are shown stays"),
+        }
     }
 
     /// Takes the price book anew, or keeps the one in use.
@@ -205,6 +217,10 @@ fn needs(warden: &Warden, spec: RunnerSpec) -> Option<u64> {
 fn read_prices(files: &ServerFiles) -> Result<Book, Failure> {
     let text = fs::read_to_string(files.prices).map_err(Failure::of("read", files.prices))?;
     appliance_config::prices(&text).map_err(|source| Failure::Config { file: files.prices.into(), source })
+}
+
+fn read_authority(files: &ServerFiles) -> Result<String, Failure> {
+    fs::read_to_string(files.authority).map_err(Failure::of("read", files.authority))
 }
 
 /// Whose budget the spending of this group counts to; nobody's where it names none.

@@ -39,7 +39,7 @@ pub(super) async fn roll_back(call: &Call) -> Answered {
 }
 
 fn told(reply: WardenReply) -> Answered {
-    let WardenReply::Updates(UpdateStatus { running, floor, slots, restarts }) = reply else {
+    let WardenReply::Updates(UpdateStatus { running, floor, floor_fault, slots, restarts }) = reply else {
         return Err(out_of_place());
     };
     let next = slots.first().map(|slot| slot.slot.clone());
@@ -54,5 +54,7 @@ fn told(reply: WardenReply) -> Answered {
             json!({ "slot": slot.slot, "version": slot.version, "state": state, "trials_left": left })
         })
         .collect();
-    Ok(reply::json(&json!({ "running": running, "next": next, "floor": floor, "slots": slots, "restarts": restarts })))
+    Ok(reply::json(&json!({
+        "running": running, "next": next, "floor": floor, "floor_fault": floor_fault, "slots": slots, "restarts": restarts,
+    })))
 }
