@@ -4,6 +4,7 @@ use crate::{
     Certificates, boot_entries, clock,
     console::say,
     disks::{self, DATA, ESP},
+    efi,
     error::InitError,
     health, listen,
     machine::{self, Machine, Telemetry},
@@ -61,6 +62,9 @@ fn live(certificates: Certificates) -> Result<RebootMode, InitError> {
     let mut modules = Modules::read()?;
     modules.load();
     mounts::mount_variables();
+    if efi::is_secure(Path::new(efi::VARIABLES)) {
+        say("secure boot is on");
+    }
     let mut watchdog = Watchdog::start();
     let built = clock::not_before_the_image();
     let esp = disks::mount_both()?;
