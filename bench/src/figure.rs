@@ -33,6 +33,10 @@ pub(crate) trait Figure {
     fn bar_for(&self, _model_bytes: u64) -> Bar {
         self.bar()
     }
+    /// Whether what it measures is there: where it is not, it is measured only if it is named.
+    fn is_ready(&self) -> bool {
+        true
+    }
     /// Measures both sides.
     fn measure(&self, context: &Context) -> Result<Measured, Error>;
 }

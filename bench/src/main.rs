@@ -10,7 +10,8 @@
 //! - S7 two functions busy at once ÷ two llama-servers ([`together`]);
 //! - S8 a sealed restore ÷ `crun run` ([`restore`]);
 //! - S9 the meter's producer side ÷ the crate rtrb ([`meter`]);
-//! - S10 the edge's CPU time a request ÷ that of hyper on tokio ([`edge`]).
+//! - S10 the edge's CPU time a request ÷ that of hyper on tokio ([`edge`]);
+//! - S11 the size of an image, and its boot ÷ one to a shell, where `make image` built one ([`image`]).
 //!
 //! Invariants: both sides of a ratio come from one run on one machine, and every raw sample is in the report. Wall time
 //! on a shared machine is noisy, so no test asserts one. Left out: comparing runs with each other.
@@ -23,6 +24,7 @@ mod error;
 mod figure;
 mod flash;
 mod http_client;
+mod image;
 mod llama_server;
 mod load;
 mod machine;
@@ -160,6 +162,7 @@ fn measure(run: &Run) -> Result<(), Error> {
     for figure in figures {
         let outcome = Outcome::of(figure.as_ref(), figure.bar_for(model_bytes), figure.measure(&context)?);
         println!("{outcome}");
+        outcome.measured.notes.iter().for_each(|note| eprintln!("    {note}"));
         outcomes.push(outcome);
     }
     let folder = Report::new(machine, outcomes).write(&run.runs)?;
@@ -178,6 +181,8 @@ fn all() -> Vec<Box<dyn Figure>> {
     all.extend(restore::BOTH.map(|figure| Box::new(figure) as _));
     all.push(Box::new(meter::ProducerSide));
     all.push(Box::new(edge::EdgeCpu));
+    all.push(Box::new(image::ImageSize));
+    all.push(Box::new(image::Boot));
     all
 }
 
@@ -192,7 +197,8 @@ fn chosen(only: &[String]) -> Result<Vec<Box<dyn Figure>>, Error> {
         let known = all.iter().map(|figure| figure.name()).collect::<Vec<_>>().join(", ");
         return Err(Error::UnknownFigure { name: unknown.clone(), known });
     }
-    let is_chosen = |figure: &dyn Figure| only.is_empty() || only.iter().any(|name| is_meant(figure, name));
+    let is_chosen =
+        |figure: &dyn Figure| only.is_empty() && figure.is_ready() || only.iter().any(|name| is_meant(figure, name));
     Ok(all.into_iter().filter(|figure| is_chosen(figure.as_ref())).collect())
 }
 
@@ -207,7 +213,9 @@ mod tests {
             chosen(&only).map(|figures| figures.iter().map(|figure| figure.name()).collect::<Vec<_>>())
         };
         let all = names(&[]).unwrap();
-        assert_eq!((all.first(), all.last(), all.len()), (Some(&"S1"), Some(&"S10"), 15));
+        // S11 is among them where there is an image.
+        assert_eq!((all.first(), all.get(14)), (Some(&"S1"), Some(&"S10")));
+        assert_eq!(names(&["S11"]).unwrap(), ["S11", "S11-boot"]);
         assert_eq!(names(&["S10", "S1"]).unwrap(), ["S1", "S10"]);
         assert_eq!(names(&["S2"]).unwrap(), ["S2", "S2-disk", "S2-prompt", "S2-prompt-disk"]);
         assert_eq!(names(&["S2-prompt-disk"]).unwrap(), ["S2-prompt-disk"]);

@@ -24,6 +24,7 @@ mod squeeze;
 mod stream;
 pub mod tree;
 mod wait;
+pub mod write_log;
 
 pub use cli::Run;
 pub use client::Client;

@@ -161,7 +161,7 @@ fn while_memory_is_short_less_of_it_is_promised() {
     squeeze.begin();
     until("less may be promised", || (usable(&ember) < memory).then_some(()));
     until("one gives way", || (running(&ember) < names.len()).then_some(()));
-    assert!(ember.log().contains("the host is short of memory"));
+    assert!(ember.log().contains("the kernel reports memory pressure"));
     squeeze.end();
     until("all may be promised", || (usable(&ember) == memory).then_some(()));
     ember = awake(ember);

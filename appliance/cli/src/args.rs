@@ -356,6 +356,9 @@ pub(crate) enum Image {
         /// Where Debian's packages are unpacked, and found again
         #[arg(long, value_name = "DIR", default_value = "target/image/packages")]
         cache: PathBuf,
+        /// Sign boot loader and slot for Secure Boot, with a key and its certificate, both PEM
+        #[arg(long, num_args = 2, value_names = ["KEY", "CRT"])]
+        sign: Option<Vec<PathBuf>>,
         #[command(flatten)]
         listing: Listing,
     },

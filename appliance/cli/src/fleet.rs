@@ -37,7 +37,7 @@ pub(crate) fn command(args: FleetArgs, ca: Option<PathBuf>) -> Result<(), Error>
     match args.command {
         Fleet::Enrol { name, host, listing } => enrolled(&folder, &name, &host, listing),
         Fleet::Add { name, address, cert, key } => add(&folder, name, address, [ca, cert, key]),
-        Fleet::Rm { name } => Ok(Roster::open(&folder)?.remove(&name)?),
+        Fleet::Rm { name } => rm(&folder, &name),
         Fleet::Ls { db, listing } => ls(&Roster::open(&folder)?, &database(db), listing),
         Fleet::Pull(pull) => pulled(&Roster::open(&folder)?, &database(pull.db.clone()), &pull),
         Fleet::Usage { by, since, db, listing } => usage(&there(&database(db))?, by.into(), since, listing),
@@ -74,7 +74,16 @@ fn add(folder: &Path, name: BoxName, address: Address, files: [Option<PathBuf>; 
     if let Some(missing) = roster.credentials(&member).into_iter().find(|path| !path.exists()) {
         return Err(Error::NoCredentials { path: missing });
     }
-    Ok(roster.put(member)?)
+    let (name, address) = (member.name.clone(), member.address.to_string());
+    roster.put(member)?;
+    output::note(&format!("{name} is pulled from {address}: `ember fleet pull`"));
+    Ok(())
+}
+
+fn rm(folder: &Path, name: &BoxName) -> Result<(), Error> {
+    Roster::open(folder)?.remove(name)?;
+    output::note(&format!("{name} is pulled no more; what was pulled of it stays"));
+    Ok(())
 }
 
 /// The database, which must be there.
@@ -228,6 +237,9 @@ fn from(since_ms: Option<u64>) -> u64 {
 
 fn report(roster: &Roster, database: &Path, listing: Listing) -> Result<(), Error> {
     let mut standings = standings(database)?;
+    // Of a box that was taken out only what was pulled is of interest.
+    let is_member = |name: &str| roster.members().iter().any(|member| member.name.as_str() == name);
+    standings.retain(|name, standing| standing.records > 0 || is_member(name));
     for member in roster.members() {
         standings.entry(member.name.to_string()).or_insert_with(|| never(&member.name));
     }

@@ -7,22 +7,23 @@ use crate::{
 };
 use firmware_bundle::{MACHINE, Manifest, minisign::SecretKey};
 use firmware_slots::Version;
-use images_builder::{Built, ImageError, Inspection, Recipe, build, disk, inspect, qemu::Machine, uki};
+use images_builder::{Built, ImageError, Inspection, Recipe, Signer, build, disk, inspect, qemu::Machine, uki};
 use serde_json::{Value, json};
 use std::{
     fmt::Write as _,
     fs::{self, File, OpenOptions},
     io::Write as _,
     os::unix::fs::OpenOptionsExt,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 pub(crate) fn command(command: &Image) -> Result<(), Error> {
     match command {
-        Image::Build { recipe, out, cache, listing } => {
+        Image::Build { recipe, out, cache, sign, listing } => {
             let recipe = Recipe::read(recipe)?;
-            let built =
-                build(&recipe, env!("CARGO_PKG_VERSION"), out, cache, |step| output::note(&format!("{step} ...")))?;
+            let signer = sign.as_deref().and_then(signer);
+            let step = |step: &str| output::note(&format!("{step} ..."));
+            let built = build(&recipe, env!("CARGO_PKG_VERSION"), signer.as_ref(), out, cache, step)?;
             print_built(&built, *listing)
         }
         Image::Boot { file, port, memory, cpus, disk, nic, write, kvm } => {
@@ -36,6 +37,8 @@ pub(crate) fn command(command: &Image) -> Result<(), Error> {
                 nic: nic.clone(),
                 write: *write,
                 kvm: *kvm,
+                log: None,
+                secure_boot: None,
             };
             output::note(&format!("booting {}; it will answer on https://127.0.0.1:{port}", file.display()));
             Ok(machine.run()?)
@@ -44,6 +47,12 @@ pub(crate) fn command(command: &Image) -> Result<(), Error> {
         Image::Bundle { image, key, minimum, out, listing } => bundle(image, key, *minimum, out, *listing),
         Image::Key { file } => make_key(file),
     }
+}
+
+/// Clap takes two paths or none.
+fn signer(pair: &[PathBuf]) -> Option<Signer> {
+    let [key, certificate] = pair else { return None };
+    Some(Signer { key: key.clone(), certificate: certificate.clone() })
 }
 
 /// The first slot of `image`, signed with `key`.

@@ -67,7 +67,8 @@ fn plain(state: &State) -> Result<String, Error> {
     terminal.draw(|frame| view::draw(frame, state)).map_err(io::Error::other)?;
     let buffer = terminal.backend().buffer();
     let row = |y| (0..buffer.area.width).map(|x| buffer[(x, y)].symbol()).collect::<String>();
-    let rows: Vec<_> = (0..buffer.area.height).map(|y| row(y).trim_end().to_owned()).collect();
+    // The last says which keys do what: here are none.
+    let rows: Vec<_> = (0..buffer.area.height - view::KEYS).map(|y| row(y).trim_end().to_owned()).collect();
     Ok(rows.join("\n").trim_end().to_owned())
 }
 

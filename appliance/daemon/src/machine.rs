@@ -15,7 +15,8 @@
 //!
 //! To stop: the server is told, and has the drain; its end closes the warden's socket, upon which the warden ends all
 //! instances and itself; then the ledger is told, which appends what is queued. Each has a deadline, then is killed.
-//! When both units are stopped the supervisor ends. A server whose warden died is killed at once: it can do nothing.
+//! When both units are stopped the supervisor ends. A server whose warden died is killed at once: it can do nothing; while
+//! it stops it ends by itself, or is killed soon.
 //!
 //! The delay before a start doubles with each failure in a row; a unit that was up for [`STEADY`] has none behind it.
 
@@ -193,10 +194,12 @@ impl Members {
         match (self.alive.as_slice(), stopping) {
             ([], true) => self.state = State::Stopped,
             ([], false) => self.wait(now.saturating_duration_since(since), now),
-            ([Role::Server], _) => {
+            ([Role::Server], false) => {
                 self.state = State::Ending { since, kill_at: None };
                 return vec![Action::Kill(Role::Server)];
             }
+            // The server closes the warden's socket in the midst of its own end, which takes a little longer.
+            ([Role::Server], true) => self.state = State::Ending { since, kill_at: Some(now + CUT) },
             _ => self.state = State::Ending { since, kill_at: Some(now + GRACE) },
         }
         Vec::new()
@@ -337,6 +340,19 @@ mod tests {
         assert_eq!(run.on(Event::Ended(Role::Server)), [Action::Tell(Role::Ledger)]);
         assert_eq!(run.wake(), (GRACE, vec![Action::Kill(Role::Ledger)]));
         assert_eq!(run.on(Event::Ended(Role::Ledger)), [Action::Finish]);
+    }
+
+    #[test]
+    fn a_server_that_stops_may_end_after_its_warden() {
+        let mut run = Run::started();
+        run.on(DRAIN);
+        assert_eq!(run.on(Event::Ended(Role::Warden)), []);
+        assert_eq!(run.on(Event::Ended(Role::Server)), [Action::Tell(Role::Ledger)]);
+
+        let mut run = Run::started();
+        run.on(DRAIN);
+        run.on(Event::Ended(Role::Warden));
+        assert_eq!(run.wake(), (CUT, vec![Action::Kill(Role::Server)]), "one that does not is killed");
     }
 
     #[test]

@@ -115,8 +115,9 @@ impl Place {
             Err(reason) => return Ok(Err(reason)),
         };
         let blessed = selected.and_then(|slot| slots.get(slot)).expect("what is blessed is there").version;
-        self.rename(&rename)?;
+        // The floor first: nobody raises that of a slot that is trusted already, which a cut in between would leave.
         self.write_floor(raise(floor, blessed))?;
+        self.rename(&rename)?;
         Ok(Ok(blessed))
     }
 
@@ -170,11 +171,12 @@ impl Place {
         fs::remove_file(&path).map_err(BundleError::at(path))
     }
 
+    /// What syncfs writes of a FAT, such as where a renamed file begins, stays in the disk's own cache: fsync has that flushed.
     fn sync(&self) -> Result<(), BundleError> {
         let at = |error| BundleError::at(&self.folder)(error);
         let folder = File::open(&self.folder).map_err(at)?;
-        folder.sync_all().map_err(at)?;
-        syncfs(&folder).map_err(|errno| at(errno.into()))
+        syncfs(&folder).map_err(|errno| at(errno.into()))?;
+        folder.sync_all().map_err(at)
     }
 
     fn read_floor(&self) -> Result<Option<Version>, BundleError> {
@@ -188,8 +190,13 @@ impl Place {
 
     fn write_floor(&self, floor: Version) -> Result<(), BundleError> {
         let fresh = Fresh::create(self.floor.with_extension("new"))?;
-        let written = (&fresh.file).write_all(format!("{floor}\n").as_bytes()).and_then(|()| fresh.file.sync_all());
-        written.and_then(|()| fs::rename(&fresh.path, &self.floor)).map_err(BundleError::at(&self.floor))
+        let folder = self.floor.parent().unwrap_or(Path::new("."));
+        (&fresh.file)
+            .write_all(format!("{floor}\n").as_bytes())
+            .and_then(|()| fresh.file.sync_all())
+            .and_then(|()| fs::rename(&fresh.path, &self.floor))
+            .and_then(|()| File::open(folder)?.sync_all())
+            .map_err(BundleError::at(&self.floor))
     }
 }
 

@@ -103,6 +103,17 @@ fn a_bundle_goes_into_the_other_slot_on_trial_and_is_blessed_there() {
 }
 
 #[test]
+fn nothing_is_trusted_before_its_floor_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut place = place(folder.path());
+    fs::write(place.folder.join("ember-b+2-1.efi"), uki(2)).unwrap();
+    place.running = Some(Slot::B);
+    place.floor = folder.path().join("nowhere/floor");
+    place.bless(Some(Slot::B), Some(Slot::B)).unwrap_err();
+    assert_eq!(names(&place), ["ember-a.efi", "ember-b+2-1.efi"]);
+}
+
+#[test]
 fn what_is_wrong_is_refused_with_the_reason_and_nothing_changes() {
     let folder = tempfile::tempdir().unwrap();
     let place = place(folder.path());

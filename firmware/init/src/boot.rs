@@ -4,9 +4,10 @@ use crate::{
     Certificates, boot_entries, clock,
     console::say,
     disks::{self, DATA, ESP},
+    efi,
     error::InitError,
     health, listen,
-    machine::{self, Machine, Telemetry},
+    machine::{self, Machine, Telemetry, write_private},
     modules::Modules,
     mounts, network, root,
     service::{self, Watch},
@@ -19,11 +20,8 @@ use nix::{
     unistd::{Pid, sethostname, sync},
 };
 use std::{
-    env,
-    fs::{self, OpenOptions},
-    io::{self, Write},
+    env, fs, io,
     net::{IpAddr, SocketAddr},
-    os::unix::fs::OpenOptionsExt,
     path::Path,
     process::{Command, ExitCode},
     sync::mpsc::{Sender, channel},
@@ -61,6 +59,9 @@ fn live(certificates: Certificates) -> Result<RebootMode, InitError> {
     let mut modules = Modules::read()?;
     modules.load();
     mounts::mount_variables();
+    if efi::is_secure(Path::new(efi::VARIABLES)) {
+        say("secure boot is on");
+    }
     let mut watchdog = Watchdog::start();
     let built = clock::not_before_the_image();
     let esp = disks::mount_both()?;
@@ -110,7 +111,7 @@ fn connect(machine: &Machine, built: SystemTime, found: Sender<IpAddr>) {
 /// What starts the service, and where it will listen.
 fn service(machine: &Machine, slots: &Slots, watchdog: &mut Watchdog) -> Result<(Command, SocketAddr), InitError> {
     if let Some(key) = &machine.admin_key {
-        place_admin_key(key).map_err(InitError::io("the admin key"))?;
+        place_admin_key(key, Path::new(SERVICE_DATA)).map_err(InitError::io("the admin key"))?;
     }
     // Each wait has its end, so that the watchdog need not be it.
     let listen = listen::reachable(machine.listen, || watchdog.feed());
@@ -143,15 +144,14 @@ fn placed(telemetry: &Telemetry, data: &Path) -> Option<SocketAddr> {
     }
 }
 
-/// A box that has a key keeps it.
-fn place_admin_key(key: &str) -> io::Result<()> {
-    fs::create_dir_all(SERVICE_DATA)?;
-    let path = Path::new(SERVICE_DATA).join("admin.key");
-    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
-        Ok(mut file) => file.write_all(format!("{key}\n").as_bytes()).and_then(|()| file.sync_all()),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(error),
+/// A box that has a key keeps it. One that a cut left empty is none.
+fn place_admin_key(key: &str, data: &Path) -> io::Result<()> {
+    let path = data.join("admin.key");
+    if fs::metadata(&path).is_ok_and(|file| file.len() > 0) {
+        return Ok(());
     }
+    fs::create_dir_all(data)?;
+    write_private(&path, &format!("{key}\n"))
 }
 
 fn shut_down() {
@@ -165,6 +165,18 @@ fn shut_down() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_admin_key_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let (data, path) = (folder.path().join("ember"), folder.path().join("ember/admin.key"));
+        place_admin_key("one", &data).unwrap();
+        place_admin_key("two", &data).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "one\n");
+        fs::write(&path, "").unwrap();
+        place_admin_key("two", &data).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "two\n");
+    }
 
     #[test]
     fn what_cannot_be_placed_leaves_telemetry_out() {

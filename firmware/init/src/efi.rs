@@ -30,6 +30,11 @@ pub(crate) fn global(folder: &Path, name: &str) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
+/// Whether the firmware starts only what is signed by who it knows.
+pub(crate) fn is_secure(folder: &Path) -> bool {
+    matches!(global(folder, "SecureBoot"), Ok(Some(value)) if value == [1])
+}
+
 /// Writes a variable of UEFI's, in one call, as efivarfs wants it.
 pub(crate) fn set_global(folder: &Path, name: &str, value: &[u8]) -> io::Result<()> {
     fs::write(place(folder, name), [&ATTRIBUTES.to_le_bytes(), value].concat())
@@ -79,5 +84,9 @@ mod tests {
         assert_eq!(global(folder.path(), "Boot0001").unwrap().as_deref(), Some(b"option".as_slice()));
         assert_eq!(global(folder.path(), "Boot0002").unwrap(), None);
         assert_eq!(globals(folder.path(), "Boot").unwrap(), ["Boot0001"]);
+        for (value, expected) in [(0, false), (1, true)] {
+            set_global(folder.path(), "SecureBoot", &[value]).unwrap();
+            assert_eq!(is_secure(folder.path()), expected);
+        }
     }
 }

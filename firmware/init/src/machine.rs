@@ -124,7 +124,7 @@ impl Telemetry {
 }
 
 /// Writes a file that only root reads: whole, or not at all.
-fn write_private(path: &Path, text: &str) -> io::Result<()> {
+pub(crate) fn write_private(path: &Path, text: &str) -> io::Result<()> {
     let fresh = path.with_extension("new");
     // One that is left from before may have another mode.
     match fs::remove_file(&fresh) {

@@ -1,7 +1,7 @@
 //! From the recipe to the finished image.
 
 use crate::{
-    ImageError, Recipe,
+    ImageError, Recipe, Signer,
     bmap::Map,
     debian, disk,
     initramfs::Tree,
@@ -39,13 +39,15 @@ pub struct Built {
     pub modules: usize,
 }
 
-/// Builds `recipe` as `version` into `out`; packages are unpacked below `cache`. Says what it does through `step`.
+/// Builds `recipe` as `version` into `out`, with boot loader and UKI signed by `signer`; packages are unpacked below `cache`.
+/// Says what it does through `step`.
 ///
 /// # Errors
 /// [`ImageError`]; nothing of a failed build stands under `out`.
 pub fn build(
     recipe: &Recipe,
     version: &str,
+    signer: Option<&Signer>,
     out: &Path,
     cache: &Path,
     mut step: impl FnMut(&str),
@@ -54,23 +56,27 @@ pub fn build(
     let kernel = debian::unpack(&recipe.kernel.package, cache)?;
     let boot = debian::unpack(&recipe.boot.package, cache)?;
     let release = release(&kernel)?;
+    let read = |root: &Path, path: &str| fs::read(root.join(path)).map_err(ImageError::at(root.join(path)));
+    let signed = |program: Vec<u8>| match signer {
+        Some(signer) => signer.sign(&program),
+        None => Ok(program),
+    };
+    let (stub, loader) = (read(&boot.root, STUB)?, signed(read(&boot.root, LOADER)?)?);
     step("modules and initramfs");
     let modules = modules::select(&kernel.root.join("lib/modules").join(&release), &recipe.kernel.modules)?;
     let os_release = os_release(recipe, version);
     let since = build_time(&kernel.root.join(format!("boot/vmlinuz-{release}")))?;
     let initrd = initramfs(recipe, &modules, &os_release, since)?;
     step("unified kernel image");
-    let read = |root: &Path, path: &str| fs::read(root.join(path)).map_err(ImageError::at(root.join(path)));
-    let (stub, loader) = (read(&boot.root, STUB)?, read(&boot.root, LOADER)?);
     let linux = read(&kernel.root, &format!("boot/vmlinuz-{release}"))?;
-    let uki = uki::build(&Parts {
+    let uki = signed(uki::build(&Parts {
         stub: &stub,
         os_release: &os_release,
         command_line: &recipe.kernel.command_line,
         release: &release,
         linux: &linux,
         initrd: &initrd,
-    })?;
+    })?)?;
     step("disk");
     let contents =
         disk::Contents { loader: &loader, uki: &uki, esp_bytes: recipe.image.esp, data_bytes: recipe.image.data };

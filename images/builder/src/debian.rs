@@ -100,11 +100,21 @@ pub(crate) fn run_at(
     if let Some(folder) = folder {
         command.current_dir(folder);
     }
-    let output = command.output().map_err(|error| failed(error.to_string()))?;
+    let output = command.output().map_err(|error| failed(format!("{error}{}", hint(program))))?;
     if !output.status.success() {
         return Err(failed(format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim())));
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Where a program comes from that Debian does not install by itself.
+fn hint(program: &str) -> &'static str {
+    match program {
+        "sbsign" => "; install the package sbsigntool",
+        "mke2fs" | "dumpe2fs" => "; install the package e2fsprogs",
+        "mformat" | "mmd" | "mcopy" => "; install the package mtools",
+        _ => "",
+    }
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@
 //!              disk = GPT { ESP (FAT32): systemd-boot, uki · data (ext4) }  ─▶ ember.img, ember.img.bmap
 //! ```
 //!
-//! Invariants: the same inputs give the same bytes, whatever the clock and the folder; no root, no loop device, no mount;
+//! Invariants: the same inputs give the same bytes, whatever the clock and the folder, signatures for Secure Boot left aside; no root, no loop device, no mount;
 //! a finished image appears under its name whole or not at all. Left out: what runs on the appliance (`firmware/`).
 
 pub mod bmap;
@@ -27,9 +27,11 @@ mod inspect;
 pub mod modules;
 pub mod qemu;
 pub mod recipe;
+mod sign;
 
 pub use build::{Built, build};
 pub use error::ImageError;
 pub use images_uki as uki;
 pub use inspect::{Inspection, inspect};
 pub use recipe::Recipe;
+pub use sign::Signer;

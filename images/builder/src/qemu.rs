@@ -5,7 +5,7 @@
 
 use crate::ImageError;
 use std::{
-    fs, io,
+    fs::{self, File},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     str::FromStr,
@@ -15,6 +15,8 @@ use tempfile::TempDir;
 /// Debian's build of the firmware.
 const FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 const FIRMWARE_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+/// The same with Secure Boot, which wants a processor with a mode of the firmware's own (SMM).
+const FIRMWARE_SECURE: &str = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd";
 /// Where requests are answered in the image, and telemetry.
 const PORT: u16 = 8443;
 const TELEMETRY_PORT: u16 = 9443;
@@ -66,6 +68,10 @@ pub struct Machine {
     pub write: bool,
     /// Whether by KVM.
     pub kvm: bool,
+    /// Where each write to the disk is recorded, by QEMU's `blklogwrites`, in the order in which they were done; made anew.
+    pub log: Option<PathBuf>,
+    /// What a firmware with Secure Boot remembers, its keys above all; without, the firmware starts everything.
+    pub secure_boot: Option<PathBuf>,
 }
 
 /// A machine that is on. Dropped, it is cut off from its power.
@@ -106,8 +112,12 @@ impl Machine {
     pub fn start(&self, console: Stdio) -> Result<Running, ImageError> {
         let folder = tempfile::tempdir().map_err(|error| failed(error.to_string()))?;
         let variables = folder.path().join("variables");
-        let missing = |error: io::Error| failed(format!("{FIRMWARE_VARIABLES}: {error}; install the package ovmf"));
-        fs::copy(FIRMWARE_VARIABLES, &variables).map_err(missing)?;
+        let remembered = self.secure_boot.as_deref().unwrap_or(Path::new(FIRMWARE_VARIABLES));
+        let missing = |error| failed(format!("{}: {error}; install the package ovmf", remembered.display()));
+        fs::copy(remembered, &variables).map_err(missing)?;
+        if let Some(log) = &self.log {
+            File::create(log).map_err(|error| failed(format!("{}: {error}", log.display())))?;
+        }
         let child = Command::new("qemu-system-x86_64")
             .args(self.arguments(&variables))
             .stdin(Stdio::null())
@@ -130,17 +140,39 @@ impl Machine {
         let mut arguments: Vec<String> = Vec::new();
         let mut add = |flag: &str, value: String| arguments.extend([flag.to_owned(), value]);
         add("-accel", if self.kvm { "kvm" } else { "tcg" }.to_owned());
-        add("-machine", "q35".to_owned());
+        let secure = self.secure_boot.is_some();
+        add("-machine", if secure { "q35,smm=on" } else { "q35" }.to_owned());
         add("-cpu", "max".to_owned());
         add("-m", format!("{}M", self.memory >> 20));
         add("-smp", self.cpus.to_string());
         add("-display", "none".to_owned());
         add("-serial", "stdio".to_owned());
-        add("-drive", format!("if=pflash,unit=0,format=raw,readonly=on,file={FIRMWARE}"));
+        if secure {
+            add("-global", "driver=cfi.pflash01,property=secure,value=on".to_owned());
+        }
+        let firmware = if secure { FIRMWARE_SECURE } else { FIRMWARE };
+        add("-drive", format!("if=pflash,unit=0,format=raw,readonly=on,file={firmware}"));
         add("-drive", format!("if=pflash,unit=1,format=raw,file={}", escaped(variables)));
-        let keep = if self.write { "off" } else { "on" };
-        add("-drive", format!("if=none,id=disk,format=raw,snapshot={keep},file={}", escaped(&self.image)));
+        match &self.log {
+            None => {
+                let keep = if self.write { "off" } else { "on" };
+                add("-drive", format!("if=none,id=disk,format=raw,snapshot={keep},file={}", escaped(&self.image)));
+            }
+            // What reached the host's page cache survives the end of QEMU: flushes are recorded, and need not be done.
+            Some(log) => {
+                for (name, path) in [("image", &self.image), ("log", log)] {
+                    let path = escaped(path);
+                    add("-blockdev", format!("driver=file,node-name={name},cache.no-flush=on,filename={path}"));
+                }
+                add("-blockdev", "driver=blklogwrites,node-name=both,file=image,log=log".to_owned());
+                add("-blockdev", "driver=raw,node-name=disk,file=both".to_owned());
+            }
+        }
         match self.disk {
+            // Merged requests are of as many pieces as one call of the host's takes; the log adds two.
+            DiskKind::Virtio if self.log.is_some() => {
+                add("-device", "virtio-blk-pci,drive=disk,request-merging=off".to_owned());
+            }
             DiskKind::Virtio => add("-device", "virtio-blk-pci,drive=disk".to_owned()),
             DiskKind::Nvme => add("-device", "nvme,drive=disk,serial=ember".to_owned()),
             DiskKind::Ahci => add("-device", "ide-hd,drive=disk,bus=ide.0".to_owned()),
@@ -183,6 +215,8 @@ mod tests {
             nic: "e1000e".to_owned(),
             write: false,
             kvm: disk == DiskKind::Usb,
+            log: None,
+            secure_boot: None,
         }
     }
 
@@ -201,6 +235,17 @@ mod tests {
         }
         let usb = machine(DiskKind::Usb).arguments(Path::new("vars")).join(" ");
         assert!(usb.contains("-accel kvm") && usb.contains("qemu-xhci -device usb-storage"), "{usb}");
+    }
+
+    #[test]
+    fn writes_are_recorded_and_secure_boot_is_on_where_that_is_asked_for() {
+        let usual = machine(DiskKind::Virtio);
+        let recorded = Machine { log: Some("log".into()), ..usual.clone() };
+        let line = recorded.arguments(Path::new("vars")).join(" ");
+        assert!(line.contains("node-name=both,file=image,log=log") && !line.contains("id=disk"), "{line}");
+        let secure = Machine { secure_boot: Some("keys".into()), ..usual };
+        let line = secure.arguments(Path::new("vars")).join(" ");
+        assert!(line.contains("-machine q35,smm=on") && line.contains("CODE_4M.secboot.fd"), "{line}");
     }
 
     #[test]

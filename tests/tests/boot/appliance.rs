@@ -12,7 +12,7 @@ use std::{
     thread::sleep,
     time::{Duration, Instant},
 };
-use tests::{Run, tree};
+use tests::{Run, tree, write_log::copy_part};
 
 /// Of a box that never was: keys have a checksum, so it was made by one.
 pub(crate) const ADMIN_KEY: &str = "ember-aoKMRGKujeTqhUn_VdHW_Y_GOjkWSCrNl1dkx6blgQtSabnU";
@@ -30,6 +30,22 @@ pub(crate) struct Setup<'a> {
     /// A UKI in place of the image's.
     pub(crate) uki: Option<Vec<u8>>,
 }
+
+/// What few machines have.
+#[derive(Default)]
+pub(crate) struct Special<'a> {
+    /// Its disk, in place of the image that was built; with it no `machine.toml` is put there unless it says something.
+    pub(crate) image: Option<&'a Path>,
+    /// Whether each write to its disk is recorded, from [`START`] on, in [`WRITES`].
+    pub(crate) is_recorded: bool,
+    /// What its firmware knows of Secure Boot.
+    pub(crate) secure_boot: Option<&'a Path>,
+}
+
+/// The disk of a machine that is recorded, as it was before it was turned on.
+pub(crate) const START: &str = "start.img";
+/// What was written to it since.
+pub(crate) const WRITES: &str = "writes";
 
 /// A machine that is on. Dropped, it is cut off from its power.
 pub(crate) struct Appliance {
@@ -53,14 +69,24 @@ pub(crate) fn built() -> PathBuf {
 impl Appliance {
     /// Turns a machine on.
     pub(crate) fn boot(setup: &Setup) -> Self {
+        Self::boot_special(setup, &Special::default())
+    }
+
+    /// Turns a machine on that has what few have.
+    pub(crate) fn boot_special(setup: &Setup, special: &Special) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (image, console) = (folder.path().join("ember.img"), folder.path().join("console"));
-        fs::copy(built(), &image).unwrap();
+        copy(&special.image.map_or_else(built, Path::to_owned), &image);
         let file = OpenOptions::new().write(true).open(&image).unwrap();
         file.set_len(setup.disk_bytes.max(file.metadata().unwrap().len())).unwrap();
-        put(&image, "machine.toml", setup.machine_toml.as_bytes());
+        if !setup.machine_toml.is_empty() {
+            put(&image, "machine.toml", setup.machine_toml.as_bytes());
+        }
         if let Some(uki) = &setup.uki {
             put(&image, disk::FIRST_SLOT, uki);
+        }
+        if special.is_recorded {
+            copy(&image, &folder.path().join(START));
         }
         let (port, telemetry_port) = (free_port(), free_port());
         let machine = Machine {
@@ -74,9 +100,17 @@ impl Appliance {
             nic: setup.nic.to_owned(),
             write: true,
             kvm: std::env::var_os("EMBER_TEST_KVM").is_some(),
+            log: special.is_recorded.then(|| folder.path().join(WRITES)),
+            secure_boot: special.secure_boot.map(Path::to_owned),
         };
         let running = machine.start(File::create(console).unwrap().into()).unwrap();
         Self { folder, port, telemetry_port, running }
+    }
+
+    /// Cuts it off from its power; the folder with all of its files.
+    pub(crate) fn cut_off(self) -> tempfile::TempDir {
+        drop(self.running);
+        self.folder
     }
 
     /// A file of the test's, beside the disk.
@@ -159,6 +193,11 @@ impl Appliance {
     pub(crate) fn telemetry_url(&self) -> String {
         format!("https://127.0.0.1:{}", self.telemetry_port)
     }
+}
+
+fn copy(from: &Path, to: &Path) {
+    let from = File::open(from).unwrap();
+    copy_part(&from, 0..from.metadata().unwrap().len(), to).unwrap();
 }
 
 /// To its end, however long that takes: by emulation it may be minutes.

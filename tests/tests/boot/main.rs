@@ -6,6 +6,8 @@
 
 mod appliance;
 mod bundles;
+mod power_cut;
+mod secure_boot;
 
 use appliance::{ADMIN_KEY, Appliance, Setup};
 use bundles::{Fault, bundle, key, uki};

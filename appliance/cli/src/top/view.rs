@@ -13,7 +13,7 @@ use crate::output;
 use appliance_types::{Record, Tier};
 use ratatui::{
     Frame,
-    layout::{Alignment, Constraint, Layout, Rect},
+    layout::{Constraint, Layout, Rect},
     style::{Color, Modifier, Style},
     text::{Line, Span},
     widgets::{Block, Borders, Paragraph, Row, Table},
@@ -22,7 +22,9 @@ use ratatui::{
 /// Rows of what stands above and below the functions: title, box, first tokens with their frame, and keys.
 const ABOVE: u16 = 1 + 4 + 4;
 const BELOW: u16 = 12;
-const KEYS: u16 = 1;
+pub(super) const KEYS: u16 = 1;
+/// Those from which a wake has parts.
+const TIERS: u16 = 2;
 /// Cells of a bar.
 const BAR: usize = 20;
 
@@ -51,7 +53,9 @@ pub(super) fn draw(frame: &mut Frame<'_>, state: &State) {
     frame.render_widget(function_table(state), functions);
     let halves = Layout::horizontal([Constraint::Percentage(58), Constraint::Percentage(42)]).spacing(1);
     let [left, right] = halves.areas(below);
+    let [left, parts] = Layout::vertical([Constraint::Fill(1), Constraint::Length(TIERS)]).areas(left);
     frame.render_widget(wakes(state, sample), left);
+    frame.render_widget(Paragraph::new(part_lines(sample)), parts);
     draw_right(frame, state, sample, right);
 }
 
@@ -125,7 +129,7 @@ fn box_lines(state: &State, sample: &Sample) -> Vec<Line<'static>> {
         Line::from(vec![
             Span::raw("memory "),
             bar(state, held, memory),
-            Span::raw(format!(" {} of {} promised", bytes(held), bytes(memory))),
+            Span::raw(format!(" {} of {} leased", bytes(held), bytes(memory))),
         ]),
         Line::from(format!(
             "{requests:.1} requests/s   {tokens:.1} tokens/s   {errors:.1} errors/s   {running} running   {waiting} waiting"
@@ -205,8 +209,8 @@ fn wakes(state: &State, sample: &Sample) -> Table<'static> {
         Constraint::Length(8),
         Constraint::Length(8),
     ];
-    let block = framed("last wakes, ms").title_bottom(Line::from(parts(sample)).alignment(Alignment::Left));
-    Table::new(rows, widths).header(header(["AGO", "FUNCTION", "FROM", "QUEUE", "WAKE", "PREFILL"])).block(block)
+    let header = header(["AGO", "FUNCTION", "FROM", "QUEUE", "WAKE", "PREFILL"]);
+    Table::new(rows, widths).header(header).block(framed("last wakes, ms"))
 }
 
 fn wake_row(wake: &Record, now_ms: u64) -> Row<'static> {
@@ -221,8 +225,8 @@ fn wake_row(wake: &Record, now_ms: u64) -> Row<'static> {
     ])
 }
 
-/// What a wake is made of in the mean, of all since the start of the server.
-fn parts(sample: &Sample) -> String {
+/// What a wake is made of in the mean, of all since the start of the server: a line a tier.
+fn part_lines(sample: &Sample) -> Vec<Line<'static>> {
     let of = |tier: &str| {
         let wakes = sample.scrape.sum_where("ember_wakes_total", |series| series.label("tier") == tier);
         let part = |part: &str| {
@@ -231,9 +235,9 @@ fn parts(sample: &Sample) -> String {
             format!("{part} {mean:.1}")
         };
         let parts = ["find", "process", "ready", "handover"].map(part).join(" + ");
-        (wakes > 0.0).then(|| format!("{tier}: {parts} ms"))
+        (wakes > 0.0).then(|| Line::from(format!("{tier}: {parts} ms")))
     };
-    ["parked", "stored"].into_iter().filter_map(of).collect::<Vec<_>>().join("   ")
+    ["parked", "stored"].into_iter().filter_map(of).collect()
 }
 
 #[cfg(test)]
@@ -308,7 +312,7 @@ mod tests {
             &[
                 "https://127.0.0.1:8443 emberd 0.1.0, up 16m45s",
                 "cores [#####...............] 1 of 4 leased instances 1 busy",
-                "memory [##########..........] 4.0 GiB of 8.0 GiB promised",
+                "memory [##########..........] 4.0 GiB of 8.0 GiB leased",
                 "5.0 requests/s",
                 "2 running 3 waiting",
                 "warm, an instance was up p50 50 ms p99 99 ms of 40 in 10 s",

@@ -324,7 +324,7 @@ fn authenticate(state: &State, headers: &HeaderMap) -> Result<(Caller, Tenant), 
 /// The token of an `Authorization: Bearer` header; the scheme's case does not matter.
 fn bearer(value: &str) -> Option<&str> {
     let (scheme, token) = value.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+    Some(token.trim()).filter(|token| scheme.eq_ignore_ascii_case("bearer") && !token.is_empty())
 }
 
 #[cfg(test)]
@@ -335,7 +335,7 @@ mod tests {
     fn a_bearer_token_is_found() {
         assert_eq!(bearer("Bearer abc"), Some("abc"));
         assert_eq!(bearer("bearer  abc "), Some("abc"));
-        for none in ["", "abc", "Basic abc", "Bearerabc"] {
+        for none in ["", "abc", "Basic abc", "Bearerabc", "Bearer ", "Bearer"] {
             assert_eq!(bearer(none), None, "{none}");
         }
     }

@@ -418,7 +418,7 @@ impl Scheduler {
     /// The kernel says how short memory is, in % of time lost.
     pub(super) fn pressed(&mut self, now: Instant, percent: u64) {
         self.ledger.pressure = Some((percent, now + PRESSURE_LASTS));
-        tracing::warn!(percent, "the host is short of memory");
+        tracing::warn!(percent, "the kernel reports memory pressure: idle instances give way");
         let victims = self.victims(None);
         let idle: Vec<_> = victims.iter().map(|(_, idle)| *idle).collect();
         let chosen = self.memory().excess(&idle);
