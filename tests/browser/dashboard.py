@@ -20,7 +20,7 @@ CHROMIUM = "/usr/bin/chromium-headless-shell"
 VIEWS = ["overview", "chat", "wakes", "usage", "budgets", "functions"]
 WAIT_MS = 30_000
 # What a browser says by itself of an answer that is an error, where a step asks for one.
-ASKED_FOR = re.compile(r"Failed to load resource: the server responded with a status of (401|404)")
+ASKED_FOR = re.compile(r"Failed to load resource: (the server responded with a status of (400|401|404)|net::ERR_FAILED)")
 NOTES = """
     window.violations = [];
     addEventListener('securitypolicyviolation', (event) => window.violations.push(`${event.violatedDirective} ${event.blockedURI}`));
@@ -92,7 +92,7 @@ def wrong_and_right_key(one):
         assert one.stored_key() == [None, [], ""], one.stored_key()
     one.sign_in(ADMIN)
     expect(one.page.get_by_role("heading", level=1, name="Overview")).to_be_visible()
-    expect(one.page.locator("#who")).to_have_text("admin (admin)")
+    expect(one.page.locator("#who")).to_have_text("admin")
     assert one.stored_key() == [ADMIN, [], ""], one.stored_key()
     one.page.reload()
     expect(one.page.get_by_role("heading", level=1, name="Overview")).to_be_visible()
@@ -130,6 +130,34 @@ def an_answer_that_is_stopped(one):
         if "stopped" in said:
             break
     assert "stopped" in said and re.search(r"cost\s+0\.\d+ USD", said), said
+
+
+def a_prompt_that_is_too_long(one):
+    one.ask("ember " * 15_000)
+    link = one.last_answer().get_by_role("link", name="explain")
+    expect(link).to_be_visible()
+    expect(one.last_answer().locator(".error")).to_contain_text("token")
+    expect(one.last_answer().locator(".said")).to_have_count(0)
+    stands = lambda: one.page.evaluate("(log => log.scrollHeight - log.scrollTop - log.clientHeight)(document.querySelector('.log'))")
+    assert stands() <= 1, "the end is in sight"
+    expect(one.page.get_by_role("button", name="Send")).to_be_in_viewport()
+    link.click()
+    happened = one.page.get_by_role("region", name="What happened")
+    expect(happened).to_contain_text("refused, status 400")
+    expect(happened).not_to_contain_text("others")
+    expect(one.page.locator(".waterfall a")).to_have_count(0)
+    one.page.go_back()
+    expect(one.page.get_by_role("log")).to_be_visible()
+    assert stands() <= 1, "it is where it was"
+
+
+def what_became_of_requests(one):
+    one.view("overview")
+    expect(one.page.locator(".stat").filter(has_text="Requests")).to_contain_text("1 refused")
+    record = {"request": "req-1", "function": "f", "tier": "cold", "outcome": "refused", "memory_bytes": 0, "came_unix_ms": 0, "queue_us": 0, "wake_us": 0, "prefill_us": 0, "first_text_us": 0, "tokens_out": 0}
+    line = "async (record) => (await import('/ui/waterfall.js')).waterfall([record], [], 'test')[1].querySelector('.line-head').innerText"
+    told = one.page.evaluate(line, record)
+    assert "cold" not in told and "·" not in told and told.endswith("f–no textrefused"), told
 
 
 def the_wake_in_the_waterfall(one):
@@ -209,6 +237,23 @@ def looking_wakes_nothing(one):
     assert tiers == {"assistant": "stored", "idle": "stored"} and wakes() == before, f"{tiers} {before} {wakes()}"
 
 
+def a_server_that_does_not_answer(browser):
+    one = Page(browser)
+    one.sign_in(ADMIN)
+    live, shown = one.page.locator("#live"), one.page.locator("#view")
+    expect(one.page.locator(".stats").first).to_be_visible()
+    expect(live).to_have_text("Live")
+    one.page.route("**/ember/**", lambda route: route.abort())
+    expect(live).to_have_text("Not reached")
+    expect(shown).to_have_class("stale")
+    expect(one.page.get_by_role("alert")).to_have_text("The server does not answer.")
+    one.accessible("not reached")
+    one.page.unroute("**/ember/**")
+    expect(live).to_have_text("Live")
+    expect(shown).not_to_have_class("stale")
+    one.end()
+
+
 def everywhere(one, theme):
     for view in VIEWS:
         one.view(view)
@@ -216,6 +261,8 @@ def everywhere(one, theme):
         one.accessible(f"{view}, {theme}")
         wide = one.page.evaluate("[document.scrollingElement.scrollWidth, innerWidth]")
         assert wide[0] <= wide[1], f"{view} is {wide[0]} px wide on {wide[1]}"
+        scrolls = one.page.evaluate("[...document.querySelectorAll('.scroll')].filter(each => each.scrollWidth > each.clientWidth).map(each => each.ariaLabel)")
+        assert not scrolls, f"{view}, {theme}: {scrolls} cut off"
 
 
 def themes(browser):
@@ -317,6 +364,8 @@ def main():
             wrong_and_right_key,
             a_chat_and_its_timings,
             an_answer_that_is_stopped,
+            a_prompt_that_is_too_long,
+            what_became_of_requests,
             the_wake_in_the_waterfall,
             what_cannot_be_joined_is_not_made_up,
             the_bill_and_its_explanation,
@@ -327,7 +376,7 @@ def main():
             print("ok", step.__name__, flush=True)
         of_admin = json.loads(one.api("/ember/v1/usage/records?since=1h").splitlines()[0])["request"]
         one.end()
-        for step, arguments in [(by_keyboard_alone, ()), (an_inference_key_sees_its_own, (of_admin,)), (themes, ())]:
+        for step, arguments in [(by_keyboard_alone, ()), (an_inference_key_sees_its_own, (of_admin,)), (a_server_that_does_not_answer, ()), (themes, ())]:
             step(browser, *arguments)
             print("ok", step.__name__, flush=True)
         browser.close()

@@ -133,7 +133,7 @@ fn people_use_it_in_a_browser() {
     let app = key(&ember, "app", &["--budget", "5.00/month"]);
     ["assistant", "idle"].iter().for_each(|name| drop(ember.run(&["stop", name]).ok()));
     let said = browse(&ember, "dashboard.py", &[("KEY_APP", &app)]);
-    assert_eq!(said.lines().filter(|line| line.starts_with("ok ")).count(), 11, "{said}");
+    assert_eq!(said.lines().filter(|line| line.starts_with("ok ")).count(), 14, "{said}");
     ember.stop();
 }
 

@@ -20,11 +20,13 @@ export const key = {
 };
 
 export class Refused extends Error {
-  constructor(status, message) {
+  constructor(status, message, request) {
     super(message);
-    this.status = status;
+    [this.status, this.request] = [status, request];
   }
 }
+
+export const whyNot = (error) => (error instanceof Refused ? error.message : "The server does not answer.");
 
 async function refused(response) {
   const text = await response.text();
@@ -34,7 +36,7 @@ async function refused(response) {
   } catch {
     // Not one of Ember's answers: its status is all there is to say.
   }
-  return new Refused(response.status, message);
+  return new Refused(response.status, message, response.headers.get("x-request-id"));
 }
 
 async function ask(path, options = {}) {

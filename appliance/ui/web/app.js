@@ -3,7 +3,7 @@
 //   signed out ── a key that the server knows ──▶ signed in ── a view is chosen ──▶ asked, shown, asked again …
 //       ▲────────── sign out, or 401 ─────────────────┘
 
-import { Refused, get, key } from "./api.js";
+import { Refused, get, key, whyNot } from "./api.js";
 import { budgets } from "./budgets.js";
 import { chat } from "./chat.js";
 import { announce, byId, el, problem } from "./dom.js";
@@ -29,6 +29,7 @@ let seen;
 let timer;
 let turn = 0;
 let live = true;
+let reached = true;
 // The chat outlives a look at another view.
 let kept;
 
@@ -53,6 +54,7 @@ function enter() {
   seen = make(at);
   turn += 1;
   byId("view").replaceChildren(seen.root);
+  seen.entered?.();
   byId("views").querySelectorAll("a").forEach((link) => {
     if (link.hash === `#${at.name}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
@@ -70,14 +72,24 @@ async function again(of, pauseMs) {
     if (!document.hidden) await seen.refresh();
     if (of !== turn) return;
     problem();
+    standing(true);
     pauseMs = seen.everyMs;
   } catch (error) {
     if (of !== turn) return;
     if (error instanceof Refused && error.status === 401) return signOut("The server knows this key no more.");
-    problem(error instanceof Refused ? error.message : "The server does not answer.");
+    problem(whyNot(error));
+    standing(error instanceof Refused);
     pauseMs = Math.min(PAUSE_MS_MAX, Math.max(1_000, pauseMs) * 2);
   }
   if (seen.everyMs > 0 && live) timer = setTimeout(() => again(of, pauseMs), pauseMs);
+}
+
+// Whether what is shown is kept up to date, and what was shown last is of now.
+function standing(isReached) {
+  reached = isReached;
+  byId("live").textContent = !live ? "Paused" : reached ? "Live" : "Not reached";
+  byId("live").classList.toggle("lost", !reached);
+  byId("view").classList.toggle("stale", !reached);
 }
 
 function shell(signedIn) {
@@ -94,7 +106,7 @@ async function signIn() {
   key.keep();
   const may = VIEWS.filter((view) => !view.admin || who.kind === "admin");
   byId("views").replaceChildren(...may.map((view) => el("a", { href: `#${view.name}` }, view.title)));
-  byId("who").textContent = who.kind === "admin" ? `${who.name} (admin)` : who.name;
+  byId("who").textContent = who.kind === "admin" && who.name !== "admin" ? `${who.name} (admin)` : who.name;
   byId("key").value = "";
   byId("sign-in-error").textContent = "";
   shell(true);
@@ -112,6 +124,7 @@ function signOut(why = "") {
   byId("views").replaceChildren();
   byId("who").textContent = "";
   problem();
+  standing(true);
   shell(false);
   document.title = "Ember";
   byId("sign-in-error").textContent = why;
@@ -147,7 +160,7 @@ function nextTheme() {
 function toggleLive() {
   live = !live;
   byId("live").setAttribute("aria-pressed", String(live));
-  byId("live").textContent = live ? "Live" : "Paused";
+  standing(reached);
   clearTimeout(timer);
   if (live && seen) again((turn += 1), seen.everyMs);
 }
@@ -167,5 +180,5 @@ document.addEventListener("visibilitychange", () => {
   clearTimeout(timer);
   again((turn += 1), seen.everyMs);
 });
-if (key.read()) signIn().catch((error) => signOut(error instanceof Refused ? error.message : "The server does not answer."));
+if (key.read()) signIn().catch((error) => signOut(whyNot(error)));
 else signOut();

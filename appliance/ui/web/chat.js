@@ -1,6 +1,6 @@
 // A chat with a function, streamed; below each answer what it took and what it cost. Nothing of it is kept anywhere.
 
-import { Refused, chat as ask, get, usagePath } from "./api.js";
+import { Refused, chat as ask, get, usagePath, whyNot } from "./api.js";
 import { announce, el, requestLink, tier } from "./dom.js";
 import { count, money } from "./numbers.js";
 
@@ -14,12 +14,14 @@ const rest = (ms) => new Promise((done) => setTimeout(done, ms));
 const fact = (name, value) => el("div", {}, el("dt", {}, name), el("dd", {}, value));
 
 function facts({ receipt, firstMs, tokens, perSecond, ended }) {
+  // Memory is reserved for what came so far that its function was looked for.
+  const looked = receipt?.memory_mib > 0;
   return el(
     "dl",
     { class: "timings" },
-    receipt && fact("found", tier(receipt.tier)),
+    looked && fact("found", tier(receipt.tier)),
     receipt && receipt.queue_ms >= 1 && fact("queue", `${receipt.queue_ms.toFixed(1)} ms`),
-    receipt && fact("wake", `${receipt.wake_ms.toFixed(1)} ms`),
+    looked && fact("wake", `${receipt.wake_ms.toFixed(1)} ms`),
     firstMs !== undefined && fact("first token", `${firstMs.toFixed(0)} ms`),
     tokens > 0 && fact("tokens", count(tokens)),
     perSecond > 0 && fact("speed", `${perSecond.toFixed(1)} tokens/s`),
@@ -29,7 +31,9 @@ function facts({ receipt, firstMs, tokens, perSecond, ended }) {
   );
 }
 
-// What a request that was broken off had used, once the ledger has it.
+const told = (heard) => [heard.error && el("p", { class: "error" }, whyNot(heard.error)), facts(heard)].filter(Boolean);
+
+// What a request that was broken off or refused had used, once the ledger has it.
 async function receiptOf(who, id) {
   for (let tried = 0; tried < TRIES; tried += 1) {
     await rest(PAUSE_MS * 2 ** tried);
@@ -50,7 +54,7 @@ export function chat(who) {
   let talk = 0;
   const model = el("select", { id: "model" });
   const log = el("div", { class: "log", role: "log", tabindex: "0", "aria-label": "Conversation" });
-  const text = el("textarea", { id: "message", rows: "3", required: true, maxlength: "100000", placeholder: "Ask something" });
+  const text = el("textarea", { id: "message", rows: "2", required: true, maxlength: "100000", placeholder: "Ask something" });
   const send = el("button", { type: "submit", class: "primary" }, "Send");
   const stop = el("button", { type: "button", disabled: true, onclick: () => running?.abort() }, "Stop");
   const anew = el("button", { type: "button", onclick: () => clear() }, "New chat");
@@ -67,12 +71,19 @@ export function chat(who) {
     [send.disabled, stop.disabled, log.ariaBusy] = [is, !is, String(is)];
   }
 
+  const atEnd = () => log.scrollHeight - log.scrollTop - log.clientHeight < NEAR_PX;
+
   // The end stays in sight, unless somebody has scrolled up to read.
   function grow(change) {
-    const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < NEAR_PX;
+    const follow = atEnd();
     change();
-    if (atEnd) log.scrollTop = log.scrollHeight;
+    if (follow) log.scrollTop = log.scrollHeight;
   }
+
+  // Where somebody reads: a look at another view takes the log to its top.
+  let reads;
+  log.addEventListener("scroll", () => (reads = atEnd() ? undefined : log.scrollTop));
+  const entered = () => (log.scrollTop = reads ?? log.scrollHeight);
 
   function bubble(role, words) {
     const said = el("p", { class: "said" }, words);
@@ -99,27 +110,25 @@ export function chat(who) {
       if (event.usage) [heard.receipt, heard.tokens] = [event.usage.ember, event.usage.completion_tokens];
       if (event.timings) heard.perSecond = event.timings.predicted_per_second;
     };
-    const waits = (words) => (place.below.textContent = words);
+    const waits = (words) => grow(() => (place.below.textContent = words));
     try {
       await ask(body, signal, { began: (id) => (heard.id = id), heard: take, waits });
     } catch (error) {
       if (!signal.aborted) heard.error = error;
+      heard.id ??= error.request;
       heard.ended = signal.aborted ? "stopped" : undefined;
     }
     return heard;
   }
 
   async function finish(heard, place) {
-    if (heard.error) {
-      place.below.replaceChildren(el("p", { class: "error" }, heard.error.message));
-      announce(`No answer: ${heard.error.message}`);
-      return;
-    }
-    grow(() => place.below.replaceChildren(facts(heard)));
-    announce(heard.ended === "stopped" ? "Stopped." : "Answered.");
+    const tell = (more) => grow(() => place.below.replaceChildren(...told({ ...heard, ...more })));
+    if (!heard.text) place.said.remove();
+    tell();
+    announce(heard.error ? `No answer: ${whyNot(heard.error)}` : heard.ended === "stopped" ? "Stopped." : "Answered.");
     if (heard.receipt || !heard.id) return;
     const found = await receiptOf(who, heard.id);
-    if (found) grow(() => place.below.replaceChildren(facts({ ...heard, receipt: found.receipt, tokens: found.record.tokens_out })));
+    if (found) tell({ receipt: found.receipt, tokens: found.record.tokens_out });
   }
 
   async function sent(event) {
@@ -174,5 +183,5 @@ export function chat(who) {
     model.replaceChildren(...names.map((name) => el("option", { value: name }, name)));
     if (names.includes(chosen)) model.value = chosen;
   }
-  return { root, refresh, everyMs: 15_000, leave: () => running?.abort() };
+  return { root, refresh, entered, everyMs: 15_000, leave: () => running?.abort() };
 }

@@ -15,14 +15,18 @@ export function el(tag, attributes = {}, ...children) {
   return node;
 }
 
-// Columns are { name, number, cell(row) }; a cell of a first column names its row.
+const FEW_COLUMNS = 4;
+
+// Columns are { name, number, cell(row) }; a cell of a first column names its row. On a small screen the cells of many columns
+// stand below each other, each after its column's name; the roles keep it a table there.
 export function table(caption, columns, rows, none) {
   if (rows.length === 0) return el("p", { class: "none" }, none);
-  const head = columns.map((column) => el("th", { scope: "col", class: column.number && "number" }, column.name));
+  const head = columns.map((column) => el("th", { scope: "col", role: "columnheader", class: column.number && "number" }, column.name));
   const cell = (column, row, first) =>
-    el(first ? "th" : "td", { scope: first && "row", class: column.number && "number" }, column.cell(row));
-  const body = rows.map((row) => el("tr", { class: row.total && "total" }, columns.map((column, index) => cell(column, row, index === 0))));
-  const all = el("table", {}, el("caption", { class: "hidden" }, caption), el("thead", {}, el("tr", {}, head)), el("tbody", {}, body));
+    el(first ? "th" : "td", { scope: first && "row", role: first ? "rowheader" : "cell", class: column.number && "number", "data-name": column.name }, column.cell(row));
+  const body = rows.map((row) => el("tr", { role: "row", class: row.total && "total" }, columns.map((column, index) => cell(column, row, index === 0))));
+  const parts = [el("thead", { role: "rowgroup" }, el("tr", { role: "row" }, head)), el("tbody", { role: "rowgroup" }, body)];
+  const all = el("table", { role: "table", class: columns.length > FEW_COLUMNS && "stacks" }, el("caption", { class: "hidden" }, caption), parts);
   return el("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": caption }, all);
 }
 
@@ -37,6 +41,11 @@ const SIGNS = { running: "●", parked: "◐", stored: "○", cold: "◌" };
 
 export const tier = (name) =>
   el("span", { class: `tier ${SIGNS[name] ? name : "cold"}` }, el("span", { "aria-hidden": "true" }, SIGNS[name] ?? "◌"), ` ${name}`);
+
+// Whether a request came so far that its function was looked for.
+export const looked = (record) => record.memory_bytes > 0;
+
+export const foundAt = (record) => (looked(record) ? tier(record.tier) : "–");
 
 export const card = (title, ...children) => el("section", { class: "card", "aria-label": title }, el("h2", {}, title), children);
 

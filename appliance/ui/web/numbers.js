@@ -25,14 +25,21 @@ export function money(nanos, currency = "") {
 
 export const count = (number) => number.toLocaleString("en");
 
-export const moment = (unixMs) => new Date(unixMs).toLocaleString("sv");
+export const many = (number, word) => `${count(number)} ${word}${number === 1 ? "" : "s"}`;
+
+// The short name of this browser's time zone at a moment.
+export const zone = (unixMs) => new Intl.DateTimeFormat("en", { timeZoneName: "short" }).formatToParts(unixMs).find(({ type }) => type === "timeZoneName").value;
+
+export const hour = (unixMs) => new Date(unixMs).toLocaleString("sv").slice(0, 16);
+
+export const moment = (unixMs) => `${new Date(unixMs).toLocaleString("sv")} ${zone(unixMs)}`;
 
 export const clock = (unixMs) => new Date(unixMs).toLocaleTimeString("sv");
 
 export function span(milliseconds) {
   const hours = milliseconds / 3_600_000;
   if (hours >= 48) return `${Math.floor(hours / 24)} days`;
-  return hours >= 2 ? `${Math.floor(hours)} hours` : `${Math.max(0, Math.ceil(hours * 60))} minutes`;
+  return hours >= 2 ? `${Math.floor(hours)} hours` : many(Math.max(0, Math.ceil(hours * 60)), "minute");
 }
 
 // The least of the values that so many of them do not exceed.

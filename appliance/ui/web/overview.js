@@ -40,12 +40,21 @@ function firstToken(records) {
   return [table("First token by tier", columns, rows, "No answer yet."), rows.length > 0 && of];
 }
 
-function totals(usage) {
+// What became of the requests that were not completed, in words. Sums do not tell, records do: of those that are all known.
+function rest(usage, records, others) {
+  const ended = records.filter((record) => record.ended_unix_ms >= usage.since_unix_ms && record.outcome !== "completed");
+  if (ended.length !== others) return others > 0 ? [`${count(others)} not completed`] : [];
+  const outcomes = [...new Set(ended.map((record) => record.outcome))].sort();
+  return outcomes.map((outcome) => `${count(ended.filter((record) => record.outcome === outcome).length)} ${outcome.replaceAll("_", " ")}`);
+}
+
+function totals(usage, records) {
   const sum = (field) => usage.data.reduce((all, row) => all + row[field], 0);
+  const became = [`${count(sum("completed"))} completed`, ...rest(usage, records, sum("requests") - sum("completed"))].join(", ");
   return el(
     "dl",
     { class: "stats" },
-    stat("Requests", count(sum("requests")), `${count(sum("completed"))} completed`),
+    stat("Requests", count(sum("requests")), became),
     stat("Tokens out", count(sum("tokens_out")), `${count(sum("tokens_in"))} in`),
     stat("Cost", money(sum("cost_nanos"), usage.currency)),
   );
@@ -78,8 +87,8 @@ export function overview(who) {
   async function refresh() {
     const wakes = admin ? await standing() : [];
     const usage = await get(`${usagePath(who)}?by=tier&since=24h`);
-    show(places.totals, usage.data, () => [totals(usage)]);
     const records = await latest.read(who);
+    show(places.totals, [usage.data, records], () => [totals(usage, records)]);
     show(places.first, records, () => firstToken(records));
     show(places.rows, [records.slice(0, SHOWN), wakes.length], () => waterfall(records.slice(0, SHOWN), wakes, "over"));
   }

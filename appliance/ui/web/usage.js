@@ -1,8 +1,8 @@
 // What was used, and what it cost: sums by group, and single requests to be explained.
 
 import { Latest, get, usagePath } from "./api.js";
-import { card, el, meter, requestLink, show, table, tier } from "./dom.js";
-import { clock, count, money, moment, ms } from "./numbers.js";
+import { card, el, foundAt, meter, requestLink, show, table, tier } from "./dom.js";
+import { clock, count, hour, money, ms, zone } from "./numbers.js";
 
 const SHOWN = 25;
 const SPANS = [["1h", "hour"], ["24h", "24 hours"], ["168h", "7 days"], ["720h", "30 days"]];
@@ -15,9 +15,9 @@ function choice(id, label, options) {
 
 function sums(usage, by) {
   const all = usage.data.reduce((sum, row) => sum + row.cost_nanos, 0);
-  const name = (group) => (by === "hour" ? moment(Number(group)).slice(0, 16) : by === "tier" ? tier(group) : group || "none");
+  const name = (group) => (by === "hour" ? hour(Number(group)) : by === "tier" ? tier(group) : group || "none");
   const columns = [
-    { name: by[0].toUpperCase() + by.slice(1), cell: (row) => (row.total ? "All" : name(row.group)) },
+    { name: by[0].toUpperCase() + by.slice(1) + (by === "hour" ? `, ${zone(Date.now())}` : ""), cell: (row) => (row.total ? "All" : name(row.group)) },
     { name: "Requests", number: true, cell: (row) => count(row.requests) },
     { name: "Tokens in", number: true, cell: (row) => count(row.tokens_in) },
     { name: "cached", number: true, cell: (row) => count(row.tokens_cached) },
@@ -37,10 +37,10 @@ function sums(usage, by) {
 
 function requests(records, currency) {
   const columns = [
-    { name: "Came", cell: (row) => requestLink(row.request, "use", clock(row.came_unix_ms)) },
+    { name: `Came, ${zone(Date.now())}`, cell: (row) => requestLink(row.request, "use", clock(row.came_unix_ms)) },
     { name: "Key", cell: (row) => row.key },
     { name: "Function", cell: (row) => row.function },
-    { name: "Found", cell: (row) => tier(row.tier) },
+    { name: "Found", cell: foundAt },
     { name: "Ended", cell: (row) => row.outcome.replaceAll("_", " ") },
     { name: "Tokens", number: true, cell: (row) => `${count(row.tokens_in)} + ${count(row.tokens_out)}` },
     { name: `Cost, ${currency}`, number: true, cell: (row) => money(row.cost_nanos) },

@@ -1,7 +1,7 @@
 // The waterfall of the latest requests, live. It asks what has happened, and calls no function.
 
 import { Latest, get } from "./api.js";
-import { card, el, show } from "./dom.js";
+import { card, el, looked, show } from "./dom.js";
 import { waterfall } from "./waterfall.js";
 
 const SHOWN = 30;
@@ -19,7 +19,7 @@ export function wakes(who) {
   async function refresh() {
     const instances = who.kind === "admin" ? await get("/ember/v1/instances") : { wakes: [] };
     const records = await latest.read(who);
-    const shown = records.filter((record) => !only.checked || record.tier !== "running").slice(0, SHOWN);
+    const shown = records.filter((record) => !only.checked || (looked(record) && record.tier !== "running")).slice(0, SHOWN);
     show(rows, [shown, only.checked], () => waterfall(shown, instances.wakes, "wake"));
   }
   only.addEventListener("change", () => refresh().catch(() => {}));

@@ -1,8 +1,8 @@
 // Where the time to a request's first token went: its parts, decided from its record and the wakes that are known, and drawn
 // as bars with their values in words.
 
-import { el, requestLink, tier } from "./dom.js";
-import { clock, ms } from "./numbers.js";
+import { el, foundAt, requestLink } from "./dom.js";
+import { clock, ms, zone } from "./numbers.js";
 
 // In the order in which they happen.
 export const PARTS = [
@@ -66,21 +66,23 @@ const words = (shown) =>
 
 function line(record, wakes, longest, place) {
   const shown = parts(record, wakes);
-  const then = record.tokens_out > 1 ? `, ${record.tokens_out} tokens` : "";
-  const ended = record.outcome === "completed" ? "" : ` · ${record.outcome.replaceAll("_", " ")}`;
+  const then = record.tokens_out > 1 && `${record.tokens_out} tokens`;
+  const ended = record.outcome !== "completed" && record.outcome.replaceAll("_", " ");
+  const more = [then, ended].filter(Boolean).join(" · ");
+  const came = clock(record.came_unix_ms);
   const head = el(
     "div",
     { class: "line-head" },
-    requestLink(record.request, place, clock(record.came_unix_ms)),
+    place ? requestLink(record.request, place, came) : `${came} ${zone(record.came_unix_ms)}`,
     el("span", { class: "name" }, record.function),
-    tier(record.tier),
+    el("span", {}, foundAt(record)),
     el("strong", {}, record.first_text_us > 0 ? `${ms(record.first_text_us)} to first token` : "no text"),
-    el("span", { class: "dim" }, `${then.slice(2)}${ended}`),
+    more && el("span", { class: "dim" }, more),
   );
   return el("li", {}, head, bar(shown, longest), words(shown));
 }
 
-// The newest requests, all on one scale.
+// The newest requests, all on one scale; each leads to its bill, but where that is the place.
 export function waterfall(records, wakes, place) {
   if (records.length === 0) return [el("p", { class: "none" }, "No request has ended yet. Ask something in the chat.")];
   const all = records.map((record) => parts(record, wakes));
