@@ -196,6 +196,8 @@ fn boot(image: &Path, console: Stdio, is_up: impl Fn(u16) -> Result<bool, Error>
         nic: "virtio-net-pci".to_owned(),
         write: false,
         kvm: is_kvm(),
+        log: None,
+        secure_boot: None,
     };
     let began = Instant::now();
     let mut running = machine.start(console).map_err(Error::setup)?;

@@ -139,7 +139,9 @@ impl Error {
 fn refusal_hint(status: u16, code: Option<&str>) -> Option<&'static str> {
     match (status, code) {
         (401, _) => Some("check the key: --key-file FILE, or EMBER_KEY"),
-        (403, _) => Some("functions and the box are the admin key's (DIR/admin.key); a call needs a key that allows the function"),
+        (403, _) => Some(
+            "functions and the box are the admin key's (DIR/admin.key); a call needs a key that allows the function",
+        ),
         (404, Some("model_not_found")) => Some("`ember ls` shows the functions there are"),
         (429, Some("insufficient_quota")) => {
             Some("a budget is used up: `ember budget ls` shows whose, `ember budget set` gives more")
