@@ -14,7 +14,7 @@ from playwright.sync_api import TimeoutError as PlaywrightTimeout
 from playwright.sync_api import expect, sync_playwright
 
 # A step that hangs says where.
-faulthandler.dump_traceback_later(110, exit=True)
+STEP_S = 110
 URL, ADMIN, APP = (os.environ[name] for name in ("EMBER_URL", "KEY_ADMIN", "KEY_APP"))
 CHROMIUM = "/usr/bin/chromium-headless-shell"
 VIEWS = ["overview", "chat", "wakes", "usage", "budgets", "functions"]
@@ -372,11 +372,13 @@ def main():
             budgets_and_snapshots,
             looking_wakes_nothing,
         ]:
+            faulthandler.dump_traceback_later(STEP_S, exit=True)
             step(one)
             print("ok", step.__name__, flush=True)
         of_admin = json.loads(one.api("/ember/v1/usage/records?since=1h").splitlines()[0])["request"]
         one.end()
         for step, arguments in [(by_keyboard_alone, ()), (an_inference_key_sees_its_own, (of_admin,)), (a_server_that_does_not_answer, ()), (themes, ())]:
+            faulthandler.dump_traceback_later(STEP_S, exit=True)
             step(browser, *arguments)
             print("ok", step.__name__, flush=True)
         browser.close()

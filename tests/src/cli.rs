@@ -10,6 +10,7 @@ use std::{
     process::{Command, Stdio},
     sync::mpsc,
     thread,
+    time::Duration,
 };
 
 /// What a program that ended has said.
@@ -26,12 +27,17 @@ pub struct Run {
 impl Run {
     /// Runs a program to its end.
     pub fn of(command: &mut Command) -> Self {
+        Self::within(2 * HANG, command)
+    }
+
+    /// Runs one that may take longer.
+    pub fn within(limit: Duration, command: &mut Command) -> Self {
         let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
         let child = child.unwrap_or_else(|error| panic!("start {command:?}: {error}"));
         let pid = Pid::from_raw(i32::try_from(child.id()).expect("a pid"));
         let (ended, end) = mpsc::channel();
         thread::spawn(move || ended.send(child.wait_with_output()));
-        let Ok(output) = end.recv_timeout(2 * HANG) else {
+        let Ok(output) = end.recv_timeout(limit) else {
             kill(pid, Signal::SIGKILL).expect("kill what hangs");
             panic!("{command:?} hangs");
         };

@@ -9,7 +9,7 @@ use std::{
     process::Command,
     time::{SystemTime, UNIX_EPOCH},
 };
-use tests::{Ember, Function, Run, assistant, chat, tree, until};
+use tests::{Ember, Function, HANG, Run, assistant, chat, tree, until};
 
 /// Python with what drives the browser.
 fn python() -> PathBuf {
@@ -24,7 +24,8 @@ fn browse(ember: &Ember, script: &str, variables: &[(&str, &str)]) -> String {
     let mut command = Command::new(python());
     command.arg(tree::root().join("tests/browser").join(script));
     command.env("EMBER_URL", format!("https://{}", ember.address())).env("KEY_ADMIN", ember.admin_key());
-    Run::of(command.envs(variables.iter().copied())).ok()
+    // A page after the other, and each step ends itself.
+    Run::within(10 * HANG, command.envs(variables.iter().copied())).ok()
 }
 
 fn key(ember: &Ember, name: &str, with: &[&str]) -> String {

@@ -109,8 +109,9 @@ export class Latest {
   async read(who) {
     const since = (when) => records(`${usagePath(who)}/records?since=${when}`);
     let fresh = [];
+    let all = true;
     if (this.#since > 0) {
-      fresh = (await since(this.#since)).rows;
+      ({ rows: fresh, whole: all } = await since(this.#since));
     } else {
       for (const back of BACK) {
         const { rows, whole } = await since(back);
@@ -123,8 +124,9 @@ export class Latest {
     const known = new Set(this.#records.map((record) => record.request));
     const added = fresh.filter((record) => !known.has(record.request)).reverse();
     this.#records = [...added, ...this.#records].sort((a, b) => b.ended_unix_ms - a.ended_unix_ms).slice(0, KEPT);
-    // Records of one moment may become known one after the other.
-    this.#since = Math.max(1, (this.#records[0]?.ended_unix_ms ?? 1) - 2_000);
+    // Records of one moment may become known one after the other; but more at once than are read must be got past.
+    const [last] = this.#records;
+    if (last) this.#since = Math.max(1, last.ended_unix_ms - (all ? 2_000 : 0));
     return this.#records;
   }
 }

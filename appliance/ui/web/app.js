@@ -68,20 +68,24 @@ function enter() {
 // Asks, and asks again after a pause that grows while that fails; not while nobody looks.
 async function again(of, pauseMs) {
   if (!who || of !== turn) return;
+  let failed = false;
   try {
-    if (!document.hidden) await seen.refresh();
-    if (of !== turn) return;
-    problem();
-    standing(true);
-    pauseMs = seen.everyMs;
+    if (!document.hidden) {
+      await seen.refresh();
+      if (of !== turn) return;
+      problem();
+      standing(true);
+      pauseMs = seen.everyMs;
+    }
   } catch (error) {
+    failed = true;
     if (of !== turn) return;
     if (error instanceof Refused && error.status === 401) return signOut("The server knows this key no more.");
     problem(whyNot(error));
     standing(error instanceof Refused);
     pauseMs = Math.min(PAUSE_MS_MAX, Math.max(1_000, pauseMs) * 2);
   }
-  if (seen.everyMs > 0 && live) timer = setTimeout(() => again(of, pauseMs), pauseMs);
+  if (live && (failed || seen.everyMs > 0)) timer = setTimeout(() => again(of, pauseMs), pauseMs);
 }
 
 // Whether what is shown is kept up to date, and what was shown last is of now.

@@ -68,8 +68,11 @@ export function usage(who) {
     card("Requests", form, el("p", { class: "dim" }, "A request's name is in its receipt and in the header x-request-id."), list),
   );
   async function refresh() {
-    const found = await get(`${usagePath(who)}?by=${by.value}&since=${since.value}`);
-    show(table, [found.data, by.value], () => sums(found, by.value));
+    const asked = [by.value, since.value];
+    const found = await get(`${usagePath(who)}?by=${asked[0]}&since=${asked[1]}`);
+    // Another choice has been made meanwhile, and is asked for.
+    if (String(asked) !== String([by.value, since.value])) return;
+    show(table, [found.data, asked], () => sums(found, asked[0]));
     const records = (await latest.read(who)).slice(0, SHOWN);
     show(list, records, () => requests(records, found.currency));
   }
