@@ -32,6 +32,8 @@ pub const HEAD_BYTES: usize = (ENTRIES_LBA + ENTRIES_SECTORS) as usize * HEADER;
 pub const TAIL_BYTES: usize = (ENTRIES_SECTORS as usize + 1) * HEADER;
 /// Partitions begin and end at multiples of this, 1 MiB.
 const ALIGNED_SECTORS: u64 = 2048;
+/// The version of a UUID that was drawn; what an image brings has another.
+const RANDOM: u8 = 4;
 
 /// A partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,8 +94,8 @@ pub fn fit(head: &mut [u8], bytes: u64) -> Result<Backup, String> {
 }
 
 /// Makes the last partition in `head` reach the end of a disk of `bytes`: what it is then, and the table's second copy.
-/// `None` where it does already. From then on the disk and its partitions have ids of `new_id`: what an image has, all disks
-/// have that it is written to.
+/// `None` where it does already. The first time the disk and its partitions get ids of `new_id`, of version 4 (RFC 9562): what
+/// an image has, all disks have that it is written to.
 ///
 /// # Errors
 /// What is wrong with the table.
@@ -112,10 +114,12 @@ pub fn grow(
     let table = ENTRIES_LBA as usize * HEADER;
     let last = end - 1;
     head[table + (partition.number as usize - 1) * ENTRY_BYTES + 40..][..8].copy_from_slice(&last.to_le_bytes());
-    for Partition { number, .. } in &all {
-        head[table + (*number as usize - 1) * ENTRY_BYTES + 16..][..16].copy_from_slice(&new_id());
+    if all.iter().any(|partition| partition.id[7] >> 4 != RANDOM) {
+        for Partition { number, .. } in &all {
+            head[table + (*number as usize - 1) * ENTRY_BYTES + 16..][..16].copy_from_slice(&new_id());
+        }
+        head[HEADER + 56..][..16].copy_from_slice(&new_id());
     }
-    head[HEADER + 56..][..16].copy_from_slice(&new_id());
     let length = u32_at(&head[HEADER..], 80) as usize * ENTRY_BYTES;
     let sum = crc32(&head[table..table + length]);
     let header = &mut head[HEADER..HEADER * 2];
@@ -270,7 +274,7 @@ mod tests {
 
     const BYTES: usize = 8 << 20;
 
-    /// A disk with one boot partition, by another implementation.
+    /// An image with one boot partition, by another implementation.
     fn disk() -> Vec<u8> {
         let mut file = Cursor::new(vec![0; BYTES]);
         ProtectiveMBR::with_lb_size(BYTES as u32 / 512 - 1).overwrite_lba0(&mut file).unwrap();
@@ -278,7 +282,7 @@ mod tests {
         let mut disk = config.create_from_device(&mut file, None).unwrap();
         let partition = Entry {
             part_type_guid: partition_types::EFI,
-            part_guid: *disk.guid(),
+            part_guid: uuid::Builder::from_custom_bytes([7; 16]).into_uuid(),
             first_lba: 2048,
             last_lba: 8191,
             flags: 0,
@@ -320,14 +324,19 @@ mod tests {
         let mut larger = small.clone();
         larger.resize(BYTES * 3 + 512, 0);
         let bytes = larger.len() as u64;
-        let mut ids = (1..).map(|number| [number; 16]);
+        let drawn = |number: u8| std::array::from_fn(|at| if at == 7 { 0x40 | number } else { number });
+        let mut ids = (1..).map(drawn);
         let (partition, backup) = grow(&mut larger[..HEAD_BYTES], bytes, || ids.next().unwrap()).unwrap().unwrap();
         assert_eq!((partition.number, partition.first, partition.name.as_str()), (1, 2048, "esp"));
         larger[backup.offset as usize..].copy_from_slice(&backup.bytes);
         let again = grow(&mut larger.clone()[..HEAD_BYTES], bytes, || [0; 16]).unwrap();
+        // Enlarged later it stays the disk that it is.
+        let mut head = larger[..HEAD_BYTES].to_vec();
+        let (grown, _) = grow(&mut head, bytes * 2, || panic!("it has its ids")).unwrap().unwrap();
+        assert_eq!((grown.id, partitions(&head).unwrap()[0].id), (drawn(1), drawn(1)));
         let read = GptConfig::new().open_from_device(Cursor::new(larger)).unwrap();
         assert_eq!(read.partitions()[&1].last_lba, partition.last);
-        assert_eq!([read.partitions()[&1].part_guid, *read.guid()].map(|id| id.to_bytes_le()), [[1; 16], [2; 16]]);
+        assert_eq!([read.partitions()[&1].part_guid, *read.guid()].map(|id| id.to_bytes_le()), [drawn(1), drawn(2)]);
         assert_eq!((partition.last + 1) % 2048, 0);
         assert!(
             partition.last * 512 > bytes - (2 << 20) && partition.last < read.header().last_usable,

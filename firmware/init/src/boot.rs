@@ -64,7 +64,7 @@ fn live(certificates: Certificates) -> Result<RebootMode, InitError> {
     }
     let mut watchdog = Watchdog::start();
     let built = clock::not_before_the_image();
-    let esp = disks::mount_both()?;
+    let (esp, is_sure) = disks::mount_both()?;
     watchdog.feed();
     say(format_args!("{} modules, disks are there after {} ms", modules.loaded(), began.elapsed().as_millis()));
     let (current, last_good) = (Path::new(ESP).join("machine.toml"), Path::new(DATA).join("machine.toml.last-good"));
@@ -72,7 +72,9 @@ fn live(certificates: Certificates) -> Result<RebootMode, InitError> {
     sethostname(&machine.hostname).map_err(InitError::kernel("the hostname"))?;
     let data = Path::new(SERVICE_DATA);
     let slots = Slots::look(Path::new(ESP), data, machine.update_key.as_deref());
-    boot_entries::ensure(&esp);
+    if is_sure {
+        boot_entries::ensure(&esp);
+    }
     watchdog.feed();
 
     let signals = service::take_signals()?;
@@ -90,7 +92,7 @@ fn live(certificates: Certificates) -> Result<RebootMode, InitError> {
         slots,
         addresses,
         watchdog,
-        start: health::start_of(&command_line),
+        start: health::start_of(&command_line, machine.load_timeout),
         fingerprint: certificates.fingerprint,
         hostname: &machine.hostname,
     };

@@ -12,7 +12,7 @@
 //! Firmware puts entries in another form and order, adds its own, and forgets: so an entry counts by what it starts, and what
 //! is as it should be is not written again. The same is written over the same [`SAME_MAX`] times at most.
 
-use crate::{console::say, disks, efi, error::InitError};
+use crate::{console::say, disks, efi, error::InitError, machine::write_private};
 use firmware_gpt::{self as gpt, Partition};
 use firmware_slots::TRIES;
 use std::{collections::BTreeMap, fs, io, path::Path};
@@ -94,7 +94,8 @@ fn change(variables: &Path, options: &[Vec<u8>], memory: &Path) -> Result<usize,
         )));
     }
     // Remembered first: a firmware that hangs over it must not be asked for ever.
-    fs::write(memory, format!("{}\n{found:?}", times + 1)).map_err(InitError::io(memory.display().to_string()))?;
+    let remembered = write_private(memory, &format!("{}\n{found:?}", times + 1));
+    remembered.map_err(InitError::io(memory.display().to_string()))?;
     write(variables, &found, &wanted).map_err(there())
 }
 

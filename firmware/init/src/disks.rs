@@ -69,17 +69,20 @@ impl Disk {
     }
 }
 
-/// Mounts both; the boot partition's device.
-pub(crate) fn mount_both() -> Result<PathBuf, InitError> {
+/// Mounts both; the boot partition's device, and whether it is surely that of the disk that was started from: another one is
+/// used as it is.
+pub(crate) fn mount_both() -> Result<(PathBuf, bool), InitError> {
     let until = Instant::now() + WAIT_MAX;
-    let esp = wait_for_esp(until)?;
+    let (esp, is_sure) = wait_for_esp(until)?;
     mount_at(&esp, ESP, "vfat", "umask=0077")?;
     let data = wait(until, |_| named(Path::new(CLASS), "data", Some(&esp)).into_iter().next());
     let data = data.ok_or_else(|| InitError::Missing(format!("partition named data beside {}", esp.display())))?;
-    grow::partition(&data);
+    if is_sure {
+        grow::partition(&data);
+    }
     mount_at(&data, DATA, "ext4", "")?;
     grow::file_system(&data, Path::new(DATA));
-    Ok(esp)
+    Ok((esp, is_sure))
 }
 
 fn mount_at(device: &Path, place: &str, kind: &str, options: &str) -> Result<(), InitError> {
@@ -88,7 +91,7 @@ fn mount_at(device: &Path, place: &str, kind: &str, options: &str) -> Result<(),
     mount(Some(device), place, Some(kind), flags, Some(options)).map_err(InitError::kernel(place))
 }
 
-fn wait_for_esp(until: Instant) -> Result<PathBuf, InitError> {
+fn wait_for_esp(until: Instant) -> Result<(PathBuf, bool), InitError> {
     let told = efi::loader_text(Path::new(efi::VARIABLES), "LoaderDevicePartUUID").and_then(|text| gpt::id(&text));
     let id = |device: &Path| disk_of(device).ok()?.id();
     let found = wait(until, |is_last| started_from(named(Path::new(CLASS), "esp", None), told, id, is_last));
@@ -99,7 +102,7 @@ fn wait_for_esp(until: Instant) -> Result<PathBuf, InitError> {
             device.display()
         ));
     }
-    Ok(device)
+    Ok((device, is_sure))
 }
 
 /// Which of `devices` was started from, and whether that is sure: the one whose id the boot loader told. One alone is it where

@@ -59,10 +59,15 @@ impl Health {
     }
 }
 
-/// The time for a first answer that the kernel's command line gives, if it does: `ember.start=90`, seconds.
-pub(crate) fn start_of(command_line: &str) -> Duration {
+/// The time for a first answer that the kernel's command line gives, if it does: `ember.start=90`, seconds. Else a model that
+/// may load for `load_timeout` seconds has that and as much again.
+pub(crate) fn start_of(command_line: &str, load_timeout: Option<u32>) -> Duration {
+    let loading = Duration::from_secs(u64::from(load_timeout.unwrap_or(0)) * 2) + WITHIN[0];
     let seconds = command_line.split_whitespace().find_map(|word| word.strip_prefix("ember.start="));
-    seconds.and_then(|text| text.parse().ok()).filter(|s| (1..=86_400).contains(s)).map_or(START, Duration::from_secs)
+    seconds
+        .and_then(|text| text.parse().ok())
+        .filter(|s| (1..=86_400).contains(s))
+        .map_or(START.max(loading), Duration::from_secs)
 }
 
 /// Questions, one at a time.
@@ -154,9 +159,10 @@ mod tests {
 
     #[test]
     fn the_command_line_may_say_how_long_a_start_takes() {
-        assert_eq!(start_of("quiet ember.start=90 panic=-1"), Duration::from_secs(90));
+        assert_eq!(start_of("quiet ember.start=90 panic=-1", Some(3600)), Duration::from_secs(90));
         for text in ["quiet", "ember.start=", "ember.start=0", "ember.start=-1", "ember.start=99999999"] {
-            assert_eq!(start_of(text), START, "{text}");
+            assert_eq!(start_of(text, None), START, "{text}");
+            assert_eq!(start_of(text, Some(3600)), Duration::from_secs(7200) + WITHIN[0], "{text}");
         }
     }
 

@@ -32,7 +32,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     ops::RangeInclusive,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 /// Longest name and longest PEM, as emberd has them.
@@ -218,7 +218,8 @@ impl Machine {
     }
 }
 
-/// Reads `current`; where it is wrong, `last_good`. What was right is kept as `last_good`.
+/// Reads `current`; where it is wrong, `last_good`, or what that was before: a version on trial may have kept what only it
+/// understands. What was right is kept as `last_good`.
 pub(crate) fn read(current: &Path, last_good: &Path, fleet: CheckFleet) -> Machine {
     let Ok(text) = fs::read_to_string(current) else { return Machine::default() };
     match Machine::parse(&text, fleet) {
@@ -228,17 +229,27 @@ pub(crate) fn read(current: &Path, last_good: &Path, fleet: CheckFleet) -> Machi
         }
         Err(reason) => {
             say(format_args!("machine.toml is wrong, the last good one is used: {reason}"));
-            let last = fs::read_to_string(last_good).ok();
-            last.and_then(|text| Machine::parse(&text, fleet).ok()).unwrap_or_default()
+            let kept = [last_good.to_owned(), older(last_good)].into_iter();
+            let mut right = kept.filter_map(|path| Machine::parse(&fs::read_to_string(path).ok()?, fleet).ok());
+            right.next().unwrap_or_default()
         }
     }
+}
+
+fn older(last_good: &Path) -> PathBuf {
+    last_good.with_extension("last-good-before")
 }
 
 /// It may hold keys: nobody but root reads it, also where an earlier version wrote it.
 fn keep(text: &str, last_good: &Path) {
     let is_private = fs::metadata(last_good).is_ok_and(|file| file.mode() & 0o077 == 0);
-    if is_private && fs::read_to_string(last_good).ok().as_deref() == Some(text) {
+    let is_same = fs::read_to_string(last_good).ok().as_deref() == Some(text);
+    if is_private && is_same {
         return;
+    }
+    if !is_same {
+        // Where there is none, none is kept.
+        let _ = fs::rename(last_good, older(last_good));
     }
     if let Err(error) = write_private(last_good, text) {
         say(format_args!("machine.toml cannot be kept as the last good one: {error}"));
@@ -347,6 +358,19 @@ mod tests {
             let error = parse(&taken).unwrap_err();
             assert!(error.contains("agent_listen"), "{taken}: {error}");
         }
+    }
+
+    #[test]
+    fn what_a_later_version_kept_gives_way_to_what_was_kept_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let (current, last) = (folder.path().join("machine.toml"), folder.path().join("machine.toml.last-good"));
+        fs::write(&current, "hostname = \"box-1\"").unwrap();
+        read(&current, &last, fits);
+        // A later one, which knows more, was tried and given up.
+        let later = "hostname = \"box-1\"\nlater = 1";
+        fs::rename(&last, older(&last)).unwrap();
+        [&current, &last].iter().for_each(|path| fs::write(path, later).unwrap());
+        assert_eq!(read(&current, &last, fits).hostname, "box-1");
     }
 
     #[test]
