@@ -5,6 +5,9 @@ import { card, el, foundAt, table } from "./dom.js";
 import { count, many, money, moment, ms } from "./numbers.js";
 import { waterfall } from "./waterfall.js";
 
+// How far two clocks may be apart.
+const CLOCKS_US = 1_000;
+
 // What a line is for, how it is reckoned, and what its price is for.
 const LINES = {
   request: ["request", (line) => `${count(line.quantity)} × ${count(line.price_nanos)}`, ({ price }) => `${price} a request`],
@@ -23,7 +26,8 @@ function how(line) {
 }
 
 function happened({ record, bill_wake: billed }) {
-  const others = record.share_us < record.prefill_us + record.decode_us;
+  // Two clocks: the server's, and what the runner says of itself.
+  const others = record.prefill_us + record.decode_us - record.share_us > CLOCKS_US;
   const fed = record.tokens_in - record.tokens_cached;
   return [
     ["Key", record.project ? `${record.key}, of project ${record.project}` : record.key],
