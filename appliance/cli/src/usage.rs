@@ -128,18 +128,12 @@ fn explanation(explained: &Explained) -> String {
     rows.iter().map(|(name, value)| format!("{name:8} {value}")).collect::<Vec<_>>().join("\n")
 }
 
-/// How far the server's clock and what a runner says of itself may be apart.
-const CLOCKS_US: u64 = 1_000;
-
 fn happened(record: &Record, bill_wake: Option<bool>) -> Vec<(&'static str, String)> {
     let outcome = serde_json::to_value(record.outcome).ok().and_then(|outcome| outcome.as_str().map(str::to_owned));
     let (outcome, status) = (outcome.unwrap_or_default(), record.status);
     let wake = if bill_wake == Some(false) { "not billed" } else { "billed" };
     let project = record.project.as_ref().map_or(String::new(), |project| format!(" of project {project}"));
     let (fed, cached) = (record.tokens_in.saturating_sub(record.tokens_cached), record.tokens_cached);
-    let told_us = record.prefill_us.saturating_add(record.decode_us);
-    let is_shared = told_us.saturating_sub(record.share_us) > CLOCKS_US;
-    let others = if is_shared { ", less what others did in it meanwhile" } else { "" };
     vec![
         ("request", record.request.to_string()),
         ("of", format!("key {}{project}, function {}, found {}", record.key, record.function, record.tier)),
@@ -148,7 +142,7 @@ fn happened(record: &Record, bill_wake: Option<bool>) -> Vec<(&'static str, Stri
         ("wake", format!("{} waited for; its part is {}, {wake}", ms(record.wake_us), ms(record.wake_share_us))),
         ("prefill", format!("{}; {fed} tokens, and {cached} from the cache", ms(record.prefill_us))),
         ("decode", format!("{}; {} tokens", ms(record.decode_us), record.tokens_out)),
-        ("share", format!("{} of its instance's time{others}, billed", ms(record.share_us))),
+        ("share", format!("{} of its instance's time, billed; requests in it at once divide it", ms(record.share_us))),
     ]
 }
 

@@ -5,9 +5,6 @@ import { card, el, foundAt, table } from "./dom.js";
 import { count, many, money, moment, ms } from "./numbers.js";
 import { waterfall } from "./waterfall.js";
 
-// How far two clocks may be apart.
-const CLOCKS_US = 1_000;
-
 // What a line is for, how it is reckoned, and what its price is for.
 const LINES = {
   request: ["request", (line) => `${count(line.quantity)} × ${count(line.price_nanos)}`, ({ price }) => `${price} a request`],
@@ -26,8 +23,6 @@ function how(line) {
 }
 
 function happened({ record, bill_wake: billed }) {
-  // Two clocks: the server's, and what the runner says of itself.
-  const others = record.prefill_us + record.decode_us - record.share_us > CLOCKS_US;
   const fed = record.tokens_in - record.tokens_cached;
   return [
     ["Key", record.project ? `${record.key}, of project ${record.project}` : record.key],
@@ -38,7 +33,7 @@ function happened({ record, bill_wake: billed }) {
     ["Wake", `${ms(record.wake_us)} waited for; its part is ${ms(record.wake_share_us)}, ${billed === false ? "not billed" : "billed"}`],
     ["Prompt", `${ms(record.prefill_us)}; ${many(fed, "token")}, and ${count(record.tokens_cached)} from the cache`],
     ["Answer", `${ms(record.decode_us)}; ${many(record.tokens_out, "token")}`],
-    ["Its share", `${ms(record.share_us)} of its instance's time${others ? ", less what others did in it meanwhile" : ""}, billed`],
+    ["Its share", `${ms(record.share_us)} of its instance's time, billed; requests in it at once divide it`],
     record.budget_reached && ["Budget", "reached: the answer was stopped there"],
   ].filter(Boolean);
 }
