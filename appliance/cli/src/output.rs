@@ -104,9 +104,7 @@ pub(crate) fn seconds(seconds: u64) -> String {
 /// An amount of 10^-9 units of a currency, in decimals, without needless zeros.
 pub(crate) fn money(nanos: u64, currency: &str) -> String {
     let digits = format!("{}.{:09}", nanos / 1_000_000_000, nanos % 1_000_000_000);
-    let whole = digits.trim_end_matches('0');
-    let pad = if whole.ends_with('.') { "0" } else { "" };
-    format!("{whole}{pad} {currency}")
+    format!("{} {currency}", digits.trim_end_matches('0').trim_end_matches('.'))
 }
 
 /// The start of a digest, enough to tell models apart at a glance.
@@ -134,7 +132,8 @@ mod tests {
         assert_eq!([0, 59, 61, 3_700, 90_000].map(seconds), ["0s", "59s", "1m01s", "1h01m", "1d01h"]);
         assert_eq!(money(12_684, "USD"), "0.000012684 USD");
         assert_eq!(money(2_500_000_000, "EUR"), "2.5 EUR");
-        assert_eq!(money(0, "USD"), "0.0 USD");
+        assert_eq!(money(0, "USD"), "0 USD");
+        assert_eq!(money(20_000_000_000, "USD"), "20 USD");
         assert_eq!(short_digest("sha256:b179c9523d0e6a0f"), "b179c9523d0e");
     }
 

@@ -69,11 +69,11 @@ function line(record, wakes, longest, place) {
   const then = record.tokens_out > 1 && `${record.tokens_out} tokens`;
   const ended = record.outcome !== "completed" && record.outcome.replaceAll("_", " ");
   const more = [then, ended].filter(Boolean).join(" · ");
-  const came = clock(record.came_unix_ms);
+  const came = `${clock(record.came_unix_ms)} ${zone(record.came_unix_ms)}`;
   const head = el(
     "div",
     { class: "line-head" },
-    place ? requestLink(record.request, place, came) : `${came} ${zone(record.came_unix_ms)}`,
+    place ? requestLink(record.request, place, came) : came,
     el("span", { class: "name" }, record.function),
     el("span", {}, foundAt(record)),
     el("strong", {}, record.first_text_us > 0 ? `${ms(record.first_text_us)} to first token` : "no text"),

@@ -51,7 +51,7 @@ fn probe(name: &'static str, needed: bool, outcome: Result<String, String>) -> P
 }
 
 fn fine<T>(result: Result<T, Errno>, fix: &str) -> Result<String, String> {
-    result.map(|_| "ok".to_owned()).map_err(|error| format!("{error}; {fix}"))
+    result.map(|_| "works".to_owned()).map_err(|error| format!("{error}; {fix}"))
 }
 
 fn clone3() -> Probe {

@@ -177,7 +177,7 @@ pub(crate) fn take(shared: &Shared, lease: Lease, spec: &RunnerSpec) -> Result<A
     let taken = Place::new(shared, lease, spec).and_then(|place| {
         let woken = place.boot(shared, spec)?;
         let taken = woken.capture(shared, place.identity(shared, spec), &place.model);
-        woken.instance.kill(shared);
+        woken.instance.stop(shared);
         woken.instance.end(shared);
         taken.map_err(|reason| WardenError::CaptureFailed { function: spec.function.clone(), reason })
     });
@@ -214,7 +214,7 @@ impl Woken {
     /// Ends one that nobody knows of.
     pub(crate) fn discard(self, shared: &Shared) -> ExitCause {
         let lease = self.instance.lease;
-        self.instance.kill(shared);
+        self.instance.stop(shared);
         let cause = self.instance.end(shared);
         release(shared, lease);
         cause
@@ -513,6 +513,12 @@ impl Instance {
             Ok([true]) => Err(LoadError::Ended),
             _ => Err(LoadError::Unsealed(missing)),
         }
+    }
+
+    /// Ends one that did what it was for.
+    fn stop(&self, shared: &Shared) {
+        shared.registry.stops(self.lease.instance);
+        self.kill(shared);
     }
 
     fn kill(&self, shared: &Shared) {

@@ -279,6 +279,13 @@ impl Registry {
         }
     }
 
+    /// An instance is about to be ended, for no fault of its own.
+    pub(crate) fn stops(&self, instance: InstanceId) {
+        if let Some(entry) = self.lock().entries.get_mut(&instance) {
+            entry.stopping = true;
+        }
+    }
+
     /// Whether an instance was told to end.
     pub(crate) fn is_stopping(&self, instance: InstanceId) -> bool {
         self.lock().entries.get(&instance).is_none_or(|entry| entry.stopping)
