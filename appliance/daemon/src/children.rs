@@ -35,7 +35,7 @@ use nix::{
 };
 use sandbox_kernel::{
     pressure::{self, MemoryPressure},
-    process::{die_with_parent, drop_privileges, keep_no_free_memory, leave_network, run_at_once},
+    process::{die_with_parent, drop_privileges, keep_no_free_memory, leave_network, run_soon},
 };
 use sandbox_warden::{RunError, WardenConfig};
 use std::{
@@ -141,7 +141,7 @@ fn serve(control: OwnedFd, mut gifts: Gifts, start: Start) -> Result<(), Failure
     // While it may: what is configured may be root's.
     let pressure = pressure(&config)?;
     // While it may.
-    if let Err(error) = run_at_once() {
+    if let Err(error) = run_soon() {
         tracing::warn!(%error, "the server is scheduled as any other");
     }
     become_user(SERVER_ID)?;
@@ -151,7 +151,7 @@ fn serve(control: OwnedFd, mut gifts: Gifts, start: Start) -> Result<(), Failure
         .mode(0o700)
         .create(SERVER_FILES.functions)
         .map_err(Failure::of("make", SERVER_FILES.functions))?;
-    let (ready, orders) = control::split(control).map_err(Failure::of("duplicate", "the control socket"))?;
+    let (speaker, orders) = control::split(control).map_err(Failure::of("duplicate", "the control socket"))?;
     server::run(ServerSetup {
         listeners: gifts.take_all(What::Listener).into_iter().map(TcpListener::from).collect(),
         telemetry_listener: gifts.take_all(What::TelemetryListener).pop().map(TcpListener::from),
@@ -162,7 +162,7 @@ fn serve(control: OwnedFd, mut gifts: Gifts, start: Start) -> Result<(), Failure
         bell: gifts.take(What::Bell)?,
         questions: gifts.take(What::Questions)?,
         pressure,
-        ready,
+        speaker,
         orders,
         config,
         files: SERVER_FILES,

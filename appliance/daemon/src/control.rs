@@ -7,6 +7,7 @@
 //!  supervisor ── Give{what} + descriptor ─▶ child    ×n   what it may use
 //!  supervisor ── Start ───────────────────▶ child    read before it drops its privileges
 //!  supervisor ◀── Ready ─────────────────── child    server only: it answers
+//!  supervisor ◀── Urgency{thread} ───────── child    server only: how a thread of its is to be scheduled
 //!  supervisor ── Reload ──────────────────▶ child    server only: configuration checked, certificate renewed if needed
 //!  supervisor ── Stop ────────────────────▶ child    server only: finish or cut what runs, then end
 //! ```
@@ -17,7 +18,7 @@
 use crate::{exit::Failure, source::Source};
 use appliance_config::ServeConfig;
 use clap::ValueEnum;
-use nix::{errno::Errno, fcntl};
+use nix::{errno::Errno, fcntl, unistd::gettid};
 use sandbox_kernel::socket;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
@@ -26,6 +27,7 @@ use std::{
     net::SocketAddr,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::PathBuf,
+    sync::Arc,
 };
 
 /// Longest packet: a configuration file and what JSON adds to it.
@@ -99,9 +101,18 @@ enum ToChild {
     Stop,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-enum FromChild {
+/// What the server says.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum FromChild {
+    /// Requests are answered.
     Ready,
+    /// A thread of its is, or is not, to run before all that computes.
+    Urgency {
+        /// Its number.
+        thread: i32,
+        /// Whether it is.
+        is_urgent: bool,
+    },
 }
 
 /// The supervisor's end.
@@ -131,9 +142,9 @@ impl Control {
         send(&self.0, &ToChild::Stop, None)
     }
 
-    /// Whether the child is ready; to be called once the socket is readable. `false`: it is gone.
-    pub(crate) fn take_ready(&self) -> io::Result<bool> {
-        Ok(matches!(receive(&self.0)?, Some((FromChild::Ready, _))))
+    /// What the child says; to be called once the socket is readable. `None`: it is gone.
+    pub(crate) fn hear(&self) -> io::Result<Option<FromChild>> {
+        Ok(receive(&self.0)?.map(|(said, _)| said))
     }
 }
 
@@ -170,18 +181,23 @@ pub(crate) fn receive_start() -> io::Result<Beginning> {
 }
 
 /// Splits the server's end: what it says, and what it is told.
-pub(crate) fn split(control: OwnedFd) -> io::Result<(Ready, Orders)> {
-    Ok((Ready(control.try_clone()?), Orders(control)))
+pub(crate) fn split(control: OwnedFd) -> io::Result<(Speaker, Orders)> {
+    Ok((Speaker(Arc::new(control.try_clone()?)), Orders(control)))
 }
 
-/// Says once that requests are answered.
-#[derive(Debug)]
-pub(crate) struct Ready(OwnedFd);
+/// Speaks to the supervisor.
+#[derive(Clone, Debug)]
+pub(crate) struct Speaker(Arc<OwnedFd>);
 
-impl Ready {
-    /// Says so. The supervisor then prints the `ready` line and writes `DIR/address`.
-    pub(crate) fn announce(self) -> io::Result<()> {
+impl Speaker {
+    /// Says that requests are answered. The supervisor then prints the `ready` line and writes `DIR/address`.
+    pub(crate) fn is_ready(&self) -> io::Result<()> {
         send(&self.0, &FromChild::Ready, None)
+    }
+
+    /// Asks that the calling thread runs before all that computes, or as others do.
+    pub(crate) fn be_urgent(&self, is_urgent: bool) -> io::Result<()> {
+        send(&self.0, &FromChild::Urgency { thread: gettid().as_raw(), is_urgent }, None)
     }
 }
 
@@ -254,9 +270,12 @@ mod tests {
     fn orders_arrive_and_an_end_means_stop() {
         let (control, theirs) = Control::prepare(&[], start()).unwrap();
         assert!(matches!(receive(&theirs).unwrap(), Some((ToChild::Start(_), None))));
-        let (ready, mut orders) = split(theirs).unwrap();
-        ready.announce().unwrap();
-        assert!(control.take_ready().unwrap());
+        let (speaker, mut orders) = split(theirs).unwrap();
+        speaker.is_ready().unwrap();
+        assert_eq!(control.hear().unwrap(), Some(FromChild::Ready));
+        speaker.be_urgent(true).unwrap();
+        let said = FromChild::Urgency { thread: gettid().as_raw(), is_urgent: true };
+        assert_eq!(control.hear().unwrap(), Some(said));
         control.reload(Source::default()).unwrap();
         assert!(matches!(orders.next(), Ok(Order::Reload(config)) if *config == ServeConfig::default()));
         control.stop().unwrap();

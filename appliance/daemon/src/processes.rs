@@ -88,6 +88,12 @@ impl Processes {
         }
     }
 
+    /// Schedules a thread of a child before all that computes, or as others are.
+    pub(crate) fn set_urgent(&self, role: Role, thread: i32, is_urgent: bool) -> nix::Result<()> {
+        self.find(role)
+            .map_or(Ok(()), |process| sandbox_kernel::process::set_urgent(process.child.id(), thread, is_urgent))
+    }
+
     /// Kills a child.
     pub(crate) fn kill(&self, role: Role) -> io::Result<()> {
         self.find(role).map_or(Ok(()), |process| process.signal(Signal::SIGKILL))

@@ -8,7 +8,7 @@
 //! Invariants: the server needs no signal handler ([`Orders`] come as packets on one socket), and holds no descriptor but
 //! those below, the standard three and what it opens itself.
 
-use crate::control::{Orders, Ready};
+use crate::control::{Orders, Speaker};
 use appliance_config::ServeConfig;
 use sandbox_kernel::pressure::MemoryPressure;
 use std::{
@@ -38,7 +38,7 @@ pub(crate) struct ServerSetup {
     /// The kernel's word of how short memory is, where it gives any.
     pub(crate) pressure: Option<MemoryPressure>,
     /// Says once that requests are answered.
-    pub(crate) ready: Ready,
+    pub(crate) speaker: Speaker,
     /// What the supervisor wants next. [`Orders::next`] blocks: give it a thread of its own.
     pub(crate) orders: Orders,
     /// The configuration in force, until [`Order::Reload`](crate::control::Order::Reload) brings another.

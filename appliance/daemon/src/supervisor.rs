@@ -3,9 +3,10 @@
 //! ```text
 //!  flags, file ─▶ configuration ─▶ kernel features ─▶ data folder, keys, certificates ─▶ listening sockets
 //!                                                                                              │
-//!      ┌──────────────────────────── wait: signals, the server's Ready, a deadline ◀───────────┘
+//!      ┌──────────────────────────── wait: signals, the server's words, a deadline ◀──────────┘
 //!      │ SIGCHLD ─▶ reap          SIGHUP ─▶ read file, renew certificate, Reload
 //!      │ SIGTERM, SIGINT ─▶ stop  Ready ─▶ DIR/address, `ready https://…` (once)
+//!      │ Urgency ─▶ real time for a thread of the server, or not
 //!      └─▶ Machine::on(event) ─▶ start, tell, kill, finish
 //! ```
 //!
@@ -18,7 +19,7 @@
 
 use crate::{
     arguments::{Flags, LogFormat},
-    control::{Role, Start, What},
+    control::{Control, FromChild, Role, Start, What},
     data::Data,
     exit::{Failure, is_final},
     machine::{Action, Event, Machine, Unit},
@@ -75,7 +76,7 @@ pub(crate) fn serve(flags: &Flags, format: LogFormat, filter: &str) -> Result<()
         machine: Machine::new(Duration::from_millis(config.restart_delay_ms), Instant::now()),
         processes: Processes::default(),
         stage: Stage::Starting,
-        await_ready: false,
+        hears_server: false,
         fault: None,
         outcome: Ok(()),
         flags: flags.clone(),
@@ -118,7 +119,7 @@ struct Supervisor {
     machine: Machine,
     processes: Processes,
     stage: Stage,
-    await_ready: bool,
+    hears_server: bool,
     /// The last child that did not end well.
     fault: Option<(Role, ExitStatus)>,
     outcome: Result<(), Failure>,
@@ -140,7 +141,7 @@ impl Supervisor {
         if self.stage == Stage::Finished {
             return Ok(());
         }
-        let server = self.processes.control(Role::Server).filter(|_| self.await_ready).map(AsFd::as_fd);
+        let server = self.processes.control(Role::Server).filter(|_| self.hears_server).map(AsFd::as_fd);
         let [signalled, spoke] = readable([Some(self.signals.as_fd()), server], self.machine.wake_at())
             .map_err(Failure::of("wait for", "the children"))?;
         if spoke {
@@ -159,7 +160,7 @@ impl Supervisor {
                 Ok(Signal::SIGHUP) => self.reload(),
                 Ok(signal) => {
                     tracing::info!(%signal, drain = ?self.drain, "stopping");
-                    self.await_ready = false;
+                    self.hears_server = false;
                     // Whoever calls from now on is refused at once, and not kept waiting for nobody.
                     self.listeners.clear();
                     self.telemetry = None;
@@ -222,7 +223,7 @@ impl Supervisor {
         gifts.extend(self.telemetry.iter().map(|listener| (What::TelemetryListener, listener.as_fd())));
         gifts.extend(self.agent.iter().map(|listener| (What::AgentListener, listener.as_fd())));
         self.processes.start(Role::Server, &gifts, start, &self.logging)?;
-        self.await_ready = true;
+        self.hears_server = true;
         Ok(())
     }
 
@@ -268,20 +269,21 @@ impl Supervisor {
     }
 
     fn hear_server(&mut self) -> Result<(), Failure> {
-        self.await_ready = false;
-        let heard = self.processes.control(Role::Server).map_or(Ok(false), |control| control.take_ready());
-        match heard {
-            Ok(true) if self.stage == Stage::Starting => self.announce(),
-            Ok(true) => {
-                tracing::info!("requests are answered again");
-                Ok(())
+        match self.processes.control(Role::Server).map_or(Ok(None), Control::hear) {
+            Ok(Some(FromChild::Ready)) if self.stage == Stage::Starting => return self.announce(),
+            Ok(Some(FromChild::Ready)) => tracing::info!("requests are answered again"),
+            Ok(Some(FromChild::Urgency { thread, is_urgent })) => {
+                if let Err(error) = self.processes.set_urgent(Role::Server, thread, is_urgent) {
+                    tracing::debug!(%error, thread, is_urgent, "a thread of the server is scheduled as before");
+                }
             }
-            Ok(false) => Ok(()),
+            Ok(None) => self.hears_server = false,
             Err(error) => {
                 tracing::warn!(%error, "the server's word cannot be read");
-                Ok(())
+                self.hears_server = false;
             }
         }
+        Ok(())
     }
 
     fn announce(&mut self) -> Result<(), Failure> {

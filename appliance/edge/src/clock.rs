@@ -63,11 +63,12 @@ impl Clock {
         self.0.now.load(Relaxed).saturating_add(u64::try_from(ticks).unwrap_or(NEVER)).saturating_add(1)
     }
 
-    /// Ticks for ever, with pauses while no deadline is alive.
-    pub(crate) async fn keep(&self) {
+    /// Ticks for ever, with pauses while no deadline is alive. `each` tick comes before those whose deadline it is.
+    pub(crate) async fn keep(&self, each: impl Fn()) {
         loop {
             std::future::poll_fn(|cx| self.poll_needed(cx)).await;
             appliance_runtime::sleep(self.0.tick).await;
+            each();
             self.advance();
         }
     }

@@ -39,6 +39,9 @@ pub trait Handler: 'static {
     /// The reply to one request. Dropped when the client goes away before it is there.
     fn call(self: Rc<Self>, request: Request) -> impl Future<Output = Response<ReplyBody>> + 'static;
 
+    /// Called about once a [`tick`](crate::Limits::tick) while there are connections.
+    fn tick(&self) {}
+
     /// The reply when there is none: by default the status alone.
     fn failure(&self, failure: Failure) -> Response<ReplyBody> {
         let mut response = Response::new(ReplyBody::empty());

@@ -79,10 +79,10 @@ impl Edge {
 
     /// Serves connections of `listener` on the current core until a drain is over.
     pub async fn serve<H: Handler>(&self, listener: std::net::TcpListener, handler: Rc<H>) -> io::Result<Served> {
-        let core = Rc::new(Core::new(&self.0, handler));
+        let core = Rc::new(Core::new(&self.0, Rc::clone(&handler)));
         let listener = TcpListener::from_std(listener)?;
         let clock = core.clock.clone();
-        let _keeper = spawn_owned(async move { clock.keep().await });
+        let _keeper = spawn_owned(async move { clock.keep(|| handler.tick()).await });
         accept_until_drain(&core, &listener, &self.0.drain).await;
         drop(listener);
         Ok(core.drain(self.0.drain.within()).await)

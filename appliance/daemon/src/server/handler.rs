@@ -16,6 +16,7 @@ use super::{
     state::State,
     terms::Asked,
     updates,
+    urgency::Urgency,
     usage::{self, Whose},
 };
 use appliance_api::{ApiError, Dialect, Head};
@@ -26,6 +27,7 @@ use appliance_types::RequestId;
 use http::{HeaderMap, HeaderValue, Method, header};
 use sandbox_wire::runner::Tenant;
 use std::{
+    cell::RefCell,
     rc::Rc,
     sync::Arc,
     time::{Instant, SystemTime, UNIX_EPOCH},
@@ -42,6 +44,7 @@ pub(super) struct Server {
     desk: Rc<Desk>,
     /// Where this core counts.
     shard: Shard,
+    urgency: RefCell<Urgency>,
 }
 
 /// One request of a known caller.
@@ -58,9 +61,9 @@ pub(super) struct Call {
 }
 
 impl Server {
-    pub(super) fn new(state: Arc<State>, desk: Rc<Desk>) -> Self {
+    pub(super) fn new(state: Arc<State>, desk: Rc<Desk>, urgency: Urgency) -> Self {
         let shard = desk.shard();
-        Self { state, desk, shard }
+        Self { state, desk, shard, urgency: RefCell::new(urgency) }
     }
 
     async fn answer(&self, id: RequestId, request: Request) -> Answered {
@@ -124,6 +127,10 @@ impl Handler for Server {
             reply::set(&mut reply, "server-timing", &format!("total;dur={ms:.3}"));
         }
         reply
+    }
+
+    fn tick(&self) {
+        self.urgency.borrow_mut().look();
     }
 
     fn failure(&self, failure: Failure) -> Reply {

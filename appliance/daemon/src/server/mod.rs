@@ -46,10 +46,11 @@ mod state;
 mod tenants;
 mod terms;
 mod updates;
+mod urgency;
 mod usage;
 
 use crate::{
-    control::{Order, Orders},
+    control::{Order, Orders, Speaker},
     exit::Failure,
     resources::resources,
     setup::{ServerFiles, ServerSetup},
@@ -76,6 +77,7 @@ use std::{
     thread,
     time::Duration,
 };
+use urgency::Urgency;
 
 /// Serves until told to stop.
 ///
@@ -92,7 +94,7 @@ pub(crate) fn run(setup: ServerSetup) -> Result<(), Failure> {
         bell,
         questions,
         pressure,
-        ready,
+        speaker,
         orders,
         config,
         files,
@@ -134,14 +136,20 @@ pub(crate) fn run(setup: ServerSetup) -> Result<(), Failure> {
     let running = run_per_core(&cores[..served.len().min(cores.len())], "server", |_| {
         let asides = Asides { driver: driver.take(), telling: telling.take(), agent: agent.take() };
         let served = served.next();
-        let core = Core { edge: edge.clone(), state: Arc::clone(&state), ledger: ledger.clone(), alive: alive.clone() };
+        let core = Core {
+            edge: edge.clone(),
+            state: Arc::clone(&state),
+            ledger: ledger.clone(),
+            speaker: speaker.clone(),
+            alive: alive.clone(),
+        };
         let all_ended = all_ended.clone();
         move || core.serve(served, asides, all_ended)
     });
     let running = running.map_err(|error| Failure::Service(error.to_string()))?;
     drop(alive);
     follow(orders, end.clone(), certificates, Arc::clone(&state), files, config)?;
-    ready.announce().map_err(Failure::of("speak to", "the supervisor"))?;
+    speaker.is_ready().map_err(Failure::of("speak to", "the supervisor"))?;
     tracing::info!(%address, cores = cores.len(), functions = state.functions.all().len(), "serving");
 
     let panicked = running.join().iter().any(Option::is_none);
@@ -228,6 +236,7 @@ struct Core {
     edge: Edge,
     state: Arc<State>,
     ledger: Client,
+    speaker: Speaker,
     /// Dropped when this core serves no more.
     alive: flume::Sender<()>,
 }
@@ -240,7 +249,8 @@ impl Core {
         let agent = asides.agent.map(|listener| spawn_owned(agent::answer(listener, Arc::clone(&self.state))));
         if let Some(Served { listener, producer, shard }) = served {
             let desk = Desk::new(producer, self.ledger, shard);
-            match self.edge.serve(listener, Rc::new(Server::new(self.state, desk))).await {
+            match self.edge.serve(listener, Rc::new(Server::new(self.state, desk, Urgency::begin(self.speaker)))).await
+            {
                 Ok(served) => tracing::debug!(served.draining, served.cut, "drained"),
                 Err(error) => tracing::error!(%error, "cannot serve"),
             }
