@@ -51,7 +51,7 @@ pub(crate) struct Health {
     #[arg(long)]
     pub(crate) answer: bool,
     /// Longest time for all of it.
-    #[arg(long, value_name = "SECONDS", default_value = "100", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    #[arg(long, value_name = "SECONDS", default_value = "100", value_parser = clap::value_parser!(u64).range(1..=86400))]
     pub(crate) within: u64,
 }
 

@@ -11,7 +11,7 @@
 //!  ├── tls/        root     0755   ca.pem 0644, ca.key 0600, server.pem 0644; server.key 0600 is the server's
 //!  ├── models/     root     0755   the warden's store
 //!  ├── snapshots/  root     0700   the warden's, with the key that seals them
-//!  ├── server/     server   0700   keys.json, device.secret, functions/NAME.toml
+//!  ├── server/     server   0700   keys.json, device.secret, functions/NAME.toml; served: what served at the last update
 //!  └── ledger/     ledger   0700   segments: 00000001.log, …
 //! ```
 //!

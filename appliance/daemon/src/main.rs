@@ -20,6 +20,7 @@ mod ledger;
 mod logging;
 mod machine;
 mod meters;
+mod own;
 mod processes;
 mod resources;
 mod server;
