@@ -40,6 +40,8 @@ pub(crate) enum Refused {
 pub(crate) enum Body<'a> {
     /// JSON, by POST.
     Json(&'a Value),
+    /// A manifest, by PUT.
+    Manifest(&'a str),
 }
 
 impl Service {
@@ -93,6 +95,9 @@ impl Service {
         let sent = match body {
             None => self.agent.get(&url).config().timeout_global(within).build().header("authorization", key).call(),
             Some(Body::Json(body)) => with(self.agent.post(&url)).send_json(body),
+            Some(Body::Manifest(text)) => {
+                with(self.agent.put(&url)).header("content-type", "application/toml").send(text)
+            }
         };
         let mut reply: Response<ureq::Body> = sent.map_err(silent)?;
         let status = reply.status().as_u16();

@@ -13,6 +13,7 @@ use crate::{
     console::{Screen, say},
     error::InitError,
     health::{Check, Health},
+    preload::Preload,
     slots::Slots,
     watchdog::Watchdog,
 };
@@ -61,7 +62,7 @@ pub(crate) struct Watch<'a> {
     pub(crate) addresses: Receiver<IpAddr>,
     /// The machine's watchdog.
     pub(crate) watchdog: Watchdog,
-    /// Time for its first answer.
+    /// Time for its first answer, and as much for what came with the image to be deployed before.
     pub(crate) start: Duration,
     /// Longest time for a question before that answer.
     pub(crate) first_question: Duration,
@@ -89,6 +90,7 @@ impl Watch<'_> {
     /// Until the service has ended; how the machine ends then.
     pub(crate) fn run(mut self, signals: &SignalFd) -> RebootMode {
         let began = Instant::now();
+        let mut preload = Preload::begin(self.data, began, self.start, |within| self.own("preload", within));
         let (mut health, mut check) = (Health::new(began, self.start), Check::new(began, self.first_question));
         let mut trust = began;
         let (mut screen, mut shown) = (self.screen(), Screen::default());
@@ -108,10 +110,15 @@ impl Watch<'_> {
             let now = Instant::now();
             for (pid, status) in ended {
                 let succeeded = matches!(status, WaitStatus::Exited(_, 0));
+                // A slot on trial has waited for it: its time begins now.
+                if preload.ended(pid.as_raw(), succeeded) && self.slots.is_on_trial() {
+                    health = Health::new(now, self.start);
+                }
                 if let Some(said) = check.ended(pid.as_raw(), succeeded, health.is_up(), now) {
                     self.heard(said, &mut health, &mut screen);
                 }
             }
+            preload.step(now);
             if self.slots.is_trust_owed() && now >= trust {
                 self.trust(&mut screen);
                 trust = now + TRUST_EVERY;
@@ -124,6 +131,8 @@ impl Watch<'_> {
             match &end {
                 Some(end) if now >= end.until => return self.last(end.how),
                 Some(_) => {}
+                // Asked before, functions that are to answer may not be there yet.
+                None if self.slots.is_on_trial() && preload.is_running() => self.watchdog.feed(),
                 None if health.lives(now) => {
                     self.watchdog.feed();
                     if let Err(error) = check.step(now, health.is_up(), |within| self.question(within)) {
