@@ -25,7 +25,8 @@ fn ember(arguments: &[&str]) -> Command {
 fn image(folder: &Path) -> PathBuf {
     let path = folder.join("ember.img");
     let uki = vec![3; 4 << 20];
-    let contents = Contents { loader: b"loader", uki: &uki, esp_bytes: 72 * MIB, data_bytes: 16 * MIB };
+    let contents =
+        Contents { loader: b"loader", uki: &uki, esp_bytes: 72 * MIB, data_bytes: 16 * MIB, data_files: &[] };
     disk::write(&path, &contents).expect("the contents fit");
     path
 }

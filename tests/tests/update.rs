@@ -67,7 +67,8 @@ impl Boot {
         let (image, bundle) = (self.path("image"), self.path(&format!("{version}.bundle")));
         let _ = fs::remove_file(&image);
         let uki = uki(version);
-        let contents = Contents { loader: b"loader", uki: &uki, esp_bytes: 72 << 20, data_bytes: 16 << 20 };
+        let contents =
+            Contents { loader: b"loader", uki: &uki, esp_bytes: 72 << 20, data_bytes: 16 << 20, data_files: &[] };
         disk::write(&image, &contents).expect("the contents fit");
         let mut command = Command::new(tree::program("ember"));
         command.args(["image", "bundle"]).arg(&image).arg("--key").arg(self.path("key")).arg("--out").arg(&bundle);

@@ -100,16 +100,19 @@ fn print_built(built: &Built, listing: Listing) -> Result<(), Error> {
     let value = json!({
         "image": built.image, "bmap": built.bmap, "bytes": built.bytes, "written_bytes": built.written,
         "uki_bytes": built.uki, "kernel": built.kernel, "modules": built.modules,
+        "functions": built.functions,
     });
     output::print(listing, &value, || {
+        let with = if built.functions.is_empty() { "" } else { ", with " };
         Ok(format!(
-            "{}: {} of {} to write; slot {}, Linux {}, {} modules",
+            "{}: {} of {} to write; slot {}, Linux {}, {} modules{with}{}",
             built.image.display(),
             mib(built.written),
             mib(built.bytes),
             mib(built.uki),
             built.kernel,
-            built.modules
+            built.modules,
+            built.functions.join(", ")
         ))
     })
 }

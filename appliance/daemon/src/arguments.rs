@@ -33,6 +33,9 @@ pub(crate) enum Command {
     Ledger(Ledger),
     /// Whether the service answers; 0 if it does. For who watches it from this machine, as PID 1 of the appliance does.
     Health(Health),
+    /// Deploy what came with an appliance's image and is not deployed yet. PID 1 of the appliance runs it once a start.
+    #[command(hide = true)]
+    Preload(Preload),
     /// A child of `serve`.
     #[command(hide = true)]
     Child {
@@ -51,7 +54,18 @@ pub(crate) struct Health {
     #[arg(long)]
     pub(crate) answer: bool,
     /// Longest time for all of it.
-    #[arg(long, value_name = "SECONDS", default_value = "100", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    #[arg(long, value_name = "SECONDS", default_value = "100", value_parser = clap::value_parser!(u64).range(1..=86400))]
+    pub(crate) within: u64,
+}
+
+/// Whose functions are deployed.
+#[derive(Args, Debug)]
+pub(crate) struct Preload {
+    /// Folder that holds everything.
+    #[arg(long, value_name = "DIR", default_value = "./ember-data")]
+    pub(crate) data: String,
+    /// Longest time for all of it, from the wait for the service on.
+    #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = clap::value_parser!(u64).range(1..=86400))]
     pub(crate) within: u64,
 }
 

@@ -6,12 +6,13 @@
 //!  ├── address     root     0644   ADDR:PORT, there while requests are answered
 //!  ├── admin.key   root     0600
 //!  ├── update-floor root    0644   on an appliance: the highest version that was ever trusted
+//!  ├── preload/    root     0755   on an appliance: what came with its image and is not deployed yet, NAME.toml
 //!  ├── prices.toml root     0644   the price book, made once, then the operator's
 //!  ├── telemetry/  root     0755   box.key, server.key are the server's; the rest as in tls/: telemetry_files.rs
 //!  ├── tls/        root     0755   ca.pem 0644, ca.key 0600, server.pem 0644; server.key 0600 is the server's
 //!  ├── models/     root     0755   the warden's store
 //!  ├── snapshots/  root     0700   the warden's, with the key that seals them
-//!  ├── server/     server   0700   keys.json, device.secret, functions/NAME.toml
+//!  ├── server/     server   0700   keys.json, device.secret, functions/NAME.toml; served: what served at the last update
 //!  └── ledger/     ledger   0700   segments: 00000001.log, …
 //! ```
 //!
@@ -64,6 +65,8 @@ pub(crate) const MODELS: &str = "models";
 pub(crate) const SNAPSHOTS: &str = "snapshots";
 /// The highest version of the appliance that was ever trusted.
 pub(crate) const UPDATE_FLOOR: &str = "update-floor";
+/// What came with the appliance's image, until it is deployed.
+pub(crate) const PRELOAD: &str = "preload";
 /// The ledger's folder.
 pub(crate) const LEDGER: &str = "ledger";
 const SERVER: &str = "server";

@@ -1,43 +1,48 @@
-//! `emberd health`: whether the service below a data folder answers, asked as a client asks: over TCP, TLS and HTTP.
+//! `emberd health`: whether the service below a data folder answers, asked as a client asks.
 //!
 //! ```text
-//!  DIR/address ─▶ GET /health ─▶ with --answer: GET /ember/v1/functions ─▶ one token of the first function that answers
+//!  DIR/address ─▶ GET /health ─▶ with --answer: GET /ember/v1/functions ─▶ is each that served before among them?
+//!                     one after the other, readiest first: one token of a function ─▶ the first that answers is enough
+//!                                                               └─ silent: stopped before another is asked
 //! ```
-//! Each request has [`REQUEST_MAX`], and all of them what `--within` says: who asks has given it up by then.
+//! A request has [`REQUEST_MAX`], a function half of the time that is left, which it may need to load; all of it what
+//! `--within` says: who asks has given it up by then. What served before is what the server noted when the update was
+//! applied (`DIR/server/served`), or else whatever is stored.
 //!
-//! PID 1 of the appliance runs it, and trusts a new version of Ember by it. The certificate is not checked: what is asked is
-//! this machine, and an operator's own certificate may be of a CA that it does not know.
+//! PID 1 of the appliance runs it, and trusts a new version of Ember by it.
 
 use crate::{
     arguments::Health,
-    data::{ADDRESS, ADMIN_KEY},
     exit::Failure,
+    own::{Body, Refused, Service},
     setup::SERVER_FILES,
 };
-use appliance_edge::client_provider;
 use serde_json::{Value, json};
 use std::{
+    collections::BTreeSet,
     fs,
     io::{self, Write},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::Path,
     time::{Duration, Instant},
 };
-use ureq::{Agent, tls::TlsConfig};
 
-/// Longest for any one request, so that one function that hangs leaves time for another. It may have to be loaded first.
+/// Longest for a request that loads nothing.
 const REQUEST_MAX: Duration = Duration::from_secs(100);
-const REPLY_BYTES_MAX: u64 = 4 << 20;
 /// Functions that are asked before the service counts as failing.
 const FUNCTIONS_MAX: usize = 8;
+/// Names that are told of those that are not served.
+const NAMES_TOLD_MAX: usize = 8;
+/// Tiers of a function, the readiest first.
+const TIERS: [&str; 4] = ["running", "parked", "stored", "cold"];
 
 /// Asks, and prints what answered.
 pub(crate) fn run(flags: &Health) -> Result<(), Failure> {
-    let service = Service::find(Path::new(&flags.data), Instant::now() + Duration::from_secs(flags.within))?;
-    service.ask("/health", None)?;
+    let data = Path::new(&flags.data);
+    let service = Service::find(data, Instant::now() + Duration::from_secs(flags.within))?;
+    service.ask("/health", None, REQUEST_MAX).map_err(failed)?;
     let said = match flags.answer {
         false => "the server answers".to_owned(),
-        true => match service.answer(Path::new(&flags.data))? {
+        true => match answer(&service, data)? {
             Some(function) => format!("function {function} answers"),
             None => "the server answers; no function is deployed".to_owned(),
         },
@@ -45,91 +50,61 @@ pub(crate) fn run(flags: &Health) -> Result<(), Failure> {
     writeln!(io::stdout().lock(), "{said}").map_err(|source| Failure::io("print", "stdout", source))
 }
 
-struct Service {
-    agent: Agent,
-    url: String,
-    authorization: String,
-    until: Instant,
+/// The first function that answers, unless none was ever deployed below `data`.
+fn answer(service: &Service, data: &Path) -> Result<Option<String>, Failure> {
+    let mut listed = service.list("/ember/v1/functions", REQUEST_MAX).map_err(failed)?;
+    let stored = stored(&data.join(SERVER_FILES.functions));
+    let before = fs::read_to_string(data.join(SERVER_FILES.served)).ok();
+    let missing = missing(&stored, before.as_deref(), &listed);
+    if !missing.is_empty() {
+        return Err(failed(not_served(&missing)));
+    }
+    listed.sort_by_key(readiness);
+    let mut fault = None;
+    for question in listed.iter().filter_map(question).take(FUNCTIONS_MAX) {
+        match ask(service, &question) {
+            Ok(()) => return Ok(Some(question.0.to_owned())),
+            Err(error) => fault = Some(error),
+        }
+    }
+    fault.map_or(Ok(None), |fault| Err(failed(fault)))
 }
 
-impl Service {
-    fn find(data: &Path, until: Instant) -> Result<Self, Failure> {
-        let read = |name: &str| {
-            let path = data.join(name);
-            fs::read_to_string(&path).map_err(|source| Failure::io("read", path, source))
-        };
-        let text = read(ADDRESS)?;
-        let address = text.trim().parse().map_err(|_| failed(format!("{ADDRESS} holds {text:?}, which is none")))?;
-        let tls = TlsConfig::builder().disable_verification(true).unversioned_rustls_crypto_provider(client_provider());
-        let config = Agent::config_builder()
-            .tls_config(tls.build())
-            .https_only(true)
-            .proxy(None)
-            .max_redirects(0)
-            .http_status_as_error(false);
-        Ok(Self {
-            agent: config.build().new_agent(),
-            url: format!("https://{}", nearest(address)),
-            authorization: format!("Bearer {}", read(ADMIN_KEY)?.trim()),
-            until,
-        })
+/// Has a function compute one token. What has not within half of the time that is left is stopped, so that it does not go on
+/// loading beside the next.
+fn ask(service: &Service, (name, path, body): &(&str, &'static str, Value)) -> Result<(), Refused> {
+    let asked = service.ask(path, Some(Body::Json(body)), service.left() / 2);
+    if let Err(Refused::Silent(_)) = &asked {
+        // One that cannot be stopped is not worse than one that was not.
+        let _ = service.ask(&format!("/ember/v1/functions/{name}/stop"), Some(Body::Json(&json!({}))), REQUEST_MAX);
     }
+    asked.map(drop)
+}
 
-    /// The first function that answers, unless none was ever deployed below `data`.
-    fn answer(&self, data: &Path) -> Result<Option<String>, Failure> {
-        let reply = self.ask("/ember/v1/functions", None)?;
-        let listed = reply["data"].as_array().ok_or_else(|| failed("no list of functions".to_owned()))?;
-        if listed.is_empty() {
-            return match stored(&data.join(SERVER_FILES.functions)) {
-                0 => Ok(None),
-                count => Err(failed(format!("none of the {count} functions that are stored is served"))),
-            };
-        }
-        let mut fault = failed("no function can be asked".to_owned());
-        for (name, path, body) in listed.iter().take(FUNCTIONS_MAX).filter_map(question) {
-            match self.ask(path, Some(&body)) {
-                Ok(_) => return Ok(Some(name.to_owned())),
-                Err(error) => fault = error,
-            }
-        }
-        Err(fault)
-    }
+/// Those that served before, or of which nobody knows, are stored still, and are not served.
+fn missing(stored: &BTreeSet<String>, before: Option<&str>, listed: &[Value]) -> Vec<String> {
+    let is_served = |name: &&String| listed.iter().any(|function| function["name"] == name.as_str());
+    let served_before = |name: &&String| before.is_none_or(|before| before.lines().any(|line| line == name.as_str()));
+    stored.iter().filter(served_before).filter(|name| !is_served(name)).cloned().collect()
+}
 
-    /// The reply's JSON, if its status is 200.
-    fn ask(&self, path: &str, body: Option<&Value>) -> Result<Value, Failure> {
-        let url = format!("{}{path}", self.url);
-        let unreachable = |error: ureq::Error| failed(format!("{path}: {error}"));
-        let left = self.until.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(failed(format!("{path}: no time is left to ask")));
-        }
-        let (left, key) = (Some(left.min(REQUEST_MAX)), &self.authorization);
-        let sent = match body {
-            None => self.agent.get(&url).config().timeout_global(left).build().header("authorization", key).call(),
-            Some(body) => {
-                let request = self.agent.post(&url).config().timeout_global(left).build();
-                request.header("authorization", key).send_json(body)
-            }
-        };
-        let mut reply = sent.map_err(unreachable)?;
-        let status = reply.status().as_u16();
-        let text = reply.body_mut().with_config().limit(REPLY_BYTES_MAX).read_to_string().map_err(unreachable)?;
-        let parsed: Result<Value, _> = serde_json::from_str(&text);
-        match (status, parsed) {
-            (200, Ok(value)) => Ok(value),
-            (200, Err(error)) => Err(failed(format!("{path}: {error}"))),
-            (status, value) => {
-                let reason = value.ok().and_then(|value| value["error"]["message"].as_str().map(str::to_owned));
-                Err(failed(format!("{path} is answered by {status}: {}", reason.unwrap_or_default())))
-            }
-        }
-    }
+fn not_served(missing: &[String]) -> String {
+    let told = missing.iter().take(NAMES_TOLD_MAX).map(String::as_str).collect::<Vec<_>>().join(", ");
+    let more = missing.len().saturating_sub(NAMES_TOLD_MAX);
+    let and_more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("stored and not served: {told}{and_more}")
 }
 
 /// Functions whose manifests are kept in a folder.
-fn stored(folder: &Path) -> usize {
+fn stored(folder: &Path) -> BTreeSet<String> {
     let files = fs::read_dir(folder).into_iter().flatten().flatten();
-    files.filter(|file| file.path().extension().is_some_and(|extension| extension == "toml")).count()
+    let name = |file: fs::DirEntry| Some(file.file_name().to_str()?.strip_suffix(".toml")?.to_owned());
+    files.filter_map(name).collect()
+}
+
+/// By tier: the readiest first.
+fn readiness(function: &Value) -> usize {
+    TIERS.iter().position(|tier| function["tier"] == *tier).unwrap_or(TIERS.len())
 }
 
 /// A function's name, and the least that it can be asked.
@@ -144,52 +119,49 @@ fn question(function: &Value) -> Option<(&str, &'static str, Value)> {
     Some((name, path, body))
 }
 
-/// Where this machine itself reaches what listens on `address`.
-fn nearest(address: SocketAddr) -> SocketAddr {
-    let ip = match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    SocketAddr::new(ip, address.port())
-}
-
-fn failed(reason: String) -> Failure {
-    Failure::Service(format!("health: {reason}"))
+fn failed(reason: impl ToString) -> Failure {
+    Failure::Service(format!("health: {}", reason.to_string()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::TcpListener;
 
     #[test]
-    fn what_listens_everywhere_is_reached_here() {
-        let reached = |address: &str| nearest(address.parse().unwrap()).to_string();
-        assert_eq!(reached("0.0.0.0:8443"), "127.0.0.1:8443");
-        assert_eq!(reached("[::]:8443"), "[::1]:8443");
-        assert_eq!(reached("192.0.2.7:8443"), "192.0.2.7:8443");
-    }
-
-    #[test]
-    fn who_hangs_is_given_up_when_the_time_is_over() {
-        let (folder, listener) = (tempfile::tempdir().unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
-        fs::write(folder.path().join(ADDRESS), listener.local_addr().unwrap().to_string()).unwrap();
-        fs::write(folder.path().join(ADMIN_KEY), "key").unwrap();
-        let ask = |time| Service::find(folder.path(), Instant::now() + time).unwrap().ask("/health", None).unwrap_err();
-        // Connections are taken by the kernel, and nobody answers.
-        assert!(ask(Duration::from_millis(50)).to_string().contains("timeout"));
-        assert!(ask(Duration::ZERO).to_string().contains("no time is left"));
-    }
-
-    #[test]
-    fn what_is_stored_is_counted() {
+    fn what_is_stored_is_found() {
         let folder = tempfile::tempdir().unwrap();
         for file in ["one.toml", "two.toml", "two.toml.new"] {
             fs::write(folder.path().join(file), "no manifest").unwrap();
         }
-        assert_eq!(stored(folder.path()), 2);
-        assert_eq!(stored(&folder.path().join("absent")), 0);
+        assert_eq!(stored(folder.path()), ["one", "two"].map(str::to_owned).into());
+        assert!(stored(&folder.path().join("absent")).is_empty());
+    }
+
+    #[test]
+    fn whatever_served_before_must_serve_again() {
+        let stored = ["a", "b", "broken"].map(str::to_owned).into();
+        let listed = [json!({ "name": "a" })];
+        // Nobody noted what served: all that is stored must.
+        assert_eq!(missing(&stored, None, &listed), ["b", "broken"]);
+        assert_eq!(missing(&stored, Some("a\nb\n"), &listed), ["b"]);
+        // One that was removed since is not asked for, and neither is one that did not serve before.
+        assert!(missing(&stored, Some("a\nremoved\n"), &listed).is_empty());
+        assert_eq!(missing(&stored, Some("a\nb\n"), &[]), ["a", "b"]);
+    }
+
+    #[test]
+    fn those_that_are_not_served_are_named() {
+        let names: Vec<_> = (0..10).map(|at| format!("f{at}")).collect();
+        assert_eq!(not_served(&names[..2]), "stored and not served: f0, f1");
+        assert!(not_served(&names).ends_with("f6, f7 and 2 more"));
+    }
+
+    #[test]
+    fn the_readiest_is_asked_first() {
+        let function = |name: &str, tier: &str| json!({ "name": name, "tier": tier });
+        let mut all = [function("a", "cold"), function("b", "stored"), function("c", "running"), function("d", "new")];
+        all.sort_by_key(readiness);
+        assert_eq!(all.each_ref().map(|function| function["name"].as_str().unwrap()), ["c", "b", "a", "d"]);
     }
 
     #[test]

@@ -20,6 +20,8 @@ mod ledger;
 mod logging;
 mod machine;
 mod meters;
+mod own;
+mod preload;
 mod processes;
 mod resources;
 mod server;
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
             Command::Serve(flags) => supervisor::serve(flags, arguments.log_format, &arguments.log),
             Command::Ledger(command) => ledger::run(command),
             Command::Health(flags) => health::run(flags),
+            Command::Preload(flags) => preload::run(flags),
             Command::Child { role } => children::run(*role),
         }
     });

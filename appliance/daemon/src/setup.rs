@@ -54,6 +54,8 @@ pub(crate) struct ServerFiles {
     pub(crate) keys: &'static str,
     /// Manifests of deployed functions, `NAME.toml`; the server writes them, atomically.
     pub(crate) functions: &'static str,
+    /// Names of the functions that were served when an update was applied last, a line each: what must serve after it.
+    pub(crate) served: &'static str,
     /// Certificate chain, PEM; the supervisor writes it, the server reads it again at a reload.
     pub(crate) certificate: &'static str,
     /// Its private key, PEM; likewise.
@@ -70,6 +72,7 @@ pub(crate) struct ServerFiles {
 pub(crate) const SERVER_FILES: ServerFiles = ServerFiles {
     keys: "server",
     functions: "server/functions",
+    served: "server/served",
     certificate: "tls/server.pem",
     certificate_key: "tls/server.key",
     authority: "tls/ca.pem",

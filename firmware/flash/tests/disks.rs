@@ -20,7 +20,8 @@ const IMAGE: u64 = 106 * MIB;
 fn image(folder: &Path) -> PathBuf {
     let path = folder.join("ember.img");
     let uki: Vec<u8> = (0..6 * MIB as u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
-    let contents = Contents { loader: b"loader", uki: &uki, esp_bytes: 72 * MIB, data_bytes: 32 * MIB };
+    let contents =
+        Contents { loader: b"loader", uki: &uki, esp_bytes: 72 * MIB, data_bytes: 32 * MIB, data_files: &[] };
     disk::write(&path, &contents).expect("the contents fit");
     let used = disk::used(&path).expect("a disk of ours");
     let map = Map::with(File::open(&path).expect("the image"), &used).expect("it is read");

@@ -93,6 +93,7 @@ fn live(certificates: Certificates) -> Result<RebootMode, InitError> {
         addresses,
         watchdog,
         start: health::start_of(&command_line, machine.load_timeout),
+        first_question: health::first_question(machine.load_timeout),
         fingerprint: certificates.fingerprint,
         hostname: &machine.hostname,
     };

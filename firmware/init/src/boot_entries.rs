@@ -9,8 +9,9 @@
 //! With fewer, a slot that cannot be loaded at all ends in the firmware's own menu, where nobody stands. They come before all
 //! others, and those of a disk that was here before go.
 //!
-//! Firmware puts entries in another form and order, adds its own, and forgets: so an entry counts by what it starts, and what
-//! is as it should be is not written again. The same is written over the same [`SAME_MAX`] times at most.
+//! Firmware puts entries in another form and order, gives them other names, adds its own, and forgets: so an entry counts by
+//! what it starts, a file of a partition, whatever it is called, and what is as it should be is not written again. Those of
+//! other names that start the same and are not needed are the firmware's own; more than [`STRANGERS_MAX`] of them go. The same is written over the same [`SAME_MAX`] times at most.
 
 use crate::{console::say, disks, efi, error::InitError, machine::write_private};
 use firmware_gpt::{self as gpt, Partition};
@@ -24,6 +25,8 @@ const LOADERS: [&str; 2] = [r"\EFI\BOOT\BOOTX64.EFI", r"\EFI\systemd\systemd-boo
 const ACTIVE: u32 = 1;
 /// Numbers that firmware does not give by itself.
 const FIRST_NUMBER: u16 = 0xe0;
+/// Entries that start our boot loader, are not needed and do not have our names: as many are left.
+const STRANGERS_MAX: usize = 4;
 /// Entries that are looked at.
 const ENTRIES_MAX: usize = 512;
 /// How often a firmware is told what it forgot, or undid, in the same way: its memory wears out.
@@ -142,9 +145,17 @@ impl Entries {
     /// These with `wanted` before all others, and without what is ours and not wanted.
     fn with(&self, wanted: &[Vec<u8>]) -> Self {
         let mut entries = self.clone();
-        let numbers: Vec<u16> = wanted.iter().map(|option| entries.number_of(option)).collect();
-        let is_kept = |number: &u16, option: &[u8]| {
-            numbers.contains(number) || !Start::read(option).is_some_and(|start| start.is_ours())
+        let numbers = entries.numbers_of(wanted);
+        let starts: Vec<Start> = wanted.iter().filter_map(|option| Start::read(option)).collect();
+        let mut strangers = 0;
+        let mut is_kept = |number: &u16, option: &[u8]| match Start::read(option) {
+            _ if numbers.contains(number) => true,
+            Some(start) if start.is_ours() => false,
+            Some(start) if starts.iter().any(|wanted| wanted.is_same(&start)) => {
+                strangers += 1;
+                strangers <= STRANGERS_MAX
+            }
+            Some(_) | None => true,
         };
         entries.options.retain(|number, option| is_kept(number, option));
         let is_there = |number: &&u16| entries.options.contains_key(*number) || !self.options.contains_key(*number);
@@ -153,12 +164,25 @@ impl Entries {
         entries
     }
 
-    /// The number of what starts the same as `option`, which is added where nothing does.
-    fn number_of(&mut self, option: &[u8]) -> u16 {
-        let wanted = Start::read(option);
-        if let Some((number, _)) = self.options.iter().find(|(_, known)| Start::read(known) == wanted) {
-            return *number;
+    /// For each of `wanted` the number of an entry of its own that starts the same: first those that have its name, too, then
+    /// those of any name. Where there is none it is added.
+    fn numbers_of(&mut self, wanted: &[Vec<u8>]) -> Vec<u16> {
+        let starts: Vec<_> = wanted.iter().map(|option| Start::read(option)).collect();
+        let mut numbers: Vec<Option<u16>> = vec![None; wanted.len()];
+        for is_it in [Start::eq as fn(&Start, &Start) -> bool, Start::is_same] {
+            for (at, start) in starts.iter().enumerate() {
+                let is_free = |number: &u16| !numbers.contains(&Some(*number));
+                let starts_it =
+                    |option: &[u8]| start.as_ref().zip(Start::read(option)).is_some_and(|(a, b)| is_it(a, &b));
+                let found = self.options.iter().find(|(number, option)| is_free(number) && starts_it(option));
+                numbers[at] = numbers[at].or(found.map(|(number, _)| *number));
+            }
         }
+        let with_options = numbers.into_iter().zip(wanted);
+        with_options.map(|(number, option)| number.unwrap_or_else(|| self.add(option))).collect()
+    }
+
+    fn add(&mut self, option: &[u8]) -> u16 {
         let mut free = (FIRST_NUMBER..=u16::MAX).filter(|number| !self.options.contains_key(number));
         let number = free.next().unwrap_or(u16::MAX);
         self.options.insert(number, option.to_vec());
@@ -183,6 +207,11 @@ impl Start {
             }
         }
         Some(Self { is_active: attributes & ACTIVE != 0, name: efi::text(rest)?, partition: partition?, file })
+    }
+
+    /// Whether it starts the same, whatever it is called.
+    fn is_same(&self, other: &Self) -> bool {
+        (self.is_active, self.partition, &self.file) == (other.is_active, other.partition, &other.file)
     }
 
     /// Whether we wrote it, for this disk or another.
@@ -278,6 +307,48 @@ mod tests {
         let form = [&ACTIVE.to_le_bytes()[..], &length, &efi::utf16("Ember"), &path, b"more"].concat();
         other.options.insert(0xe1, form);
         assert_eq!(other.with(&wanted()), other);
+    }
+
+    /// `entry` by another name.
+    fn renamed(entry: usize, name: &str) -> Vec<u8> {
+        option(&esp(), name, ENTRIES[entry].1)
+    }
+
+    #[test]
+    fn entries_that_the_firmware_renamed_are_not_added_again() {
+        let mut first = firmware().with(&wanted());
+        for (entry, number) in (0xe1..=0xe4).enumerate() {
+            first.options.insert(number, renamed(entry, "UEFI OS"));
+        }
+        assert_eq!(first.with(&wanted()), first);
+        // One that is still ours is taken before one that is not.
+        let mut both = firmware().with(&wanted());
+        both.options.insert(1, renamed(0, "UEFI OS"));
+        both.order.push(1);
+        assert_eq!(both.with(&wanted()), both);
+        // Where one of ours is gone, the firmware's own does for it.
+        both.options.remove(&0xe1);
+        both.order.retain(|number| *number != 0xe1);
+        assert_eq!(both.with(&wanted()).order, [1, 0xe2, 0xe3, 0xe4, 0]);
+    }
+
+    #[test]
+    fn a_firmware_that_adds_the_same_again_and_again_fills_nothing() {
+        let mut entries = firmware().with(&wanted());
+        for start in 1..=20 {
+            entries.options.insert(0x100 + start, renamed(0, "UEFI OS"));
+            entries.order.push(0x100 + start);
+            entries = entries.with(&wanted());
+            assert!(entries.options.len() <= 2 + ENTRIES.len() + STRANGERS_MAX, "{start}");
+            assert_eq!(entries.order[..4], [0xe1, 0xe2, 0xe3, 0xe4]);
+        }
+        assert_eq!(entries.order.len(), entries.options.len() - 1);
+        // What starts something else is not touched, however much of it there is.
+        let other = Partition { id: [8; 16], ..esp() };
+        for number in 0x200..0x220 {
+            entries.options.insert(number, option(&other, "UEFI OS", LOADERS[0]));
+        }
+        assert_eq!(entries.with(&wanted()), entries);
     }
 
     #[test]

@@ -21,9 +21,13 @@ pub(crate) const START: Duration = Duration::from_secs(600);
 const SILENCE_MAX: Duration = Duration::from_secs(180);
 /// Between two questions, before the first answer and after it.
 const PAUSES: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(10)];
-/// Longest time for a question, before the first answer, when functions may have to be loaded for it, and after it, when it
-/// is of the server alone. It is told who asks; how much longer he may take to end is [`END_MAX`].
-const WITHIN: [Duration; 2] = [Duration::from_secs(240), Duration::from_secs(100)];
+/// Longest time for a question before the first answer, when functions may have to be loaded for it, one after the other;
+/// more where a model may take longer than half of it. It is told who asks; how much longer he may take to end is [`END_MAX`].
+const FIRST: Duration = Duration::from_secs(240);
+/// The same after the first answer, when it is of the server alone.
+const LATER: Duration = Duration::from_secs(100);
+/// Beside two models that take all of their time to load.
+const MINUTE: Duration = Duration::from_secs(60);
 const END_MAX: Duration = Duration::from_secs(10);
 /// What is read of what it says.
 const SAID_BYTES_MAX: u64 = 4096;
@@ -60,28 +64,35 @@ impl Health {
 }
 
 /// The time for a first answer that the kernel's command line gives, if it does: `ember.start=90`, seconds. Else a model that
-/// may load for `load_timeout` seconds has that and as much again.
+/// may load for `load_timeout` seconds has time for a question, and half of another.
 pub(crate) fn start_of(command_line: &str, load_timeout: Option<u32>) -> Duration {
-    let loading = Duration::from_secs(u64::from(load_timeout.unwrap_or(0)) * 2) + WITHIN[0];
+    let question = first_question(load_timeout);
     let seconds = command_line.split_whitespace().find_map(|word| word.strip_prefix("ember.start="));
     seconds
         .and_then(|text| text.parse().ok())
         .filter(|s| (1..=86_400).contains(s))
-        .map_or(START.max(loading), Duration::from_secs)
+        .map_or(START.max(question + question / 2 + MINUTE), Duration::from_secs)
+}
+
+/// How long a question takes at most before the first answer: a function has half of it, in which its model must load.
+pub(crate) fn first_question(load_timeout: Option<u32>) -> Duration {
+    FIRST.max(Duration::from_secs(u64::from(load_timeout.unwrap_or(0)) * 2) + MINUTE)
 }
 
 /// Questions, one at a time.
 #[derive(Debug)]
 pub(crate) struct Check {
     child: Option<Child>,
+    /// Longest time for a question before the first answer.
+    first: Duration,
     /// When the one that runs is given up, or else when the next is begun.
     next: Instant,
 }
 
 impl Check {
-    /// The first question comes at once.
-    pub(crate) fn new(now: Instant) -> Self {
-        Self { child: None, next: now }
+    /// The first question comes at once, and may take so long.
+    pub(crate) fn new(now: Instant, first: Duration) -> Self {
+        Self { child: None, first, next: now }
     }
 
     /// Begins a question when it is time, and gives one up that takes too long. `question` hears how long it may take.
@@ -94,7 +105,7 @@ impl Check {
         if now < self.next {
             return Ok(());
         }
-        let within = WITHIN[usize::from(up)];
+        let within = if up { LATER } else { self.first };
         self.next = now + within + END_MAX;
         match &mut self.child {
             Some(child) => child.kill(),
@@ -153,8 +164,14 @@ mod tests {
 
     #[test]
     fn a_question_that_hangs_leaves_time_for_another() {
-        let at_most = |up: bool| WITHIN[usize::from(up)] + END_MAX + PAUSES[usize::from(up)];
-        assert!(at_most(false) * 2 < START && at_most(true) < SILENCE_MAX);
+        let at_most = [(FIRST, PAUSES[0]), (LATER, PAUSES[1])].map(|(within, pause)| within + END_MAX + pause);
+        assert!(at_most[0] * 2 < START && at_most[1] < SILENCE_MAX);
+        // A model that takes all of its time leaves as much for another, and for a question after that.
+        for load_timeout in [None, Some(600), Some(3600)] {
+            let (first, start) = (first_question(load_timeout), start_of("", load_timeout));
+            assert!(first / 2 >= Duration::from_secs(load_timeout.unwrap_or(120).into()), "{load_timeout:?}");
+            assert!(start > first + END_MAX + first / 2, "{load_timeout:?}");
+        }
     }
 
     #[test]
@@ -162,7 +179,7 @@ mod tests {
         assert_eq!(start_of("quiet ember.start=90 panic=-1", Some(3600)), Duration::from_secs(90));
         for text in ["quiet", "ember.start=", "ember.start=0", "ember.start=-1", "ember.start=99999999"] {
             assert_eq!(start_of(text, None), START, "{text}");
-            assert_eq!(start_of(text, Some(3600)), Duration::from_secs(7200) + WITHIN[0], "{text}");
+            assert_eq!(start_of(text, Some(3600)), Duration::from_secs(7260 + 3630 + 60), "{text}");
         }
     }
 
@@ -185,7 +202,7 @@ mod tests {
     #[test]
     fn a_question_s_last_word_counts() {
         let mut now = Instant::now();
-        let mut check = Check::new(now);
+        let mut check = Check::new(now, FIRST);
         assert_eq!(ask(&mut check, now, "echo a; echo answers"), Ok("answers".to_owned()));
         check.step(now, true, |_| panic!("it is not time")).unwrap();
         now += PAUSES[1];
@@ -197,7 +214,7 @@ mod tests {
     #[test]
     fn a_question_that_takes_too_long_is_given_up() {
         let now = Instant::now();
-        let mut check = Check::new(now);
+        let mut check = Check::new(now, FIRST);
         let mut sleep = Command::new("sleep");
         sleep.arg("600");
         let mut told = Duration::ZERO;

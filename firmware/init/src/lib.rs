@@ -30,6 +30,7 @@ mod machine;
 mod modules;
 mod mounts;
 mod network;
+mod preload;
 mod root;
 mod service;
 mod slots;

@@ -13,6 +13,7 @@ use crate::{
     console::{Screen, say},
     error::InitError,
     health::{Check, Health},
+    preload::Preload,
     slots::Slots,
     watchdog::Watchdog,
 };
@@ -43,6 +44,8 @@ const TICK_MS: u16 = 1000;
 const END_MAX: Duration = Duration::from_secs(45);
 /// Certificates are renewed at a reload, which nobody else asks for here.
 const RELOAD_EVERY: Duration = Duration::from_secs(24 * 3600);
+/// A slot that answered, and that could not be said to be trusted, is tried again to be: there may be room then.
+const TRUST_EVERY: Duration = Duration::from_secs(300);
 const AUTHORITY: &str = "tls/ca.pem";
 
 /// What a service is watched with.
@@ -59,8 +62,10 @@ pub(crate) struct Watch<'a> {
     pub(crate) addresses: Receiver<IpAddr>,
     /// The machine's watchdog.
     pub(crate) watchdog: Watchdog,
-    /// Time for its first answer.
+    /// Time for its first answer, and as much for what came with the image to be deployed before.
     pub(crate) start: Duration,
+    /// Longest time for a question before that answer.
+    pub(crate) first_question: Duration,
     /// SHA-256 of a certificate.
     pub(crate) fingerprint: crate::Fingerprint,
     /// The machine's name.
@@ -85,7 +90,9 @@ impl Watch<'_> {
     /// Until the service has ended; how the machine ends then.
     pub(crate) fn run(mut self, signals: &SignalFd) -> RebootMode {
         let began = Instant::now();
-        let (mut health, mut check) = (Health::new(began, self.start), Check::new(began));
+        let mut preload = Preload::begin(self.data, began, self.start, |within| self.own("preload", within));
+        let (mut health, mut check) = (Health::new(began, self.start), Check::new(began, self.first_question));
+        let mut trust = began;
         let (mut screen, mut shown) = (self.screen(), Screen::default());
         let (mut end, mut reload): (Option<End>, _) = (None, began + RELOAD_EVERY);
         loop {
@@ -103,9 +110,18 @@ impl Watch<'_> {
             let now = Instant::now();
             for (pid, status) in ended {
                 let succeeded = matches!(status, WaitStatus::Exited(_, 0));
+                // A slot on trial has waited for it: its time begins now.
+                if preload.ended(pid.as_raw(), succeeded) && self.slots.is_on_trial() {
+                    health = Health::new(now, self.start);
+                }
                 if let Some(said) = check.ended(pid.as_raw(), succeeded, health.is_up(), now) {
                     self.heard(said, &mut health, &mut screen);
                 }
+            }
+            preload.step(now);
+            if self.slots.is_trust_owed() && now >= trust {
+                self.trust(&mut screen);
+                trust = now + TRUST_EVERY;
             }
             let is_renewed = self.take_address(&mut screen);
             if health.is_up() && (is_renewed || now >= reload) {
@@ -115,6 +131,8 @@ impl Watch<'_> {
             match &end {
                 Some(end) if now >= end.until => return self.last(end.how),
                 Some(_) => {}
+                // Asked before, functions that are to answer may not be there yet.
+                None if self.slots.is_on_trial() && preload.is_running() => self.watchdog.feed(),
                 None if health.lives(now) => {
                     self.watchdog.feed();
                     if let Err(error) = check.step(now, health.is_up(), |within| self.question(within)) {
@@ -135,10 +153,17 @@ impl Watch<'_> {
         }
     }
 
+    /// A command of emberd's about its service, that ends within that time.
+    fn own(&self, command: &str, within: Duration) -> Command {
+        let mut own = Command::new("/init");
+        own.arg(command).arg("--data").arg(self.data).arg("--within").arg(within.as_secs().to_string());
+        own.env("NO_COLOR", "1");
+        own
+    }
+
     /// `emberd health`; of a slot on trial a function must answer, too.
     fn question(&self, within: Duration) -> Command {
-        let mut question = Command::new("/init");
-        question.args(["health", "--data"]).arg(self.data).arg("--within").arg(within.as_secs().to_string());
+        let mut question = self.own("health", within);
         if self.slots.is_on_trial() {
             question.arg("--answer");
         }
@@ -149,10 +174,7 @@ impl Watch<'_> {
         match said {
             Ok(said) if health.answer(Instant::now()) => {
                 say(&said);
-                if self.slots.is_on_trial() {
-                    self.slots.bless();
-                }
-                screen.name = format!("{}: {}", self.hostname, self.slots.summary());
+                self.slots.passed();
                 screen.state = "serving";
                 // Of a start nothing is left once it has come to its end.
                 screen.fault = None;
@@ -166,6 +188,11 @@ impl Watch<'_> {
             }
             Err(fault) => screen.fault = Some(fault),
         }
+    }
+
+    fn trust(&mut self, screen: &mut Screen) {
+        self.slots.bless();
+        screen.name = format!("{}: {}", self.hostname, self.slots.summary());
     }
 
     fn fingerprint(&self) -> Option<String> {

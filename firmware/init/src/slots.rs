@@ -24,8 +24,19 @@ pub(crate) struct Slots {
     key: Option<String>,
     counted: Option<Slot>,
     version: Option<Version>,
-    /// Whether the slot that runs is still to be trusted: the files are large, so it is looked at once.
-    on_trial: bool,
+    /// The files are large, so it is looked at once.
+    trial: Trial,
+}
+
+/// How far the slot that runs is from being trusted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Trial {
+    /// It has still to show that it answers.
+    Runs,
+    /// It answered, and is not said to be trusted yet; why, where that was tried in vain.
+    Passed(Option<String>),
+    /// It is trusted, or will not be.
+    Over,
 }
 
 impl Slots {
@@ -53,7 +64,7 @@ impl Slots {
         let (selected, counted) = (named("LoaderEntrySelected"), named("LoaderBootCountPath"));
         let version = os_release.lines().find_map(|line| line.strip_prefix("IMAGE_VERSION="));
         let version = version.and_then(|version| version.trim_matches('"').parse().ok());
-        let mut on_trial = false;
+        let mut trial = Trial::Over;
         match place.status() {
             Ok(status) => {
                 if let Some(fault) = &status.floor_fault {
@@ -62,27 +73,48 @@ impl Slots {
                 place.running = status.slots.running(selected, version);
                 let installed = place.running.and_then(|slot| status.slots.get(slot));
                 let counts = installed.is_some_and(|installed| installed.entry.counter.is_some());
-                on_trial = counts && counted == place.running;
+                if counts && counted == place.running {
+                    trial = Trial::Runs;
+                }
             }
             Err(error) => say(format_args!("the slots cannot be read: {error}")),
         }
         let key = key.filter(|_| place.key.is_some());
-        Self { place, key, counted, version, on_trial }
+        Self { place, key, counted, version, trial }
     }
 
-    /// Whether the slot that runs is still to be trusted.
+    /// Whether the slot that runs has still to show that it answers.
     pub(crate) fn is_on_trial(&self) -> bool {
-        self.on_trial
+        self.trial == Trial::Runs
     }
 
-    /// Trusts the slot that runs. It is tried once: what fails is told, and the boot loader goes on counting.
+    /// The slot that runs has shown that it answers.
+    pub(crate) fn passed(&mut self) {
+        if self.is_on_trial() {
+            self.trial = Trial::Passed(None);
+        }
+    }
+
+    /// Whether the slot that runs answered, and is to be trusted for it.
+    pub(crate) fn is_trust_owed(&self) -> bool {
+        matches!(self.trial, Trial::Passed(_))
+    }
+
+    /// Trusts the slot that runs. Where a disk has no room for that it is owed still: until then the boot loader goes on
+    /// counting. What fails is told once.
     pub(crate) fn bless(&mut self) {
-        self.on_trial = false;
+        let before = std::mem::replace(&mut self.trial, Trial::Over);
         match self.place.bless(self.place.running, self.counted) {
             Ok(Ok(version)) => say(format_args!("version {version} is trusted now")),
             Ok(Err(Unblessed::Already)) => {}
             Ok(Err(reason)) => say(format_args!("this version is not trusted: {reason}")),
-            Err(error) => say(format_args!("this version cannot be trusted: {error}")),
+            Err(error) => {
+                let fault = Trial::Passed(Some(error.to_string()));
+                if before != fault {
+                    say(format_args!("this version cannot be trusted, which is tried again: {error}"));
+                }
+                self.trial = fault;
+            }
         }
     }
 
@@ -90,7 +122,7 @@ impl Slots {
     pub(crate) fn summary(&self) -> String {
         let version = self.version.map_or("of no version".to_owned(), |version| version.to_string());
         match self.place.running {
-            Some(slot) if self.is_on_trial() => format!("Ember {version}, slot {slot}, on trial"),
+            Some(slot) if self.trial != Trial::Over => format!("Ember {version}, slot {slot}, on trial"),
             Some(slot) => format!("Ember {version}, slot {slot}"),
             None => format!("Ember {version}, in no slot that the boot loader names"),
         }
@@ -183,10 +215,35 @@ mod tests {
         let mut slots = machine.look("1.1.0");
         assert!(slots.is_on_trial());
         assert_eq!(slots.summary(), "Ember 1.1.0, slot b, on trial");
+        slots.passed();
+        assert!(!slots.is_on_trial() && slots.is_trust_owed());
         slots.bless();
-        assert!(!slots.is_on_trial());
+        assert!(!slots.is_trust_owed());
+        assert_eq!(slots.summary(), "Ember 1.1.0, slot b");
         assert_eq!(machine.files(), BTreeSet::from(["ember-a.efi".to_owned(), "ember-b.efi".to_owned()]));
         assert_eq!(fs::read_to_string(machine.path("data/update-floor")).unwrap(), "1.1.0\n");
+    }
+
+    #[test]
+    fn trust_that_found_no_room_is_owed_until_it_finds_some() {
+        let machine = Machine::new(&BOTH)
+            .says("LoaderEntrySelected", "ember-b+3.efi")
+            .says("LoaderBootCountPath", r"\EFI\Linux\ember-b+2-1.efi");
+        let mut slots = machine.look("1.1.0");
+        fs::remove_dir(machine.path("data")).unwrap();
+        slots.passed();
+        for _ in 0..2 {
+            slots.bless();
+            assert!(slots.is_trust_owed() && !slots.is_on_trial());
+            assert_eq!(slots.summary(), "Ember 1.1.0, slot b, on trial");
+        }
+        fs::create_dir(machine.path("data")).unwrap();
+        slots.bless();
+        assert!(!slots.is_trust_owed());
+        assert!(machine.files().contains("ember-b.efi"));
+        // One that is trusted has nothing to show.
+        slots.passed();
+        assert!(!slots.is_trust_owed());
     }
 
     #[test]
@@ -202,6 +259,8 @@ mod tests {
             let (mut slots, before) = (machine.look(version), machine.files());
             assert_eq!(slots.place.running, running, "{selected}");
             assert!(!slots.is_on_trial(), "{selected}");
+            slots.passed();
+            assert!(!slots.is_trust_owed(), "{selected}");
             slots.bless();
             assert_eq!(machine.files(), before, "{selected}");
         }

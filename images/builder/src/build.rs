@@ -1,9 +1,9 @@
 //! From the recipe to the finished image.
 
 use crate::{
-    ImageError, Recipe, Signer,
+    ImageError, Preload, Recipe, Signer,
     bmap::Map,
-    debian, disk,
+    data, debian, disk,
     initramfs::Tree,
     modules,
     uki::{self, Parts},
@@ -37,6 +37,8 @@ pub struct Built {
     pub kernel: String,
     /// Modules in it.
     pub modules: usize,
+    /// Names of the functions that come with it.
+    pub functions: Vec<String>,
 }
 
 /// Builds `recipe` as `version` into `out`, with boot loader and UKI signed by `signer`; packages are unpacked below `cache`.
@@ -52,6 +54,8 @@ pub fn build(
     cache: &Path,
     mut step: impl FnMut(&str),
 ) -> Result<Built, ImageError> {
+    let preload = Preload::read(&recipe.functions)?;
+    let data_files = preload.files();
     step("kernel and boot loader");
     let kernel = debian::unpack(&recipe.kernel.package, cache)?;
     let boot = debian::unpack(&recipe.boot.package, cache)?;
@@ -78,8 +82,13 @@ pub fn build(
         initrd: &initrd,
     })?)?;
     step("disk");
-    let contents =
-        disk::Contents { loader: &loader, uki: &uki, esp_bytes: recipe.image.esp, data_bytes: recipe.image.data };
+    let contents = disk::Contents {
+        loader: &loader,
+        uki: &uki,
+        esp_bytes: recipe.image.esp,
+        data_bytes: recipe.image.data + data::room_for(&data_files),
+        data_files: &data_files,
+    };
     let (bytes, map) = finish(out, &contents)?;
     Ok(Built {
         image: out.to_owned(),
@@ -89,6 +98,7 @@ pub fn build(
         uki: uki.len() as u64,
         kernel: release,
         modules: modules.len(),
+        functions: preload.names().map(ToString::to_string).collect(),
     })
 }
 

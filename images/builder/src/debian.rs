@@ -94,6 +94,16 @@ pub(crate) fn run_at(
     folder: Option<&Path>,
     environment: &[(&str, &str)],
 ) -> Result<String, ImageError> {
+    heard_at(program, arguments, folder, environment).map(|[printed, _]| printed)
+}
+
+/// The same; what it printed, and what it said on stderr.
+pub(crate) fn heard_at(
+    program: &'static str,
+    arguments: &[&str],
+    folder: Option<&Path>,
+    environment: &[(&str, &str)],
+) -> Result<[String; 2], ImageError> {
     let failed = |reason: String| ImageError::Program { program, reason };
     let mut command = Command::new(program);
     command.args(arguments).env("LC_ALL", "C.UTF-8").envs(environment.iter().copied());
@@ -104,14 +114,14 @@ pub(crate) fn run_at(
     if !output.status.success() {
         return Err(failed(format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim())));
     }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    Ok([output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()))
 }
 
 /// Where a program comes from that Debian does not install by itself.
 fn hint(program: &str) -> &'static str {
     match program {
         "sbsign" => "; install the package sbsigntool",
-        "mke2fs" | "dumpe2fs" => "; install the package e2fsprogs",
+        "mke2fs" | "dumpe2fs" | "debugfs" => "; install the package e2fsprogs",
         "mformat" | "mmd" | "mcopy" => "; install the package mtools",
         _ => "",
     }

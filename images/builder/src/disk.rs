@@ -6,7 +6,7 @@
 //!                        EFI/systemd/systemd-bootx64.efi   again: the second way in when the first slot cannot load
 //!                        EFI/Linux/ember-a.efi     the UKI; an update writes ember-b.efi
 //!                        loader/loader.conf
-//!          data  ext4, empty
+//!          data  ext4: empty, or with the functions that come along
 //!   end    GPT again
 //! ```
 //!
@@ -15,6 +15,7 @@
 
 use crate::{
     ImageError,
+    data::{self, DataFile},
     debian::{run, run_at},
 };
 use fatfs::{FileSystem, FsOptions};
@@ -49,7 +50,7 @@ const MIB: u64 = 1 << 20;
 /// FAT32 has at least 65,525 clusters; smaller volumes would be read as FAT16.
 const ESP_BYTES_MIN: u64 = 72 * MIB;
 const CLUSTER_BYTES: u64 = 1024;
-const EXT4_BLOCK: u64 = 4096;
+pub(crate) const EXT4_BLOCK: u64 = 4096;
 /// What a table of partitions takes with what goes before it.
 const TABLE_BYTES: u64 = 34 * SECTOR;
 /// The first time that FAT can tell, 1980-01-01, in seconds.
@@ -67,6 +68,8 @@ pub struct Contents<'a> {
     pub esp_bytes: u64,
     /// Bytes of the data partition.
     pub data_bytes: u64,
+    /// What lies on it from the start.
+    pub data_files: &'a [DataFile],
 }
 
 /// A partition.
@@ -93,7 +96,7 @@ pub fn write(path: &Path, contents: &Contents) -> Result<(), ImageError> {
     let ids = Ids::of(contents);
     let slices = table(&mut file, contents, &ids)?;
     boot_partition(path, &slices[0], contents, &ids)?;
-    data_partition(path, &slices[1], &ids)?;
+    data::make(path, &slices[1], &ids.data, contents.data_files)?;
     file.sync_all().map_err(ImageError::at(path))
 }
 
@@ -213,6 +216,10 @@ fn check(contents: &Contents) -> Result<(), ImageError> {
         let (needed, has) = (needed.div_ceil(MIB), contents.esp_bytes / MIB);
         return bad(format!("three UKIs need {needed} MiB, image.esp is {has} MiB"));
     }
+    let (needed, has) = (data::room_for(contents.data_files), contents.data_bytes);
+    if needed > has {
+        return bad(format!("what comes along needs {} MiB, the data partition has {}", needed / MIB, has / MIB));
+    }
     Ok(())
 }
 
@@ -228,6 +235,9 @@ impl Ids {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&contents.esp_bytes.to_le_bytes()).update(&contents.data_bytes.to_le_bytes());
         hasher.update(&(contents.loader.len() as u64).to_le_bytes()).update(contents.loader).update(contents.uki);
+        for file in contents.data_files {
+            file.tell(&mut hasher);
+        }
         let mut bytes = [0; 48];
         hasher.finalize_xof().fill(&mut bytes);
         let id = |at: usize| {
@@ -302,19 +312,6 @@ fn boot_partition(image: &Path, esp: &Slice, contents: &Contents, ids: &Ids) -> 
 
 fn mtools(program: &'static str, arguments: &[&str]) -> Result<(), ImageError> {
     run_at(program, arguments, None, &[("SOURCE_DATE_EPOCH", FAT_EPOCH)]).map(drop)
-}
-
-/// mke2fs takes the time and every id that it would choose.
-fn data_partition(path: &Path, data: &Slice, ids: &Ids) -> Result<(), ImageError> {
-    let id = ids.data.to_string();
-    let extended = format!("offset={},hash_seed={id},lazy_itable_init=1,nodiscard", data.offset);
-    let (image, size) = (path.to_string_lossy(), format!("{}k", data.bytes / 1024));
-    // An inode for each 64 KiB as it ships, and for each 128 KiB of what it grows by: it grows to disks that hold models,
-    // where mke2fs's one for 4 KiB would take a sixteenth.
-    let form = ["-q", "-F", "-t", "ext4", "-b", "4096", "-i", "65536", "-m", "0", "-L", DATA, "-U", &id];
-    let rest = ["-O", "verity,metadata_csum", "-E", &extended, &image, &size];
-    let environment = [("E2FSPROGS_FAKE_TIME", "1"), ("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")];
-    run_at("mke2fs", &[form.as_slice(), &rest].concat(), None, &environment).map(drop)
 }
 
 fn bad(error: impl ToString) -> ImageError {

@@ -14,6 +14,14 @@ pub enum ImageError {
         /// Where and what.
         reason: String,
     },
+    /// A function that should come with the image cannot.
+    #[error("function {}: {reason}", manifest.display())]
+    Function {
+        /// Its manifest.
+        manifest: PathBuf,
+        /// What is wrong with it or its model.
+        reason: String,
+    },
     /// A file or folder could not be read or written.
     #[error("{}: {error}", path.display())]
     File {

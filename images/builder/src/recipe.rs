@@ -10,6 +10,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// Most functions that come with an image.
+const FUNCTIONS_MAX: usize = 64;
+
 /// All that the builder is told.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -26,6 +29,9 @@ pub struct Recipe {
     /// `[[program]]`
     #[serde(rename = "program")]
     pub programs: Vec<Program>,
+    /// `[[function]]`
+    #[serde(rename = "function", default)]
+    pub functions: Vec<Function>,
 }
 
 /// The disk as a whole.
@@ -39,7 +45,7 @@ pub struct Image {
     /// Bytes of the boot partition; it holds two slots and one that is being written.
     #[serde(deserialize_with = "size")]
     pub esp: u64,
-    /// Bytes of the data partition; the appliance grows it to the disk's end.
+    /// Bytes of the data partition beside what functions of the image take of it; the appliance grows it to the disk's end.
     #[serde(deserialize_with = "size")]
     pub data: u64,
 }
@@ -82,6 +88,16 @@ pub struct Program {
     pub to: PathBuf,
 }
 
+/// A function that the appliance deploys by itself, once, when it first starts.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Function {
+    /// Its manifest, as `ember deploy` takes it: a model's path is taken from the manifest's folder.
+    pub manifest: PathBuf,
+    /// The model's file, where the manifest names the model by `sha256:HEX`.
+    pub model: Option<PathBuf>,
+}
+
 impl Recipe {
     /// Reads the recipe at `path`.
     ///
@@ -115,6 +131,10 @@ impl Recipe {
         }
         if !self.programs.iter().any(|p| p.to == Path::new("/init")) {
             return Err("no program goes to /init, which the kernel starts".to_owned());
+        }
+        if self.functions.len() > FUNCTIONS_MAX {
+            let count = self.functions.len();
+            return Err(format!("{count} functions come with the image; {FUNCTIONS_MAX} is the most"));
         }
         Ok(())
     }
@@ -158,6 +178,16 @@ to = "/init"
         assert_eq!((recipe.image.esp, recipe.image.data), (160 << 20, 64 << 20));
         assert_eq!(recipe.programs[0].to, Path::new("/init"));
         assert_eq!(recipe.update.key.as_deref(), Some(Path::new("update.key.pub")));
+    }
+
+    #[test]
+    fn functions_come_with_it_where_they_are_named() {
+        assert_eq!(Recipe::parse(RECIPE).unwrap().functions, []);
+        let function = "[[function]]\nmanifest = \"a.toml\"\n";
+        let recipe = Recipe::parse(&format!("{RECIPE}\n{function}")).unwrap();
+        assert_eq!(recipe.functions, [Function { manifest: "a.toml".into(), model: None }]);
+        let error = Recipe::parse(&format!("{RECIPE}\n{}", function.repeat(FUNCTIONS_MAX + 1))).unwrap_err();
+        assert!(error.contains("64 is the most"), "{error}");
     }
 
     #[test]

@@ -16,8 +16,9 @@ use tests::{Run, tree, write_log::copy_part};
 
 /// Of a box that never was: keys have a checksum, so it was made by one.
 pub(crate) const ADMIN_KEY: &str = "ember-aoKMRGKujeTqhUn_VdHW_Y_GOjkWSCrNl1dkx6blgQtSabnU";
-/// By emulation everything takes ten times as long, and what computes a hundred times.
+/// By emulation everything takes ten times as long, and what computes a hundred times. `EMBER_TEST_PATIENCE` says another.
 const PATIENCE: Duration = Duration::from_secs(400);
+const MEMORY: u64 = 2 << 30;
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// How a machine is made.
@@ -93,7 +94,8 @@ impl Appliance {
             image,
             port,
             telemetry_port: Some(telemetry_port),
-            memory: 2 << 30,
+            // What loads and what is captured are several times a model that is not tiny.
+            memory: if std::env::var_os("EMBER_TEST_MODEL").is_some() { 2 * MEMORY } else { MEMORY },
             // With more, QEMU 7.2's emulation lets one processor run into what another is patching: an int3 in the kernel.
             cpus: 1,
             disk: setup.disk,
@@ -134,7 +136,7 @@ impl Appliance {
     /// What `look` gives once it gives something, while the machine is on.
     #[track_caller]
     pub(crate) fn until<T>(&mut self, what: &str, mut look: impl FnMut(&Self) -> Option<T>) -> T {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + patience();
         loop {
             if let Some(found) = look(self) {
                 return found;
@@ -193,6 +195,11 @@ impl Appliance {
     pub(crate) fn telemetry_url(&self) -> String {
         format!("https://127.0.0.1:{}", self.telemetry_port)
     }
+}
+
+fn patience() -> Duration {
+    let said = std::env::var("EMBER_TEST_PATIENCE").ok();
+    said.map_or(PATIENCE, |text| Duration::from_secs(text.parse().expect("EMBER_TEST_PATIENCE is a number of seconds")))
 }
 
 fn copy(from: &Path, to: &Path) {

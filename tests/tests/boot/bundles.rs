@@ -24,12 +24,17 @@ pub(crate) fn key() -> SecretKey {
     SecretKey::from_random([7; 40])
 }
 
-/// The image as `version`.
-pub(crate) fn uki(version: &str, fault: &Fault) -> Vec<u8> {
+/// A file of the image's boot partition.
+pub(crate) fn boot_file(path: &str) -> Vec<u8> {
     let image = File::open(built()).unwrap();
     let slices = disk::partitions(&image).unwrap();
     let esp = slices.iter().find(|slice| slice.name == disk::ESP).expect("a boot partition");
-    let uki = disk::read_boot_file(&image, esp, disk::FIRST_SLOT).unwrap().expect("a slot");
+    disk::read_boot_file(&image, esp, path).unwrap().unwrap_or_else(|| panic!("{path} is not there"))
+}
+
+/// The image as `version`.
+pub(crate) fn uki(version: &str, fault: &Fault) -> Vec<u8> {
+    let uki = boot_file(disk::FIRST_SLOT);
     let sections = uki::sections(&uki).unwrap();
     let section = |name: &str| sections.iter().find(|section| section.name == name).expect("a section");
     let bytes = |name: &str| section(name).contents(&uki).unwrap();

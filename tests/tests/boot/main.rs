@@ -2,22 +2,28 @@
 //!
 //! Under emulation a boot takes most of a minute, and the programs of an image are a build of their own, so `make test`
 //! leaves these out; `make image-test` builds the image and runs them. With `EMBER_TEST_KVM=1` the machines run by KVM, with
-//! `EMBER_TEST_MODEL=FILE` their function is of that GGUF.
+//! `EMBER_TEST_MODEL=FILE` their function is of that GGUF, and with `EMBER_TEST_PATIENCE=SECONDS` it is waited for longer.
 
 mod appliance;
 mod bundles;
 mod power_cut;
 mod secure_boot;
 
-use appliance::{ADMIN_KEY, Appliance, Setup};
-use bundles::{Fault, bundle, key, uki};
+use appliance::{ADMIN_KEY, Appliance, Setup, Special};
+use bundles::{Fault, boot_file, bundle, key, uki};
 use firmware_bundle::minisign::SecretKey;
-use images_builder::qemu::DiskKind;
+use images_builder::{
+    Preload, data,
+    disk::{self, Contents},
+    qemu::DiskKind,
+    recipe,
+};
 use serde_json::Value;
 use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    time::Instant,
 };
 use tests::{Function, tree};
 use tests_synthetic::Sizes;
@@ -69,6 +75,11 @@ fn on_ahci_with_a_given_address_and_one_to_listen_on_that_is_not_there() {
 
 /// A machine of a fleet that takes updates, with its CA known.
 fn ready() -> Appliance {
+    ready_of(None)
+}
+
+/// The same, of another image than `make image` built.
+fn ready_of(image: Option<&Path>) -> Appliance {
     let fleet = tempfile::tempdir().unwrap();
     let enrol = Command::new(tree::program("ember"))
         .args(["fleet", "--fleet"])
@@ -87,7 +98,7 @@ fn ready() -> Appliance {
         disk_bytes: 2 * GIB,
         uki: None,
     };
-    let mut machine = Appliance::boot(&setup);
+    let mut machine = Appliance::boot_special(&setup, &Special { image, ..Special::default() });
     copy_folder(fleet.path(), &machine.path("fleet"));
     machine.says("state       serving", 1);
     let ca = machine.until("the CA is on its disk", |machine| machine.read_data("/ember/tls/ca.pem"));
@@ -102,17 +113,37 @@ fn copy_folder(from: &Path, to: &Path) {
 
 /// A function small enough for a processor that is emulated, or of the model that `EMBER_TEST_MODEL` names.
 fn deploy(machine: &Appliance) {
-    let tiny = machine.path("tiny.gguf");
+    let manifest = manifest(&machine.path(""));
+    machine.ember(&["deploy", manifest.to_str().unwrap()]).ok();
+}
+
+/// Its manifest, in a folder in which its model is, too.
+fn manifest(folder: &Path) -> PathBuf {
+    let tiny = folder.join("tiny.gguf");
     tests_synthetic::write(&tree::model(), &tiny, Sizes::TINY).unwrap();
     let model = std::env::var_os("EMBER_TEST_MODEL").map_or(tiny, PathBuf::from);
+    // A model of one's own may take seconds a token here: without a chat's template there are few of them.
+    let task = if std::env::var_os("EMBER_TEST_MODEL").is_some() { "completion" } else { "chat" };
     let function = Function::named("tiny")
         .model(model.display())
+        .task(task)
         .limit("memory = \"512MiB\"")
         .limit("context = 512")
         .limit("output_tokens = 64");
-    let manifest = machine.path("tiny.toml");
+    let manifest = folder.join("tiny.toml");
     fs::write(&manifest, function.to_toml()).unwrap();
-    machine.ember(&["deploy", manifest.to_str().unwrap()]).ok();
+    manifest
+}
+
+/// The image that `make image` built, with that function: the same slot and boot loader, on a disk of their own.
+fn with_function(folder: &Path) -> PathBuf {
+    let (image, manifest) = (folder.join("with.img"), manifest(folder));
+    let functions = Preload::read(&[recipe::Function { manifest, model: None }]).unwrap().files();
+    let [loader, uki] = [disk::LOADERS[0], disk::FIRST_SLOT].map(boot_file);
+    let data_bytes = (64 << 20) + data::room_for(&functions);
+    let contents = Contents { loader: &loader, uki: &uki, esp_bytes: 192 << 20, data_bytes, data_files: &functions };
+    disk::write(&image, &contents).unwrap();
+    image
 }
 
 fn status(machine: &Appliance) -> Option<Value> {
@@ -172,6 +203,64 @@ fn a_function_is_deployed_and_answers_from_outside() {
     machine.fleet(&["pull"]).ok();
     let usage = machine.fleet(&["usage", "--by", "function", "--json"]).json().to_string();
     assert!(usage.contains("tiny"), "{usage}");
+}
+
+/// A machine of an image that has the function, once that is deployed; and when it was turned on.
+fn ready_with_function() -> (Appliance, Instant) {
+    let folder = tempfile::tempdir().unwrap();
+    let began = Instant::now();
+    let image = with_function(folder.path());
+    println!("the image was made in {:.1} s", began.elapsed().as_secs_f64());
+    let began = Instant::now();
+    let mut machine = ready_of(Some(&image));
+    machine.says("what came with the image is deployed", 1);
+    println!("the function was deployed {:.0} s after power on", began.elapsed().as_secs_f64());
+    (machine, began)
+}
+
+#[test]
+#[ignore = "takes an image and some minutes: `make image-test`"]
+fn a_function_that_came_with_the_image_answers() {
+    let (machine, began) = ready_with_function();
+    let asked = machine.ember(&[
+        "run",
+        "tiny",
+        "The capital of France is",
+        "--raw",
+        "--temperature",
+        "0",
+        "--max-tokens",
+        "4",
+        "--verbose",
+    ]);
+    let seconds = began.elapsed().as_secs_f64();
+    assert!(!asked.stdout.trim().is_empty() && asked.code == 0, "{}{}", asked.stdout, asked.stderr);
+    println!("it answered {seconds:.0} s after power on:\n{}\n{}", asked.stdout, asked.stderr);
+    for listing in ["ls", "ps"] {
+        let listed = machine.ember(&[listing, "--json"]).json().to_string();
+        assert!(listed.contains("tiny"), "{listing}: {listed}");
+    }
+    let models = machine.ember(&["model", "ls", "--json"]).json().to_string();
+    assert_eq!(models.matches("\"sha256\"").count(), 1, "{models}");
+}
+
+#[test]
+#[ignore = "takes an image and some minutes: `make image-test`"]
+fn a_function_that_came_with_the_image_has_updates_trusted_and_stays_removed() {
+    let (mut machine, _) = ready_with_function();
+    update(&machine, "9.0.0", &Fault::default());
+    machine.says("function tiny answers", 1);
+    machine.says("version 9.0.0 is trusted now", 1);
+    machine.until("it serves", status);
+
+    machine.ember(&["rm", "tiny"]).ok();
+    let back = machine.ember(&["update", "rollback"]);
+    assert_eq!(back.code, 0, "{}{}", back.stdout, back.stderr);
+    machine.until("the old version runs", |machine| status(machine).filter(|status| status["running"] == "a"));
+    let listed = machine.ember(&["ls", "--json"]).json().to_string();
+    assert!(!listed.contains("tiny"), "{listed}");
+    // Of three starts the first alone had something to deploy.
+    assert_eq!(machine.said().matches("what came with the image is being deployed").count(), 1);
 }
 
 #[test]

@@ -187,6 +187,13 @@ impl Functions {
         Ok(())
     }
 
+    /// Writes the names of all into `file`, a line each, for who asks later what served now. Writes a file: not for a serving
+    /// core.
+    pub(super) fn note(&self, file: &Path) -> io::Result<()> {
+        let names: String = self.all.load().keys().map(|name| format!("{name}\n")).collect();
+        files::replace(file, names.as_bytes(), Access { id: geteuid().as_raw(), mode: 0o600 })
+    }
+
     fn path(&self, name: &FunctionName) -> PathBuf {
         self.folder.join(format!("{name}.toml"))
     }
@@ -500,6 +507,9 @@ mod tests {
         assert_eq!(told, ["a", "b", "-a"]);
         assert_eq!(functions.remove(&"a".parse().unwrap(), || ()).unwrap_err().status, 404);
 
+        let noted = folder.path().join("noted");
+        functions.note(&noted).unwrap();
+        assert_eq!(fs::read_to_string(&noted).unwrap(), "b\n");
         let again = Functions::load(folder.path(), |_| None).unwrap();
         assert_eq!(again.all().keys().map(FunctionName::as_str).collect::<Vec<_>>(), ["b"]);
         assert_eq!(again.get("b").unwrap().config(), functions.get("b").unwrap().config());
